@@ -1,0 +1,52 @@
+# make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
+# make test   install what is needed, pass the tests          make test-fast   those that need no torch
+# make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
+# make lint   formatting, linting, stripped notebooks          make clean       remove .venv
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+EXTRAS := train,notebooks,lab,dev
+# uv where it is found, else the one that pip puts into .venv. A wheel folder that pip is configured with is used, and
+# then torch comes from there; elsewhere uv picks the torch build that fits the machine's GPU, or the CPU build.
+UV := $(or $(shell command -v uv 2>/dev/null),$(VENV)/bin/uv)
+LINKS = $(shell python3 -m pip config list 2>/dev/null | sed -n "s/.*find-links='\(.*\)'/\1/p" | head -1)
+INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if $(LINKS),--find-links $(LINKS),--torch-backend=auto)
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+
+.PHONY: run test test-fast lab unsloth lint install clean
+
+run: install
+	$(VENV)/bin/srlib run params/tiny.yaml
+
+test: install $(VENV)/.unsloth lint
+	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+test-fast: install
+	$(PYTHON) -m pytest -m "not torch"
+
+lab: install
+	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
+
+install: $(VENV)/.installed $(if $(GPU),$(VENV)/.unsloth)
+
+unsloth: $(VENV)/.unsloth
+
+$(PYTHON):
+	@if command -v uv >/dev/null 2>&1; then uv venv --quiet --python '>=3.11,<3.15' $(VENV); \
+	else python3 -m venv $(VENV) && $(PYTHON) -m pip install --quiet uv; fi
+
+$(VENV)/.installed: pyproject.toml | $(PYTHON)
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.unsloth: $(VENV)/.installed
+	$(INSTALL) --no-deps --group unsloth
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

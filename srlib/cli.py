@@ -1,0 +1,162 @@
+"""The command `srlib`: it only calls what the notebooks call.
+
+Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 130: stopped by Ctrl-C.
+Our own errors are one red message, never a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from srlib import params as parameters
+from srlib import pipeline
+from srlib.params import ParamError
+from srlib.runs import RunError
+from srlib.store import LockedError, StoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495).",
+)
+
+
+@app.command()
+def run(
+    yaml: Annotated[Path, typer.Argument(help="one flat file of parameters, such as params/tiny.yaml")],
+    p: Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one parameter")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="where the run lives [default: runs/<name of YAML>]")] = None,
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="stages side by side")] = None,
+    force: Annotated[bool, typer.Option("--force", help="run every stage again")] = False,
+) -> None:
+    """Run the whole method; what is already there and current is not run again."""
+    with _messages():
+        root = parameters.project_root()
+        plans = _plans(yaml, p or [], run_dir, seeds, root)
+        console = _console()
+        for values, where in plans:
+            if len(plans) > 1:
+                console.print(f"== {where.name}", markup=False)
+            reports = pipeline.run(values, where, workers, force, root, console)
+            if any(report.status in ("failed", "left") for report in reports):
+                raise typer.Exit(1)
+            if len(plans) == 1:
+                from srlib import report
+
+                console.print(report.table(where))
+        if len(plans) > 1:
+            _compare([where for _, where in plans], None, console)
+
+
+def _plans(yaml: Path, p: list[str], run_dir: Path | None, seeds: str | None, root: Path) -> list[tuple[dict, Path]]:
+    """(parameters, run directory) of each run: all are checked before the first one starts."""
+    values = parameters.load(yaml, p, root / "notebooks")
+    default = parameters.declared(root / "notebooks").get("run_dir")
+    where = root / "runs" / yaml.stem
+    if default is not None and values["run_dir"] != default.default:
+        where = root / Path(values["run_dir"]).expanduser()
+    where = run_dir or where
+    if seeds is None:
+        return [(values, where)]
+    wanted = list(dict.fromkeys(seed.strip() for seed in seeds.split(",") if seed.strip()))
+    if not wanted:
+        raise ParamError("--seeds is empty: write --seeds 0,1,2")
+    return [
+        (parameters.load(yaml, [*p, f"seed={seed}"], root / "notebooks"), where.with_name(f"{where.name}-{seed}"))
+        for seed in wanted
+    ]
+
+
+@app.command()
+def params() -> None:
+    """List every parameter: type, default, what it may be, its notebooks, help."""
+    with _messages():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("name", "type", "default", "allowed", "notebooks", "help"):
+            table.add_column(title, overflow="fold")
+        for param in parameters.declared().values():
+            numbers = " ".join(name[:2] for name in param.notebooks)
+            default = ",".join(param.default) if isinstance(param.default, list) else str(param.default)
+            row = (param.name, param.type, default, param.constraint, numbers, param.help)
+            table.add_row(*(Text(cell) for cell in row))
+        _console().print(table)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run directories, such as runs/tiny-*")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="where figure and numbers go")] = None,
+) -> None:
+    """Compare runs that differ in their seed: arms x metrics, mean and interval, and a figure."""
+    with _messages():
+        _compare(runs, out, _console())
+
+
+def _compare(run_dirs: list[Path], out: Path | None, console: Console) -> None:
+    from srlib import report
+
+    console.print(report.compare(run_dirs, out))
+
+
+@app.command()
+def judge(
+    judge: Annotated[Path, typer.Argument(help="a judge's directory, such as runs/tiny/judge")],
+    rows: Annotated[Path, typer.Argument(help="what to judge: .jsonl or .jsonl.gz")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="where the judgments go, .jsonl")],
+    limit: Annotated[int | None, typer.Option(min=1, help="judge only the first rows")] = None,
+) -> None:
+    """Judge the rows of a file; the same command resumes."""
+    with _messages():
+        from srlib.judge import judge_file
+
+        told = judge_file(judge, rows, out, limit=limit)
+        failed = ", ".join(f"{name} {n}" for name, n in sorted(told["failures"].items())) or "none"
+        _console().print(
+            f"{told['rows']} rows, {told['scored']} with a score; parse rate {told['parse_rate']:.1%} of the judged, "
+            f"{told['judgments_per_second']:.1f} judgments/s; failures: {failed}",
+            markup=False,
+        )
+
+
+def _console() -> Console:
+    """In a log, a table has the width it needs, not that of a terminal which is not there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except (RunError, LockedError) as error:
+        _say(error, 2)
+    except StoreError as error:
+        _say(error, 1)
+    except (ValueError, OSError) as error:  # ParamError and RowError are ValueErrors
+        if not _is_ours(error):
+            raise
+        _say(error, 2)
+    except KeyboardInterrupt:
+        _say("stopped; the same command resumes", 130)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Raised by a line of srlib, which says what to do; what a library raised is a bug, and keeps its traceback."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").startswith("srlib.")
+
+
+def _say(message: object, status: int) -> None:
+    Console(stderr=True, highlight=False).print(str(message), style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(status)

@@ -1,0 +1,326 @@
+"""Every arm on every split: judge once, then compute every number from what was judged.
+
+An arm is a judge and a way to read it: `greedy` (one judgment), `majority` (self-consistency over N draws) or
+`likelihood` (best of N by the judge's own mean token log-probability). Arms that read the same draws share one pass.
+Judgments lie in <eval>/<pass>/<split>.jsonl and are never computed twice; results are rows
+
+    {arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}
+
+where a judgment without a score counts as wrong, is left out of correlations and errors, and shows in parse_rate.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srlib import data, metrics, store, world
+from srlib.progress import progress
+from srlib.schema import Comparison, Example, Judgment
+
+Split = Sequence[Example] | Sequence[Comparison]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the result table: which judge (None: the base model), and how its judgments become a score."""
+
+    name: str
+    judge: str | None
+    read: str = "greedy"  # greedy, majority, likelihood
+
+    @property
+    def judged_in(self) -> str:
+        """The judging pass that this arm reads: arms with the same draws share one."""
+        return (self.judge or "base") + ("" if self.read == "greedy" else "_draws")
+
+    @property
+    def iteration(self) -> int:
+        match = re.match(r"sre_(\d+)", self.name)
+        return int(match[1]) if match else 0
+
+
+def arm(name: str) -> Arm:
+    """`"sre_2_self_consistency" -> Arm(judge="sre_2", read="majority")`, `"base" -> Arm(judge=None)`."""
+    if name.endswith("_self_consistency"):
+        return Arm(name, name.removesuffix("_self_consistency"), "majority")
+    if name.endswith("_best_of_n"):
+        return Arm(name, name.removesuffix("_best_of_n"), "likelihood")
+    return Arm(name, None if name == "base" else name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How judgments are drawn for the evaluation; the same for every arm."""
+
+    n_samples: int = 10
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    batch_size: int = 0
+    seed: int = 0
+    backend: str = "transformers"
+    quantization: str = "none"
+
+
+def judge_all(
+    arms: Sequence[Arm],
+    models: Mapping[str, str | Path],
+    splits: Mapping[str, Split],
+    out: Path,
+    settings: Settings,
+    workers: int = 1,
+) -> dict[str, dict[str, list[Judgment]]]:
+    """Judge every split in every pass that the arms read: `{pass: {split: judgments}}`.
+
+    `models` maps a judge's name ("base" for the base model) to its directory. On a CPU, `workers` processes of one
+    thread each share the passes. What lies in `out` already is read, not judged again.
+    """
+    passes = {a.judged_in: (str(models[a.judge or "base"]), a.read != "greedy") for a in arms}
+    todo = [name for name in passes if not all((out / name / f"{split}.done").exists() for split in splits)]
+    jobs = [(*passes[name], dict(splits), out / name, settings) for name in todo]
+    with progress(total=len(passes), desc="judge every arm") as bar:
+        bar.update(len(passes) - len(jobs))
+        if workers > 1 and len(jobs) > 1:
+            for _ in _side_by_side(jobs, workers):
+                bar.update()
+        else:
+            for job in jobs:
+                judge_pass(*job)
+                bar.update()
+    return {
+        name: {split: store.read_rows(out / name / f"{split}.jsonl", Judgment) for split in splits} for name in passes
+    }
+
+
+def _side_by_side(jobs: Sequence[tuple], workers: int):
+    """Run the passes in processes of one thread each; the expensive ones, which draw N judgments, first."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    jobs = sorted(jobs, key=lambda job: not job[1])
+    context = multiprocessing.get_context("spawn")  # forking a process that runs torch threads can hang
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+        for future in as_completed([pool.submit(judge_pass, *job) for job in jobs]):
+            yield future.result()
+
+
+def _one_thread() -> None:
+    os.environ["SRLIB_PROGRESS"] = os.devnull  # the bar is the parent's
+    os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _leave_with(parent: int) -> None:
+    """A worker waits for work for ever; when its parent was killed, none will come."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, settings: Settings) -> None:
+    """One model judges all splits into `out`; `draws` draws N judgments of each example, else one, greedily."""
+    from srlib import models, sample
+
+    info = models.judge_info(model)
+    loaded, tokenizer = models.load(model, backend=settings.backend, quantization=settings.quantization)
+    for split, rows in splits.items():
+        done = out / f"{split}.done"
+        if done.exists():
+            continue
+        started = time.monotonic()
+        found = sample.judgments(
+            loaded,
+            tokenizer,
+            pointwise(rows),
+            template=info["template"],
+            n=settings.n_samples if draws else 1,
+            temperature=settings.temperature if draws else 0.0,
+            max_new_tokens=settings.max_new_tokens,
+            seed=settings.seed + 1_000_003,  # other draws than the training prompts got
+            batch_size=settings.batch_size,
+            out=out / f"{split}.jsonl",
+        )
+        store.write_json(
+            done, {"seconds": round(time.monotonic() - started, 2), "tokens": sum(j.tokens for j in found)}
+        )
+
+
+def pointwise(rows: Split) -> list[Example]:
+    """The examples to judge: a comparison is two, its sides."""
+    return [e for row in rows for e in (row.sides() if isinstance(row, Comparison) else (row,))]
+
+
+def read(arm: Arm, judged: Sequence[Judgment]) -> list[Judgment | None]:
+    """One judgment per example: the greedy one, or of its N draws one of the majority's score, or the most likely one
+    that has a score. None where the arm ends up with none."""
+    groups: dict[str, list[Judgment]] = {}
+    for judgment in judged:
+        groups.setdefault(judgment.example_id, []).append(judgment)
+    if arm.read == "greedy":
+        return [group[0] for group in groups.values()]
+    scored = [[j for j in group if j.score is not None] for group in groups.values()]
+    if arm.read == "likelihood":
+        return [max(group, key=lambda j: j.logprob, default=None) for group in scored]
+    if arm.read != "majority":
+        raise ValueError(f"arm {arm.name} is read as {arm.read!r}; there are greedy, majority, likelihood")
+    return [_of_majority(group) if group else None for group in scored]
+
+
+def _of_majority(group: list[Judgment]) -> Judgment:
+    score = float(metrics.majority([[j.score for j in group]])[0])
+    return max((j for j in group if j.score == score), key=lambda j: j.logprob)
+
+
+def scores(judgments: Sequence[Judgment | None]) -> np.ndarray:
+    """(n,) parsed scores, NaN where there is none."""
+    return np.array([math.nan if j is None or j.score is None else j.score for j in judgments])
+
+
+def quality(rows: Sequence[Example], judgments: Sequence[Judgment | None]) -> np.ndarray | None:
+    """(n, 2) shares of right verdicts and of right verdicts with right evidence; None where no program can check them."""
+    if not all("checks" in row.meta for row in rows):
+        return None
+    texts = [j.rationale if j is not None else "" for j in judgments]
+    return np.array([world.check_rationale(row, text)[:2] for row, text in zip(rows, texts, strict=True)])
+
+
+def results(
+    arms: Sequence[Arm],
+    judged: Mapping[str, Mapping[str, Sequence[Judgment]]],
+    splits: Mapping[str, Split],
+    out: Path,
+    *,
+    seed: int,
+    settings: Settings,
+    n_boot: int = 2000,
+) -> list[dict[str, Any]]:
+    """All rows of results.json."""
+    rows: list[dict[str, Any]] = []
+    for split, items in splits.items():
+        if not items:
+            continue
+        chosen = {a.name: read(a, judged[a.judged_in][split]) for a in arms}
+        for a in arms:
+            own, how = chosen[a.name], protocol(a, split, settings)
+            base = dict(arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=how)
+            if split == "pairwise":
+                found = _pairwise(a, judged[a.judged_in][split], own, items, n_boot)
+            else:
+                found = _agreement(items, scores(own), n_boot)
+                if (compared := _rationales(own, chosen.get("sft"), items, n_boot)) is not None:
+                    found |= compared
+            rows += [base | dict(metric=name, **_fields(interval)) for name, interval in found.items()]
+            cost = store.read_json(out / a.judged_in / f"{split}.done")
+            n = len(pointwise(items))
+            rows += [
+                base | dict(metric=m, value=cost[m], ci_low=None, ci_high=None, n=n) for m in ("seconds", "tokens")
+            ]
+    return rows
+
+
+def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dict[str, metrics.Interval]:
+    scale = sorted({s for item in items for s in item.rubric.scale})
+    group = [item.group or item.instruction for item in items]
+    group = group if len(set(group)) < len(group) * 0.9 else None  # many responses to one question: resample questions
+    return metrics.agreement([item.score for item in items], values, scale, n_boot=n_boot, group=group)
+
+
+def _rationales(
+    own: Sequence[Judgment | None], against: Sequence[Judgment | None] | None, items: Sequence[Example], n_boot: int
+) -> dict[str, metrics.Interval] | None:
+    """Only for arms that write rationales, and where a program can check them."""
+    if not any(j is not None and j.rationale for j in own):
+        return None
+    mine = quality(items, own)
+    if mine is None:
+        return None
+    found = {"rationale_accuracy": metrics.mean(mine[:, 0], n_boot=n_boot)}
+    if against is not None:
+        won = metrics.win_rate(mine, quality(items, against), n_boot=n_boot)
+        found["rationale_win_rate"] = metrics.Interval(won.value, won.low, won.high, won.n)
+    return found
+
+
+def _pairwise(
+    a: Arm, judged: Sequence[Judgment], own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int
+) -> dict[str, metrics.Interval]:
+    if a.read == "majority":  # of N draws the mean: a majority would tie more often
+        groups: dict[str, list[float]] = {}
+        for j in judged:
+            groups.setdefault(j.example_id, []).append(math.nan if j.score is None else j.score)
+        values = [np.nanmean(g) if np.isfinite(g).any() else math.nan for g in groups.values()]
+    else:
+        values = [math.nan if j is None or j.score is None else j.expected_score for j in own]
+    preference = [item.preference for item in items]
+    found = metrics.pairwise_accuracy(values[::2], values[1::2], preference, n_boot=n_boot)
+    parsed = metrics.mean(np.isfinite(values).astype(float), n_boot=n_boot)
+    return {"accuracy": found, "parse_rate": parsed}
+
+
+def baselines(
+    train: Sequence[Example], splits: Mapping[str, Split], *, seed: int, n_boot: int = 2000
+) -> list[dict[str, Any]]:
+    """Rows for two scores that need no judge, see data.baselines."""
+    rows = []
+    for split, items in splits.items():
+        if split == "pairwise" or not items:
+            continue
+        for name, values in data.baselines(train, items):
+            base = dict(arm=name, split=split, seed=seed, iteration=0, protocol="no judge; see srlib.data.baselines")
+            found = _agreement(items, np.array(values), n_boot)
+            rows += [base | dict(metric=metric, **_fields(interval)) for metric, interval in found.items()]
+    return rows
+
+
+def costs(run: Path, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """What the judge of each arm took to make: training seconds and tokens, and those of drawing its training judgments."""
+    rows = []
+    for a in arms:
+        lineage = [a.judge] if a.judge else []
+        if a.iteration or a.judge in ("sft_continued", "rft"):
+            lineage = ["sft", *(f"sre_{t}" for t in range(1, a.iteration + 1)), *lineage[: not a.iteration]]
+        training = [store.read_json(run / "judges" / name / "train.json") for name in lineage]
+        drawn = range(1, (1 if a.judge == "rft" else a.iteration) + 1)
+        drawing = [store.read_json(run / "judgments" / str(t) / "manifest.json")["facts"] for t in drawn]
+        rows.append(
+            {
+                "arm": a.name,
+                "training s": sum(t["seconds"] for t in training),
+                "training tokens": sum(t["tokens"] for t in training),
+                "drawing s": sum(d["seconds"] for d in drawing),
+                "drawn tokens": sum(d["tokens"] for d in drawing),
+            }
+        )
+    return rows
+
+
+def protocol(a: Arm, split: str, settings: Settings) -> str:
+    """In words, how a number came about."""
+    n, t = settings.n_samples, f"{settings.temperature:g}"
+    how = {
+        "greedy": "greedy",
+        "majority": f"majority of {n} draws at T={t}",
+        "likelihood": f"best of {n} draws at T={t}, selector: mean token log-probability",
+    }[a.read]
+    if split == "pairwise":
+        value = "mean of the draws" if a.read == "majority" else "expected score"
+        return f"pointwise on both responses, {how}; compares the {value}; tie 0.5, no score 0"
+    ceiling = "; a ceiling: told which annotators are careful" if a.name == "sft_careful_only" else ""
+    return f"pointwise, {how}, parsed score; no score counts as wrong{ceiling}"
+
+
+def _fields(interval: metrics.Interval) -> dict[str, Any]:
+    value, low, high = (None if not math.isfinite(x) else round(float(x), 6) for x in interval[:3])
+    return dict(value=value, ci_low=low, ci_high=high, n=interval.n)

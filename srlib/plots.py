@@ -1,0 +1,331 @@
+"""One function for each figure: plain rows or arrays in, a matplotlib Figure out.
+
+The look is set in `_axes` and nowhere else: ink on a plain ground, no box, light grid lines, colours that a
+colour-blind reader tells apart (seaborn's "colorblind"), legible at 100 dpi. Figures are closed as they are made, so a
+notebook shows each once, as the value of its cell. Text is drawn as it is: a `$` in a label is no formula.
+
+    figure = arms(results, "accuracy", "test")
+    figure.savefig("arms.png")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from srlib import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, GRID = "#333333", "#dddddd"  # report.py swaps these two for the reader's light or dark ones
+BLUE, ORANGE, GREEN, RED, GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494"
+
+ARMS = {
+    "base": "before SFT",
+    "sft_score_only": "SFT on scores, without rationales",
+    "sft": "SFT on rationale and score",
+    "sft_careful_only": "SFT, told which annotators are careful (a ceiling)",
+    "sft_continued": "SFT for as many further steps as the loop takes",
+    "rft": "SFT on the chosen side of the same pairs",
+    "sft_self_consistency": "SFT, the majority of N samples",
+    "sft_best_of_n": "SFT, the best of N samples by its selector",
+    "sre_1": "self-rationalized once",
+    "sre_2": "self-rationalized twice",
+    "sre_2_self_consistency": "self-rationalized twice, the majority of N samples",
+}
+
+
+def in_order(arms: Sequence[str]) -> list[str]:
+    """Each arm once, in the order of ARMS; `sre_3` and so on follow, then names that stand nowhere."""
+
+    def rank(arm: str) -> tuple[int, int, str]:
+        if arm in ARMS and not arm.startswith("sre_"):
+            return 0, list(ARMS).index(arm), arm
+        iteration = re.match(r"sre_(\d+)", arm)
+        return (1, int(iteration[1]), arm) if iteration else (2, 0, arm)
+
+    return sorted(set(arms), key=rank)
+
+
+def score_histogram(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """How often each score occurs, as a share of each split: `{"train": [1, 5, ...], "test": [...]}`."""
+    values = sorted({float(score) for column in scores.values() for score in column if not np.isnan(score)})
+    figure, (axes,) = _axes("Scores", "score", "share of the split")
+    width = 0.8 / max(len(scores), 1)
+    for i, (split, column) in enumerate(scores.items()):
+        shares = [np.mean(np.asarray(column, dtype=float) == value) for value in values]
+        left = np.arange(len(values)) - 0.4 + (i + 0.5) * width
+        axes.bar(left, shares, width * 0.92, label=f"{split} ({len(column)})", color=_palette(len(scores))[i])
+    every = max(-(-len(values) // 12), 1)  # at most a dozen labels
+    axes.set_xticks(range(0, len(values), every), [f"{value:g}" for value in values[::every]])
+    _percent(axes.yaxis)
+    if scores:
+        _legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
+    return figure
+
+
+def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> Figure:
+    """Token lengths, a panel for each kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
+    import seaborn
+
+    figure, panels = _axes("Lengths", "tokens", "rows", panels=len(tokens))
+    shown = [(name, np.asarray(column)) for name, column in tokens.items() if len(column)]
+    for axes, (name, column), color in zip(panels, shown, _palette(len(shown)), strict=False):
+        seaborn.histplot(x=column, ax=axes, color=color, bins=30, edgecolor="none", alpha=0.9)
+        median, longest = np.median(column), max(column)
+        axes.axvline(median, color=INK, linewidth=1, linestyle="--")
+        _title(axes, f"{name}: median {median:.0f}, longest {longest}")
+        axes.set(xlabel="tokens", ylabel="rows" if axes is panels[0] else "")
+        if limit is not None and longest > 0.7 * limit:  # else it would squeeze what there is to see
+            axes.axvline(limit, color=RED, linewidth=1.5)
+    return figure
+
+
+def loss_curve(log: Sequence[Mapping[str, float]], title: str = "Loss") -> Figure:
+    """Training loss over steps, from a Trainer's `log_history`: rows without a loss are passed over."""
+    figure, (axes,) = _axes(title, "step", "loss")
+    _line(axes, log, "loss", BLUE)
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def dpo_curves(log: Sequence[Mapping[str, float]], title: str = "DPO") -> Figure:
+    """Margins, log-probabilities, loss and, where logged, lengths over steps, from TRL's `log_history`.
+
+    Both log-probabilities falling while the margin grows is DPO's usual way to go wrong; hence one panel for both.
+    """
+    sides = {"chosen": BLUE, "rejected": ORANGE}
+    panels = [
+        ("margin of rewards", {"rewards/margins": ("margin", GREEN)}),
+        ("log-probability", {f"logps/{side}": (side, color) for side, color in sides.items()}),
+        ("loss", {"loss": ("loss", INK)}),
+        ("tokens", {f"lengths/{side}": (side, color) for side, color in sides.items()}),
+    ]
+    panels = [panel for panel in panels if any(key in row for key in panel[1] for row in log)]
+    figure, axes = _axes(title, "step", "", panels=len(panels))
+    for ax, (name, lines) in zip(axes, panels, strict=False):
+        for key, (label, color) in lines.items():
+            _line(ax, log, key, color, label)
+        _title(ax, name)
+        if len(lines) > 1:
+            _legend(ax)
+        if name == "margin of rewards":
+            ax.axhline(0, color=INK, linewidth=0.8)
+    return figure
+
+
+def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to pairs") -> Figure:
+    """What is left after each step of curation: `[("sampled", 8000), ("parsed", 7950), ..., ("pairs", 480)]`.
+
+    Each bar is what is left; the pale part is what this step took away. A unit may change on the way (judgments,
+    prompts, pairs): the labels say so, and where a count grows nothing is shown as lost.
+    """
+    figure, (axes,) = _axes(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
+    labels, counts = [label for label, _ in steps], [count for _, count in steps]
+    before = [counts[0], *counts[:-1]] if counts else []
+    for i, (count, was) in enumerate(zip(counts, before, strict=True)):
+        axes.barh(i, count, color=GREEN if i == len(steps) - 1 else BLUE, height=0.7)
+        axes.barh(i, max(was - count, 0), left=count, color=GREY, alpha=0.35, height=0.7)
+        lost = f"   −{was - count:,}" if was > count else ""
+        axes.text(max(count, was), i, f" {count:,}{lost}", va="center", color=INK)
+    axes.set_yticks(range(len(steps)), _plain(labels))
+    axes.set_xlim(0, max(counts, default=1) * 1.3)
+    axes.invert_yaxis()
+    _bare(axes)
+    return figure
+
+
+def arms(results: Sequence[Mapping[str, Any]], metric: str, split: str, title: str | None = None) -> Figure:
+    """Every arm as a dot with its interval, in the order of ARMS; `results` are rows of results.json."""
+    rows = {row["arm"]: row for row in results if (row["metric"], row["split"]) == (metric, split)}
+    rows = {arm: row for arm, row in rows.items() if _number(row["value"]) == _number(row["value"])}
+    names = in_order(list(rows))
+    share = metric in SHARES
+    figure, (axes,) = _axes(title or f"{_words(metric)} on {split}", "", "", height=1.0 + 0.36 * len(names))
+    for i, arm in enumerate(names):
+        value, low, high = (_number(rows[arm][key]) for key in ("value", "ci_low", "ci_high"))
+        color = _arm_color(arm)
+        axes.plot([low, high], [i, i], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
+        axes.plot(value, i, "o", color=color, markersize=8)
+        text = f"{100 * value:.1f}" if share else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+        axes.annotate(text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
+    axes.set_yticks(range(len(names)), _plain(names))
+    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    if share:
+        _percent(axes.xaxis)
+    return figure
+
+
+def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[float], title: str = "") -> Figure:
+    """Gold scores (rows) against the judge's (columns), counts; the last column is where it gave none (NaN)."""
+    import seaborn
+
+    points, gold, scores = sorted(scale), np.asarray(gold, dtype=float), np.asarray(scores, dtype=float)
+    columns = [scores == point for point in points] + [np.isnan(scores)]
+    table = np.array([[int(((gold == point) & column).sum()) for column in columns] for point in points])
+    if not table[:, -1].any():
+        table = table[:, :-1]
+    size = max(3.2, (0.5 if len(points) <= 12 else 0.32) * len(points) + 1.2)
+    figure, (axes,) = _axes(title or "Gold score against the judge's", "", "", height=size, width=size + 0.8)
+    ticks = [f"{point:g}" for point in points]
+    seaborn.heatmap(
+        table, ax=axes, annot=len(points) <= 12, fmt="d", cmap="Blues", cbar=False, square=True, linewidths=1,
+        linecolor=GRID, xticklabels=[*ticks, "none"][: table.shape[1]], yticklabels=ticks,
+    )  # fmt: skip
+    axes.set(xlabel="the judge's score", ylabel="gold score")
+    axes.tick_params(length=0, rotation=0)
+    axes.grid(visible=False)
+    return figure
+
+
+def reliability(
+    table: Sequence[metrics.Bin], title: str = "Calibration", labels: tuple[str, str] | None = None
+) -> Figure:
+    """Claim against truth from `metrics.reliability`; calibrated is on the dashed line. Larger dots hold more."""
+    low, high = table[0].low, table[-1].high
+    rows = [row for row in table if row.n]
+    xlabel, ylabel = labels or ("confidence", "share that is right")
+    figure, (axes,) = _axes(title, xlabel, ylabel, height=4.2, width=4.6)
+    axes.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=1)
+    most = max((row.n for row in rows), default=1)
+    claimed, was = [row.confidence for row in rows], [row.correct for row in rows]
+    axes.plot(claimed, was, color=BLUE, linewidth=1, alpha=0.5)
+    axes.scatter(claimed, was, s=[20 + 160 * row.n / most for row in rows], color=BLUE, zorder=3)
+    axes.set_aspect("equal", adjustable="box")
+    return figure
+
+
+def score_entropy(
+    values: Sequence[float], n_scores: int | None = None, title: str = "Entropy of the N scores"
+) -> Figure:
+    """How much the N samples of each prompt disagree; at 0 they agree. With `n_scores` the axis ends at the most."""
+    import seaborn
+
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    figure, (axes,) = _axes(title, "nats", "prompts")
+    top = float(np.log(n_scores)) if n_scores else max(float(values.max(initial=0)), 0.1)
+    seaborn.histplot(x=values, ax=axes, bins=np.linspace(0, top * 1.0001, 25), color=BLUE, edgecolor="none", alpha=0.9)
+    axes.set(
+        xlabel=f"nats ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else "nats", ylabel="prompts"
+    )
+    return figure
+
+
+def compare(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] = (("accuracy", "test"), ("accuracy", "ood"))
+) -> Figure:
+    """Arms x metrics over seeds: a dot a seed, above them mean and t interval; `columns` are (metric, split)."""
+    rows = [row for row in rows if _number(row["value"]) == _number(row["value"])]
+    columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in rows)]
+    names = in_order([row["arm"] for row in rows if (row["metric"], row["split"]) in columns])
+    figure, panels = _axes("", "", "", panels=len(columns), height=1.1 + 0.36 * len(names), width=3.2, left=2.0)
+    for axes, (metric, split) in zip(panels, columns, strict=False):
+        for i, arm in enumerate(names):
+            mine = [row for row in rows if (row["arm"], row["metric"], row["split"]) == (arm, metric, split)]
+            if not mine:
+                continue
+            got = metrics.seeds([row["value"] for row in mine])
+            color = _arm_color(arm)
+            axes.plot([row["value"] for row in mine], [i + 0.25] * len(mine), "o", color=color, alpha=0.35, ms=5, mew=0)
+            axes.plot([got.low, got.high], [i, i], color=color, linewidth=2, solid_capstyle="round")
+            axes.plot(got.value, i, "D", color=color, markersize=6)
+        _title(axes, f"{_words(metric)} on {split}")
+        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+        axes.set_yticks(range(len(names)), _plain(names) if axes is panels[0] else [""] * len(names))
+        if metric in SHARES:
+            _percent(axes.xaxis)
+    return figure
+
+
+SHARES = ("accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown as percentages
+
+
+def _axes(
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    panels: int = 1,
+    height: float = 3.2,
+    width: float | None = None,
+    left: float = 0,
+) -> tuple[Figure, list]:
+    """A figure with `panels` axes side by side, at least one, in the look that all share; sizes in inches, 100 dpi."""
+    import matplotlib.pyplot as plt
+
+    width = width or (6.4 if panels == 1 else 3.4)
+    style = {
+        "figure.dpi": 100, "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
+        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+        "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.facecolor": "none",
+    }  # fmt: skip
+    with plt.rc_context(style):
+        size = (left + width * max(panels, 1), height)
+        figure, grid = plt.subplots(1, max(panels, 1), figsize=size, layout="constrained", squeeze=False)
+    plt.close(figure)  # it lives on; a notebook just does not draw it a second time
+    axes = list(grid[0])
+    for ax in axes:
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.tick_params(length=3)
+    if panels == 1:
+        _title(axes[0], title)
+    elif title:
+        figure.suptitle(_plain([title])[0], x=0.01, ha="left", fontsize=12, color=INK)
+    return figure, axes
+
+
+def _title(axes, text: str) -> None:
+    axes.set_title(_plain([text], 60)[0], loc="left", fontsize=11, color=INK, pad=10)
+
+
+def _legend(axes, **where) -> None:
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+
+
+def _line(axes, log: Sequence[Mapping[str, float]], key: str, color: str, label: str | None = None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    points = [(row["step"], row[key]) for row in log if key in row and "step" in row]
+    axes.plot([x for x, _ in points], [y for _, y in points], color=color, label=label, linewidth=1.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def _bare(axes) -> None:
+    """No scale where every bar carries its number."""
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.spines[["bottom", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _percent(axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def _palette(n: int) -> list[str]:
+    return [(BLUE, ORANGE, GREEN, RED, GREY)[i % 5] for i in range(n)]
+
+
+def _arm_color(arm: str) -> str:
+    """Ours in blue, the ceiling in orange, what it is held against in grey."""
+    return BLUE if arm.startswith("sre") else ORANGE if arm == "sft_careful_only" else GREY
+
+
+def _words(metric: str) -> str:
+    return "QWK" if metric == "qwk" else "MAE" if metric == "mae" else metric.replace("_", " ").capitalize()
+
+
+def _plain(labels: Sequence[str], limit: int = 40) -> list[str]:
+    """Labels as they are to be read: not as formulas, not longer than there is room for."""
+    return [(text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$") for text in labels]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

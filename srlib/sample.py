@@ -1,0 +1,306 @@
+"""N judgments a prompt, the prompt computed once.
+
+A judge's prompt is several times longer than its judgment, and self-rationalization draws N judgments of each. So the
+prompt is read once and its keys and values are kept once; the N rows that continue it attend to that one copy and to
+their own tokens (srlib.prefix). Any architecture with plain full attention works (Llama, Qwen, Mistral, ...).
+
+Draws are counter-based: the uniform number of a step depends on (seed, example, index, step) alone, so the judgments
+are the same whatever the batch size, and wherever a run was interrupted.
+
+    rows = judgments(model, tokenizer, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srlib import prefix, prompts, store
+from srlib.progress import progress
+from srlib.schema import Example, Judgment, Rubric
+
+ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n
+PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
+COMPACT = 0.8  # finished rows leave as soon as fewer than this share of the rows is still at work
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@dataclass
+class Draw:
+    """One generated row."""
+
+    token_ids: list[int]  # with the end-of-sequence token, where it was reached
+    finished: bool
+    logprob: float  # mean over the tokens, in nats, of the untempered distribution
+    watched: np.ndarray  # (tokens, K) logits of the watched token ids, before each token was chosen
+
+
+def uniforms(seed: int, name: str, index: int, n: int) -> np.ndarray:
+    """(n,) uniform numbers of one draw, from a counter-based generator keyed by what the draw is called."""
+    key = hashlib.blake2b(f"{seed}\0{name}\0{index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(n)
+
+
+def decode(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    owner: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    draws: np.ndarray | None = None,
+    watch: Sequence[int] = (),
+) -> list[Draw]:
+    """Continue P prompts (lists of token ids) by R rows; `owner` (R,) ascending says which prompt each row continues.
+
+    Greedy at temperature 0; else `draws` (R, max_new_tokens) holds the uniform numbers. Returns R draws in row order.
+    """
+    import torch
+
+    prefix.check_attention(model, max(map(len, rows)) + max_new_tokens)
+    with torch.inference_mode():
+        cache = prefix.prefill(model, rows, owner, max_new_tokens)
+        device, n_rows = model.device, len(owner)
+        owners = torch.tensor(owner, device=device)
+        token = torch.tensor([row[-1] for row in rows], device=device)[owners]
+        position = torch.tensor([len(row) - 1 for row in rows], device=device)[owners]
+        alive = torch.arange(n_rows, device=device)  # the row each line of the batch is
+        done = torch.zeros(n_rows, dtype=torch.bool, device=device)
+        u = None if draws is None else torch.as_tensor(draws, dtype=torch.float32, device=device)
+        watched_ids = torch.tensor(list(watch), dtype=torch.long, device=device)
+        out = torch.full((n_rows, max_new_tokens), eos, dtype=torch.long, device=device)
+        logprobs = torch.zeros(n_rows, max_new_tokens, device=device)
+        watched = torch.zeros(n_rows, max_new_tokens, len(watch), device=device)
+        with prefix.sharing(model):
+            for step in range(max_new_tokens):
+                logits = (
+                    model(
+                        input_ids=token[:, None],
+                        position_ids=position[:, None],
+                        past_key_values=cache,
+                        use_cache=True,
+                        shared=cache,
+                    )
+                    .logits[:, -1]
+                    .float()
+                )
+                cache.length += 1
+                token = _choose(logits, temperature, top_p, None if u is None else u[alive, step])
+                out[alive, step] = token
+                logprobs[alive, step] = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
+                if len(watch):
+                    watched[alive, step] = logits[:, watched_ids]
+                done |= token == eos
+                position = position + 1
+                n_alive = len(done) - int(done.sum())
+                if n_alive == 0:
+                    break
+                if n_alive < COMPACT * len(done):
+                    stay = (~done).nonzero()[:, 0]
+                    alive, token, position, done = alive[stay], token[stay], position[stay], done[stay]
+                    cache.keep(stay)
+    return _collect(out.cpu().numpy(), logprobs.cpu().numpy(), watched.cpu().numpy(), eos)
+
+
+def _choose(logits: Any, temperature: float, top_p: float, u: Any) -> Any:
+    """Greedy, or inverse-CDF sampling with one uniform number a row: (R, V), (R,) -> (R,)."""
+    import torch
+
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = torch.softmax(logits / temperature, -1)
+    if top_p < 1:
+        ordered, index = p.sort(-1, descending=True)
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
+        p = torch.zeros_like(p).scatter(-1, index, ordered)
+    cdf = p.cumsum(-1)
+    u = u.clamp(max=1 - 2**-24)  # in fp32 a number next to 1 became 1, which lies behind every token
+    return torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=p.shape[-1] - 1)
+
+
+def _collect(ids: np.ndarray, logprobs: np.ndarray, watched: np.ndarray, eos: int) -> list[Draw]:
+    ended = ids == eos
+    lengths = np.where(ended.any(1), ended.argmax(1) + 1, ids.shape[1])
+    return [
+        Draw(ids[i, :n].tolist(), bool(ids[i, n - 1] == eos), float(logprobs[i, :n].mean()), watched[i, :n])
+        for i, n in enumerate(lengths)
+    ]
+
+
+# ---------------------------------------------------------------- the score's distribution
+
+
+def candidates(tokenizer: Any, rubric: Rubric, rationale: str = "") -> tuple[list[int], list[list[int]]]:
+    """How the scores of a scale are written after a rationale: the ids that all share, and the rest of each.
+
+    A five-point scale: `([... marker ids], [[id of 1], [id of 2], ...])`; steps of .25 take several tokens each.
+    """
+    written = [tokenizer(prompts.completion(rationale, s), add_special_tokens=False)["input_ids"] for s in rubric.scale]
+    shared = 0
+    while all(len(ids) > shared + 1 for ids in written) and len({ids[shared] for ids in written}) == 1:
+        shared += 1
+    return written[0][:shared], [ids[shared:] for ids in written]
+
+
+def _softmax(scale: Sequence[float], logits: Sequence[float]) -> dict[float, float]:
+    weights = np.exp(np.asarray(logits, dtype=np.float64) - max(logits))
+    probabilities = (weights / weights.sum()).tolist()
+    return {s: round(p, 6) for s, p in zip(scale, probabilities, strict=True)}  # as it will be read back from a file
+
+
+def score_candidates(
+    model: Any, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Log-probability of each continuation of each context, the context computed once: K_i numbers for context i."""
+    import torch
+
+    owner = [i for i, options in enumerate(continuations) for _ in options]
+    flat = [list(option) for options in continuations for option in options]
+    width = max(map(len, flat))
+    prefix.check_attention(model, max(map(len, contexts)) + width)
+    with torch.inference_mode():
+        cache = prefix.prefill(model, contexts, owner, width)
+        # The input is the context's last token and all but the last of the continuation.
+        ids = torch.zeros(len(flat), width, dtype=torch.long, device=model.device)
+        for i, option in enumerate(flat):
+            ids[i, : len(option)] = torch.tensor([contexts[owner[i]][-1], *option[:-1]])
+        start = torch.tensor([len(contexts[i]) - 1 for i in owner], device=model.device)
+        positions = start[:, None] + torch.arange(width, device=model.device)
+        with prefix.sharing(model):
+            logits = model(
+                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, shared=cache
+            ).logits
+        logprobs = torch.log_softmax(logits.float(), -1)
+    found: list[list[float]] = [[] for _ in contexts]
+    for i, option in enumerate(flat):
+        picked = logprobs[i, range(len(option)), option]
+        found[owner[i]].append(float(picked.sum()))
+    return found
+
+
+# ---------------------------------------------------------------- judgments
+
+
+def judgments(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    template: str = "brief",
+    n: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    batch_size: int = 0,
+    distributions: bool = True,
+    out: Path | None = None,
+    desc: str = "judge",
+) -> list[Judgment]:
+    """N judgments of each example, ordered by example, then index; greedy at temperature 0 (then n is 1).
+
+    With `out`, every batch is appended to that JSONL file at once and what stands there already is not computed again;
+    when all is there, the file is put in order. `batch_size` counts prompts (0: ROWS / n). `distributions` adds the
+    probability of each score of the rubric's scale after the rationale (arXiv 2312.09300). A prompt that leaves no room
+    for a judgment in the model's context gets judgments that failed as `too_long`.
+    """
+    if temperature == 0 and n != 1:
+        raise ValueError(f"n={n} judgments at temperature 0 are n times the same; set a temperature")
+    have: dict[tuple[str, int], Judgment] = {}
+    if out is not None and out.exists():
+        have = {(row.example_id, row.index): row for row in store.read_rows(out, Judgment, drop_torn_tail=True)}
+    model.eval()
+    with progress(total=len(examples) * n, desc=desc) as bar:
+        bar.update(sum((example.id, i) in have for example in examples for i in range(n)))
+        todo = []
+        if any((example.id, i) not in have for example in examples for i in range(n)):
+            todo = [(example, prompts.prompt_ids(tokenizer, example, template), range(n)) for example in examples]
+        settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
+        # Batches are cut from all examples and computed as a whole, what is there already included: sums over another
+        # batch differ in their last bits, and now and then that draws another token.
+        for batch in _batches(todo, batch_size or max(1, ROWS // n)):
+            if all((example.id, i) in have for example, _, indices in batch for i in indices):
+                continue
+            rows = list(_judge_batch(model, tokenizer, batch, seed, distributions, settings))
+            rows = [row for row in rows if (row.example_id, row.index) not in have]
+            if out is not None:
+                store.append_rows(out, rows)
+            have |= {(row.example_id, row.index): row for row in rows}
+            bar.update(len(rows))
+    ordered = [have[example.id, i] for example in examples for i in range(n)]
+    if out is not None and list(have) != [(row.example_id, row.index) for row in ordered]:
+        store.write_rows(out, ordered)
+    return ordered
+
+
+def _batches(todo: list, batch_size: int) -> Iterator[list]:
+    """Prompts of similar length side by side, the longest first: if memory is short, that shows at once."""
+    todo = sorted(todo, key=lambda item: len(item[1]), reverse=True)
+    start = 0
+    while start < len(todo):
+        fits = max(1, PROMPT_TOKENS // len(todo[start][1]))  # all are padded to the first
+        end = start + min(batch_size, fits)
+        yield todo[start:end]
+        start = end
+
+
+def _judge_batch(
+    model: Any,
+    tokenizer: Any,
+    batch: list[tuple[Example, list[int], list[int]]],
+    seed: int,
+    distributions: bool,
+    settings: dict,
+) -> Iterator[Judgment]:
+    room = model.config.get_text_config().max_position_embeddings - settings["max_new_tokens"]
+    for example, ids, missing in batch:
+        if len(ids) > room:
+            for i in missing:
+                yield Judgment(example_id=example.id, index=i, text="", failure="too_long", prompt_tokens=len(ids))
+    batch = [item for item in batch if len(item[1]) <= room]
+    if not batch:
+        return
+    owner = [p for p, (_, _, missing) in enumerate(batch) for _ in missing]
+    wanted = [(example, ids, i) for example, ids, missing in batch for i in missing]
+    draws = None
+    if settings["temperature"] > 0:
+        draws = np.stack([uniforms(seed, example.id, i, settings["max_new_tokens"]) for example, _, i in wanted])
+    options = [candidates(tokenizer, example.rubric) for example, _, _ in batch] if distributions else []
+    watch = sorted({ids[0] for _, rest in options for ids in rest if all(len(r) == 1 for r in rest)})
+    found = decode(model, [ids for _, ids, _ in batch], owner, draws=draws, watch=watch, **settings)
+
+    rows, unscored = [], []
+    for p, (example, ids, i), draw in zip(owner, wanted, found, strict=True):
+        text = tokenizer.decode(draw.token_ids, skip_special_tokens=True).strip()
+        parsed = prompts.parse(text, example.rubric, draw.finished)
+        row = dict(example_id=example.id, index=i, text=text, tokens=len(draw.token_ids), prompt_tokens=len(ids))
+        row |= dict(
+            rationale=parsed.rationale, score=parsed.score, failure=parsed.failure, logprob=round(draw.logprob, 6)
+        )
+        if distributions and parsed.score is not None:
+            rest = [option[0] for option in options[p][1]] if all(len(o) == 1 for o in options[p][1]) else []
+            verdict = len(draw.token_ids) - 2  # the token before the end-of-sequence token
+            if rest and draw.token_ids[verdict] in rest:
+                logits = [draw.watched[verdict, watch.index(token)] for token in rest]
+                row["distribution"] = _softmax(example.rubric.scale, logits)
+            else:
+                unscored.append((len(rows), p))
+        rows.append(row)
+    for start in range(0, len(unscored), 32):
+        part = unscored[start : start + 32]
+        written = [candidates(tokenizer, batch[p][0].rubric, rows[k]["rationale"]) for k, p in part]
+        contexts = [[*batch[p][1], *shared] for (_, p), (shared, _) in zip(part, written, strict=True)]
+        ended = [[[*option, settings["eos"]] for option in rest] for _, rest in written]  # or 2 would begin 2.25
+        for (k, p), logprobs in zip(part, score_candidates(model, contexts, ended), strict=True):
+            rows[k]["distribution"] = _softmax(batch[p][0].rubric.scale, logprobs)
+    for row in rows:
+        yield Judgment(**row)

@@ -1,0 +1,285 @@
+"""sft() and dpo(): a judge learns from rows, on TRL.
+
+Both take token ids, tokenized by srlib.prompts as in sampling, so what a judge is trained on is to the token what it
+reads and writes later. Both start from a model directory, train one fresh LoRA adapter and write the merged judge; DPO's
+reference is the model it starts from (paper section 3: J_t from J_{t-1}). The log, one dict a step, is written beside
+the judge; where it is there already, nothing is trained.
+
+    log = sft("models/tiny-base", sft_rows(tokenizer, examples), Path("runs/tiny/judges/sft"), Settings(max_steps=120))
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srlib import models, prompts, store
+from srlib.progress import progress
+from srlib.schema import Example, Pair
+
+WARMUP = 0.1  # share of the steps in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a judge is trained, whatever the loss. `max_steps` 0 means `epochs`."""
+
+    learning_rate: float = 2e-3
+    epochs: float = 1.0
+    max_steps: int = 0
+    batch_size: int = 16  # rows (pairs) an optimizer step
+    micro_batch_size: int = 16  # of these, how many go through the model at once
+    adam_beta2: float = 0.95
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    gradient_checkpointing: bool = False
+    backend: str = "auto"
+    quantization: str = "none"
+    seed: int = 0
+    judge: dict[str, Any] = field(default_factory=dict)  # what judge.json is to say
+
+
+class ReferenceMismatch(RuntimeError):
+    """Policy and reference disagree before the first step, so the reference is not the model training starts from."""
+
+
+def sft_rows(
+    tokenizer: Any, examples: Sequence[Example], template: str, rationale: bool = True
+) -> list[dict[str, list[int]]]:
+    """Examples with gold judgments as rows of ids: `{"input_ids": prompt + completion, "completion_mask": 0... 1...}`."""
+    rows = []
+    for example in examples:
+        prompt = prompts.prompt_ids(tokenizer, example, template)
+        text = prompts.completion(example.rationale if rationale else None, example.score)
+        rows.append(_sft_row(prompt, prompts.completion_ids(tokenizer, text)))
+    return rows
+
+
+def rft_rows(
+    tokenizer: Any, examples: Sequence[Example], pairs: Sequence[Pair], template: str
+) -> list[dict[str, list[int]]]:
+    """The chosen side of preference pairs as rows for SFT: rejection-sampling fine-tuning, the control without a contrast."""
+    by_id = {example.id: example for example in examples}
+    return [
+        _sft_row(
+            prompts.prompt_ids(tokenizer, by_id[pair.example_id], template),
+            prompts.completion_ids(tokenizer, pair.chosen),
+        )
+        for pair in pairs
+    ]
+
+
+def _sft_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
+
+
+def dpo_rows(
+    tokenizer: Any, examples: Sequence[Example], pairs: Sequence[Pair], template: str
+) -> list[dict[str, list[int]]]:
+    """Preference pairs as rows of ids: `{"prompt_ids", "chosen_ids", "rejected_ids"}`."""
+    by_id = {example.id: example for example in examples}
+    return [
+        {
+            "prompt_ids": prompts.prompt_ids(tokenizer, by_id[pair.example_id], template),
+            "chosen_ids": prompts.completion_ids(tokenizer, pair.chosen),
+            "rejected_ids": prompts.completion_ids(tokenizer, pair.rejected),
+        }
+        for pair in pairs
+    ]
+
+
+def sft(
+    model: str | Path, rows: Sequence[dict[str, list[int]]], out: Path, settings: Settings
+) -> list[dict[str, float]]:
+    """Supervised fine-tuning on the completion tokens alone; writes the judge to `out` and returns the log."""
+    models.resolve_backend(settings.backend)  # Unsloth comes before trl
+    from trl import SFTConfig, SFTTrainer
+
+    def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
+        config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
+        return SFTTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+    return _train(model, rows, [len(row["input_ids"]) for row in rows], out, settings, trainer)
+
+
+def dpo(
+    model: str | Path,
+    rows: Sequence[dict[str, list[int]]],
+    out: Path,
+    settings: Settings,
+    *,
+    beta: float = 0.1,
+    nll_weight: float = 0.0,
+) -> list[dict[str, float]]:
+    """Direct preference optimization from `model`, which is the reference, too; writes the judge to `out`, returns the log.
+
+    The loss is -log sigmoid(beta * margin) + nll_weight * NLL(chosen) (RPO, arXiv 2404.19733). Raises ReferenceMismatch
+    if the first step's reward margin is not zero within 1e-5 (fp32) or 1e-2 (bf16), that is, if the sigmoid loss does
+    not start at ln 2.
+    """
+    models.resolve_backend(settings.backend)
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenizedDPOTrainer(DPOTrainer):
+        """TRL tokenizes text, and cuts where prompt and completion merge; these rows are ids already."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+            """transformers finds the reference's adapter in its folder, and leaves the policy's beside it unread."""
+            super()._load_from_checkpoint(checkpoint, model)
+            (model or self.model).load_adapter(checkpoint, "default", is_trainable=True)
+
+    def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
+        loss = (
+            dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, nll_weight])
+            if nll_weight
+            else dict(loss_type="sigmoid")
+        )
+        config = DPOConfig(**arguments, **loss, beta=beta)
+        return TokenizedDPOTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+    lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
+    return _train(model, rows, lengths, out, settings, trainer)
+
+
+def steps(n_rows: int, settings: Settings) -> int:
+    """Optimizer steps that these settings mean for so many rows: `(482 rows, 16 a step, 1 epoch) -> 31`."""
+    return settings.max_steps or math.ceil(n_rows / settings.batch_size * settings.epochs)
+
+
+def _train(
+    model: str | Path,
+    rows: Sequence[dict[str, list[int]]],
+    lengths: list[int],
+    out: Path,
+    settings: Settings,
+    make_trainer: Any,
+) -> list[dict[str, float]]:
+    record, checkpoints = out / "train.json", out / "checkpoints"
+    if record.exists():
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return store.read_json(record)["log"]
+    if not rows:
+        raise ValueError("there is nothing to train on: no rows; look at the drops of the stage before")
+    import torch
+    from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback, set_seed
+
+    disable_progress_bars()
+    os.environ["TQDM_DISABLE"] = "1"  # TRL draws bars of its own; ours reaches the pipeline
+    started = time.monotonic()
+    set_seed(settings.seed)
+    policy, tokenizer = models.load(model, backend=settings.backend, quantization=settings.quantization, training=True)
+    policy = models.add_lora(
+        policy, backend=settings.backend, quantization=settings.quantization, rank=settings.lora_rank,
+        alpha=settings.lora_alpha, dropout=settings.lora_dropout, seed=settings.seed,
+    )  # fmt: skip
+    dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])
+    total = steps(len(rows), settings)
+    trainer = make_trainer(policy, tokenizer, dataset, _arguments(settings, checkpoints, total))
+    trainer.remove_callback(PrinterCallback)
+    with progress(total=total, desc=f"train {out.name.removesuffix('.partial')}") as bar:
+        trainer.add_callback(_watch(bar, _tolerance(trainer.args)))
+        with models.saving(out):
+            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+    # Resumed behind its last step, the trainer makes one more, at a learning rate of 0.
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= total]
+    log = [{k: float(v) for k, v in entry.items()} for entry in entries]
+    models.save_judge(
+        trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, source=model, judge=settings.judge
+    )
+    tokens = sum(lengths) * total * settings.batch_size / len(rows)
+    facts = {
+        "steps": total,
+        "rows": len(rows),
+        "tokens": round(tokens),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    store.write_json(record, {**facts, "bf16": bool(trainer.args.bf16), "torch": torch.__version__, "log": log})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return log
+
+
+def _arguments(settings: Settings, checkpoints: Path, total: int) -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+    tracked = "wandb" if _wandb_is_on() else "none"
+    return dict(
+        output_dir=str(checkpoints), max_steps=total, learning_rate=settings.learning_rate, seed=settings.seed,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
+        warmup_steps=math.ceil(WARMUP * total), lr_scheduler_type="linear", adam_beta2=settings.adam_beta2,
+        max_grad_norm=1.0, weight_decay=0.0, use_cpu=not gpu, bf16=bf16, fp16=gpu and not bf16,
+        gradient_checkpointing=settings.gradient_checkpointing, logging_steps=1, logging_first_step=True,
+        save_strategy="steps", save_steps=50, save_total_limit=1, report_to=tracked, disable_tqdm=True,
+        # Rows of one length side by side save a fifth of the time; too long ones were dropped before, never truncated.
+        train_sampling_strategy="group_by_length", length_column_name="length", remove_unused_columns=False,
+        max_length=None, dataloader_pin_memory=gpu,
+    )  # fmt: skip
+
+
+def _last_checkpoint(checkpoints: Path) -> str | None:
+    """The newest complete one. A checkpoint is not written at once; one of a killed process would stop every resume."""
+    complete = []
+    for path in checkpoints.glob("checkpoint-*"):
+        try:
+            store.read_json(path / "trainer_state.json")  # the last file that the trainer writes
+            complete.append((int(path.name.removeprefix("checkpoint-")), str(path)))
+        except ValueError:  # a RowError is one
+            shutil.rmtree(path)
+    return max(complete, default=(0, None))[1]
+
+
+def _wandb_is_on() -> bool:
+    import sys
+
+    return "wandb" in sys.modules and sys.modules["wandb"].run is not None
+
+
+def _tolerance(arguments: Any) -> float:
+    return 1e-2 if arguments.bf16 or arguments.fp16 else 1e-5
+
+
+def _watch(bar: Any, tolerance: float) -> Any:
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Moves the bar, and looks at the first step: before it, policy and reference are one model."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.resumes = state.global_step > 0
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            """The rows of an epoch are shuffled by torch's state at its beginning, which a checkpoint within it lacks."""
+            path = Path(args.output_dir) / f"epoch-{int(state.epoch)}.json"
+            if path.exists():
+                torch.set_rng_state(torch.tensor(store.read_json(path), dtype=torch.uint8))
+            elif not self.resumes:  # else the checkpoint's state, which comes after this, is the epoch's
+                store.write_json(path, torch.get_rng_state().tolist())
+            self.resumes = False
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            bar.update(state.global_step - bar.done)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+            margin = float((logs or {}).get("rewards/margins", 0.0))
+            if state.global_step == 1 and not abs(margin) <= tolerance:
+                raise ReferenceMismatch(
+                    f"at the first step the reward margin is {margin:.3g}, not 0 within {tolerance:g}: the reference is "
+                    "not the model this training starts from; delete the judge's directory and start from the judge "
+                    "that sampled the pairs"
+                )
+
+    return Watch()

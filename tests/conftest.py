@@ -1,0 +1,78 @@
+"""What the tests of several modules share. Nothing here imports torch before a test asks for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import srlib
+
+ROOT = Path(srlib.__file__).resolve().parent.parent
+
+# The whole method in its smallest form: every stage does something, and none takes longer than its kernel's start.
+SHRUNKEN = {
+    "n_train": 48, "n_validation": 10, "n_test": 24, "n_ood": 10, "n_pairwise": 6, "sft_steps": 6, "n_samples": 4,
+    "eval_samples": 2, "n_boot": 200, "iterations": 2, "margin": 1, "backend": "transformers", "wandb_mode": "disabled",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch):
+    """A test that would ask a hub fails at once instead."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Tests run side by side, one thread each; it also makes sums, and so weights, repeat to the bit."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base_dir() -> Path:
+    """The shipped base model, which stands for any model directory."""
+    return ROOT / "models" / "tiny-base"
+
+
+@pytest.fixture(scope="session")
+def tiny(base_dir, one_thread):
+    """(model, tokenizer) of the base model, in fp32; tests leave it as it is."""
+    from srlib import models
+
+    return models.load(base_dir)
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """32 training examples of the built-in world."""
+    from srlib import world
+
+    return world.examples("train", 0, 32, care=0.5)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """Training without bf16 autocast, whatever this CPU can do."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of the project that nobody edits during the test: code and notebooks are part of every stage's key."""
+    root = tmp_path / "project"
+    for name in ("srlib", "notebooks", "params", "models"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.fixture
+def quiet_kernels(monkeypatch):
+    """One thread for each kernel that a test starts."""
+    monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")

@@ -1,0 +1,302 @@
+"""Loading refuses what is no model, and what was trained is what lies on disk."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srlib import models, store
+from srlib.models import ModelError
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    pass
+
+
+@pytest.fixture
+def copy(base_dir, tmp_path) -> Path:
+    return Path(shutil.copytree(base_dir, tmp_path / "model"))
+
+
+def ids_of(rows, tokenizer, n=4):
+    import torch
+
+    from srlib import train
+
+    made = [row["input_ids"] for row in train.sft_rows(tokenizer, rows[:n], "brief")]
+    return torch.tensor([row[: min(map(len, made))] for row in made])
+
+
+# ---------------------------------------------------------------- what is no model
+
+
+def test_a_path_that_is_not_there_or_is_a_file(tmp_path, base_dir):
+    with pytest.raises(ModelError, match=r"there is no such directory; give a model directory or a hub id"):
+        models.load(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="there is no such directory"):
+        models.load("runs/no/such/judge")
+    with pytest.raises(ModelError, match=r"is a file; give the directory that holds config.json"):
+        models.load(base_dir / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer*", "no tokenizer")],
+)
+def test_a_directory_that_is_not_a_model_says_what_it_lacks(copy, missing, words):
+    for path in copy.glob(missing):
+        path.unlink()
+    with pytest.raises(ModelError, match=f"is not a model directory: it holds {words}"):
+        models.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b"{not json"),
+        ("config.json", b'{"model_type": "no_such_architecture"}'),
+        ("model.safetensors", None),  # cut in half, as a stopped download leaves it
+        ("tokenizer.json", b"{}"),
+    ],
+)
+def test_a_broken_file_is_a_model_error_with_the_path(copy, file, content):
+    whole = (copy / file).read_bytes()
+    (copy / file).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        models.load(copy)
+    assert str(copy) in str(caught.value)
+
+
+def test_weights_that_do_not_belong_to_the_config_are_refused(copy):
+    """transformers fills a missing or misshapen weight with random numbers; such a judge would talk nonsense."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    name = next(n for n in weights if "layers.2" in n and "up_proj" in n)
+    del weights[name]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.2.*up_proj"):
+        models.load(copy)
+
+
+def test_a_tokenizer_of_another_model_is_refused(copy):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens([f"<extra_{i}>" for i in range(400)])
+    tokenizer.save_pretrained(copy)
+    rows = json.loads((copy / "config.json").read_text())["vocab_size"]
+    with pytest.raises(ModelError, match=f"has {len(tokenizer)} tokens and its embedding {rows} rows"):
+        models.load(copy)
+
+
+def test_a_tokenizer_that_cannot_end_or_pad(copy):
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
+    _, tokenizer = models.load(copy)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        models.load(copy)
+
+
+def test_unknown_settings_are_named(base_dir):
+    with pytest.raises(ModelError, match="quantization '8bit' is not one of none, 4bit"):
+        models.load(base_dir, quantization="8bit")
+    with pytest.raises(ModelError, match="backend 'jax' is not one of auto, unsloth, transformers"):
+        models.load(base_dir, backend="jax")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"template": 3}', "{"])
+def test_a_judge_json_that_says_nothing_is_refused(copy, content):
+    assert models.judge_info(copy) == models.DEFAULTS
+    (copy / "judge.json").write_text(content)
+    with pytest.raises((ModelError, store.RowError), match=r"judge\.json"):
+        models.judge_info(copy)
+
+
+# ---------------------------------------------------------------- adapters and judges
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains(base_dir, rows, tiny):
+    import torch
+
+    plain, tokenizer = tiny
+    model = models.add_lora(models.load(base_dir)[0], rank=4, alpha=8).eval()
+    ids = ids_of(rows, tokenizer)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=0, rtol=0)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    layers = plain.config.num_hidden_layers
+    assert len(trained) == 2 * len(models.LINEAR) * layers
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit"])
+def test_the_merged_judge_is_the_model_with_its_adapter(base_dir, rows, tiny, tmp_path, quantization):
+    """After 4-bit training, the adapter goes into the unquantized weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    plain, tokenizer = tiny
+    policy, _ = models.load(base_dir, quantization=quantization, training=True)
+    policy = models.add_lora(policy, quantization=quantization, rank=4, alpha=8)
+    torch.manual_seed(0)
+    adapter = {name: p for name, p in policy.named_parameters() if "lora_B" in name}
+    for p in adapter.values():
+        torch.nn.init.normal_(p.data, std=0.05)
+    out = tmp_path / "judge"
+    models.save_judge(policy, tokenizer, out, source=base_dir, judge={"template": "prometheus"})
+
+    reference = models.add_lora(models.load(base_dir)[0], rank=4, alpha=8).eval()
+    reference.load_state_dict({n: p.float() for n, p in policy.named_parameters() if "lora_" in n}, strict=False)
+    ids = ids_of(rows, tokenizer)
+    judge, own_tokenizer = models.load(out)
+    with torch.no_grad():
+        wanted, found = reference(ids).logits, judge(ids).logits
+        assert (wanted - plain(ids).logits).abs().max() > 0.1, "the adapter is meant to matter"
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert own_tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert own_tokenizer.chat_template == tokenizer.chat_template
+    assert models.judge_info(out) == {**models.DEFAULTS, "template": "prometheus"}
+    assert not list(out.rglob("adapter*"))
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch"])
+def test_a_full_disk_is_told_by_every_writer(tmp_path, writer):
+    """Neither library raises an OSError; no file may grow beyond 64 kB here."""
+    import resource
+
+    import torch
+    from safetensors.torch import save_file
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = {"safetensors": save_file, "torch": torch.save}[writer]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        with (
+            pytest.raises(store.StoreError, match=r"judge: cannot be written .*free space"),
+            models.saving(tmp_path / "judge"),
+        ):
+            save({"weight": torch.zeros(2**18)}, tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("text", ["out of memory", "PytorchStreamReader failed: inline_container.cc"])
+def test_what_is_no_matter_of_the_disk_keeps_its_name(tmp_path, text):
+    with pytest.raises(RuntimeError, match=text) as caught, models.saving(tmp_path):
+        raise RuntimeError(text)
+    assert type(caught.value) is RuntimeError
+
+
+def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
+    """bitsandbytes repacks its weights at the first forward in eval mode on CPUs with avx512_bf16, and the model is
+    another one afterwards; see models._mend_4bit."""
+    import torch
+
+    plain, tokenizer = tiny
+    model, _ = models.load(base_dir, quantization="4bit", training=True)
+    assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 7 * plain.config.num_hidden_layers
+    model = models.add_lora(model, quantization="4bit", rank=8, alpha=16)
+    ids = ids_of(rows, tokenizer)
+
+    def loss():
+        return model(ids, labels=ids).loss
+
+    with torch.no_grad():
+        before = float(loss())
+        exact = float(plain(ids, labels=ids).loss)
+        model.eval()
+        assert float(loss()) == pytest.approx(before, abs=1e-3)
+        model.train()
+        assert float(loss()) == pytest.approx(before, abs=1e-3)
+    assert before == pytest.approx(exact, rel=0.1), "quantized weights are near the weights"
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < before - 0.1
+
+
+def test_4bit_judges(base_dir, rows):
+    from srlib import sample
+
+    model, tokenizer = models.load(base_dir, quantization="4bit")
+    found = sample.judgments(model, tokenizer, rows[:4], max_new_tokens=80)
+    assert any(j.score is not None for j in found)
+
+
+# ---------------------------------------------------------------- backends
+
+
+def test_auto_stays_with_transformers_where_trl_was_imported_first():
+    """Unsloth patches trl, so it comes first or not at all."""
+    code = "import trl; from srlib import models; print(models.resolve_backend('auto'))"
+    assert _python(code).split()[-1] == "transformers"
+
+
+def test_a_missing_unsloth_is_an_error_only_when_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # then `import unsloth` fails
+    monkeypatch.delitem(sys.modules, "trl", raising=False)
+    assert models.resolve_backend.__wrapped__("auto") == "transformers"
+    with pytest.raises(ModelError, match="backend unsloth does not work here"):
+        models.resolve_backend.__wrapped__("unsloth")
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from srlib import models, sample, train, world
+if models.resolve_backend("auto") != "unsloth":
+    sys.exit(print("no unsloth"))
+import torch
+torch.set_num_threads(1)
+torch.cpu._is_avx512_bf16_supported = lambda: False
+base, out = Path(sys.argv[1]), Path(sys.argv[2])
+rows = world.examples("train", 0, 32, care=0.5)
+model, tokenizer = models.load(base, backend="unsloth")
+settings = train.Settings(max_steps=3, backend="unsloth")
+train.sft(base, train.sft_rows(tokenizer, rows, "brief"), out, settings)
+judge, tokenizer = models.load(out, backend="unsloth")
+for j in sample.judgments(judge, tokenizer, rows[:4], n=2, temperature=1.0, max_new_tokens=50):
+    print("judgment", repr(j.text))
+"""
+
+
+def test_unsloth_trains_the_same_judge(base_dir, rows, tiny, tmp_path, fp32):
+    """In a process of its own: Unsloth patches trl and transformers for good."""
+    from safetensors.torch import load_file
+
+    from srlib import sample, train
+
+    printed = _python(TRAIN, base_dir, tmp_path / "unsloth")
+    if printed.startswith("no unsloth"):
+        pytest.skip("unsloth is not installed, or does not serve this machine")
+    settings = train.Settings(max_steps=3, backend="transformers")
+    train.sft(base_dir, train.sft_rows(tiny[1], rows, "brief"), tmp_path / "plain", settings)
+    base = load_file(base_dir / "model.safetensors")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "unsloth"))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[k] - base[k]).abs().max()) for k in ours) > 1e-3, "training moved nothing"
+    assert max(float((ours[k] - theirs[k]).abs().max()) for k in ours) < 1e-4
+    found = sample.judgments(*models.load(tmp_path / "plain"), rows[:4], n=2, temperature=1.0, max_new_tokens=50)
+    assert [line for line in printed.splitlines() if line.startswith("judgment")] == [
+        f"judgment {j.text!r}" for j in found
+    ]
+
+
+def _python(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -1,0 +1,43 @@
+"""A bar for a person, a heartbeat for the pipeline."""
+
+import json
+
+import pytest
+
+from srlib import progress as module
+from srlib.progress import progress
+
+
+@pytest.fixture
+def beat(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRLIB_PROGRESS", str(tmp_path / "beat.json"))
+    return lambda: json.loads((tmp_path / "beat.json").read_text())
+
+
+def test_a_heartbeat_instead_of_a_bar(beat, capsys, monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 0.0)
+    seen = []
+    for item in progress("abc", desc="letters"):
+        seen.append((item, beat()["done"]))
+    assert seen == [("a", 0), ("b", 1), ("c", 2)]
+    assert beat() == {"desc": "letters", "done": 3, "total": 3}
+    assert capsys.readouterr().err == ""
+
+
+def test_heartbeats_are_throttled_but_the_last_one_comes(beat, monkeypatch):
+    monkeypatch.setattr(module, "EVERY", 3600.0)
+    with progress(total=10, desc="d") as bar:
+        bar.update(4)
+        assert beat()["done"] == 0
+    assert beat() == {"desc": "d", "done": 4, "total": 10}
+
+
+def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRLIB_PROGRESS", str(tmp_path / "missing" / "beat.json"))
+    assert list(progress(iter([1, 2]))) == [1, 2]
+
+
+def test_a_plain_bar_without_the_variable(monkeypatch, capsys):
+    monkeypatch.delenv("SRLIB_PROGRESS", raising=False)
+    assert list(progress([1, 2], desc="plain")) == [1, 2]
+    assert "plain" in capsys.readouterr().err
