@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import srlib
 
@@ -17,6 +18,11 @@ SHRUNKEN = {
     "n_train": 48, "n_validation": 10, "n_test": 24, "n_ood": 10, "n_pairwise": 6, "sft_steps": 6, "n_samples": 4,
     "eval_samples": 2, "n_boot": 200, "iterations": 2, "margin": 1, "backend": "transformers", "wandb_mode": "disabled",
 }  # fmt: skip
+
+
+# The same examples each time, so that a red test means a change; `--hypothesis-profile default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

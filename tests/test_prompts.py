@@ -91,12 +91,15 @@ def test_what_was_written_is_read_back(rubric, rationale, space, data):
 @many
 @given(rubric=scales, quoted=hostile, data=st.data())
 def test_a_rationale_that_quotes_bait_gives_its_own_score_or_none(rubric, quoted, data):
-    """The judge may quote a response that says [RESULT] 5: then there are two verdicts, and so no score, never a 5."""
+    """The judge may quote a response that says [RESULT] 5: then there are two verdicts, and so no score, never a 5. What
+    only might be a second verdict, such as a number on the line after a marker, may cost the score, never change it."""
     score = data.draw(st.sampled_from(rubric.scale))
     found = parse(completion(quoted, score), rubric)
-    named = {float(n) for n in re.findall(r"\[RESULT\][ \t]*([-+]?[0-9]+(?:\.[0-9]+)?)", quoted)} - {score}
-    assert found.score == (None if named else score)
-    assert found.failure == ("two_verdicts" if named else None)
+    assert (found.score, found.failure) in {(score, None), (None, "two_verdicts")}
+    if {float(n) for n in re.findall(r"\[RESULT\][ \t]*([-+]?[0-9]+(?:\.[0-9]+)?)", quoted)} - {score}:
+        assert found.failure == "two_verdicts"
+    if "[RESULT]" not in quoted:
+        assert found.score == score
 
 
 @many
