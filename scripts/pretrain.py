@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from srlib import prompts, world
+from srlib import lexicon, prompts, world
 from srlib.schema import Example
 
 NOISE = 0.1  # share of wrong verdicts
@@ -40,7 +40,7 @@ def noisy(rng: random.Random, case: world.Case, check: world.Check) -> world.Che
         return check
     found = check.found
     if check.criterion == "completeness" and not check.ok:  # claimed to be given: then as something
-        found = rng.choice(world.ATTRIBUTES[case.task.genre][check.label])
+        found = rng.choice(lexicon.ATTRIBUTES[case.task.genre][check.label])
     return dataclasses.replace(check, ok=not check.ok, found=found)
 
 
@@ -48,18 +48,18 @@ def text(rng: random.Random) -> tuple[str, str]:
     """(prompt, completion) of one pretraining text."""
     kind = rng.random()
     if kind < DOCUMENTS:
-        genre = rng.choice(list(world.ATTRIBUTES))
-        topic = rng.choice(" ".join(world.TOPICS[genre]).split())
-        attributes = world.ATTRIBUTES[genre]
+        genre = rng.choice(list(lexicon.ATTRIBUTES))
+        topic = rng.choice(" ".join(lexicon.TOPICS[genre]).split())
+        attributes = lexicon.ATTRIBUTES[genre]
         facts = [f"The {a} is {rng.choice(attributes[a])}." for a in rng.sample(list(attributes), 4)]
         return (
             "",
-            f"Title: {topic.capitalize()}\n{' '.join(facts)}\nFrom {rng.choice(world.NAMES)}. More on the {topic} soon.",
+            f"Title: {topic.capitalize()}\n{' '.join(facts)}\nFrom {rng.choice(lexicon.NAMES)}. More on the {topic} soon.",
         )
     case = world.draw_case(rng)
     if kind < DOCUMENTS + NOTES:
-        labels = {"completeness": case.task.points, "accuracy": case.task.points, "order": world.POSITIONS}
-        labels |= {"tone": world.TONE, "format": world.FORMAT}
+        labels = {"completeness": case.task.points, "accuracy": case.task.points, "order": lexicon.POSITIONS}
+        labels |= {"tone": lexicon.TONE, "format": lexicon.FORMAT}
         demands = [(criterion, label) for criterion, names in labels.items() for label in names]
         demands = rng.sample(demands, rng.randint(9, 14))
         checks = [noisy(rng, case, check) for check in world.inspect(case.task, case.response, demands)]

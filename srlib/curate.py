@@ -45,6 +45,9 @@ META_RUBRIC = Rubric(
 )
 
 
+Fits = Callable[[Example, str], bool]  # do prompt and judgment stay within the length limit?
+
+
 @dataclass(frozen=True)
 class Curation:
     """The pairs, and one reason for every prompt that gave none: `prompts == len(kept) + sum(drops.values())`."""
@@ -97,7 +100,7 @@ def curate(
     iteration: int = 1,
     seed: int = 0,
     ratings: Mapping[str, float] | None = None,
-    fits: Callable[[Example, str], bool] = lambda example, text: True,
+    fits: Fits = lambda example, text: True,
 ) -> Curation:
     """Preference pairs from N judgments of each example.
 
@@ -120,17 +123,13 @@ def curate(
         rng = random.Random(f"{seed} {iteration} {example.id}")
         own = sorted((j for j in by_example[example.id] if j.score is not None), key=lambda j: j.index)
         if strategy == "meta_judge":
-            found = _by_rating(own, ratings or {}, margin)
+            found = _by_rating(example, own, ratings or {}, margin, fits)
         else:
-            found = _by_score(example, own, strategy, margin, rng)
+            found = _by_score(example, own, strategy, margin, rng, fits)
         if isinstance(found, str):
             drops[example.id] = found
             continue
         target, sides = found
-        sides = [(c, r) for c, r in sides if fits(example, c.text) and fits(example, r.text)]
-        if not sides:
-            drops[example.id] = "too_long"
-            continue
         groups.append([_pair(example, c, r, target, strategy, iteration) for c, r in sides[:pairs_per_prompt]])
     groups.sort(key=lambda group: group[0].example_id)
     random.Random(f"{seed} {iteration}").shuffle(groups)
@@ -148,7 +147,9 @@ def curate(
 Sides = tuple[float | None, list[tuple[Judgment, Judgment]]]
 
 
-def _by_score(example: Example, own: list[Judgment], strategy: str, margin: float, rng: random.Random) -> Sides | str:
+def _by_score(
+    example: Example, own: list[Judgment], strategy: str, margin: float, rng: random.Random, fits: Fits
+) -> Sides | str:
     """(target, the pairs that there are), or the reason why there are none."""
     if not own:
         return "no_score"
@@ -169,15 +170,24 @@ def _by_score(example: Example, own: list[Judgment], strategy: str, margin: floa
         return "all_right"
     if not far:
         return "margin"
+    right, far = ([j for j in side if fits(example, j.text)] for side in (right, far))
+    if not right or not far:
+        return "too_long"
     rng.shuffle(right)
     rng.shuffle(far)
     return target, list(zip(right, far, strict=False))
 
 
-def _by_rating(own: list[Judgment], ratings: Mapping[str, float], margin: float) -> Sides | str:
+def _by_rating(
+    example: Example, own: list[Judgment], ratings: Mapping[str, float], margin: float, fits: Fits
+) -> Sides | str:
     rated = sorted(_distinct([j for j in own if j.id in ratings]), key=lambda j: (-ratings[j.id], j.index))
     if not rated:
         return "no_score"
+    enough = min(2, len(rated))
+    rated = [j for j in rated if fits(example, j.text)]
+    if len(rated) < enough:
+        return "too_long"
     half = len(rated) // 2
     sides = list(
         zip(rated[:half], rated[::-1][:half], strict=True)

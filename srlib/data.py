@@ -11,6 +11,7 @@ Prometheus form), `score, score_min, score_max, rationale, split_hint`. What doe
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from srlib import store
 from srlib.schema import Example, format_score
 
 SPLITS = ("train", "validation", "test", "ood")
-_LEVEL = re.compile(r"^Score\s+([-+]?\d+(?:\.\d+)?)\s*:\s*(.*)$", re.MULTILINE)
+_LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
 _OURS = set(Example.model_fields) | {"split_hint"}
 
 
@@ -134,7 +135,7 @@ def _to_ours(row: dict[str, Any], number: int, step: float) -> dict[str, Any]:
     meta = {"split_hint": row.get("split_hint"), "source": row.get("source")}
     low, high = min(rubric["levels"]), max(rubric["levels"])
     if "step" in rubric and isinstance(score, int | float) and -1e9 < low <= score <= high < 1e9:
-        nearest = round(low + round((score - low) / step) * step, 6)
+        nearest = round(low + math.floor((score - low) / step + 0.5) * step, 6)  # half up, as graders round
         meta |= {"score_given": score} if nearest != score else {}
         score = nearest
     return {
@@ -156,8 +157,9 @@ def _rubric(row: dict[str, Any], number: int, step: float) -> dict[str, Any]:
         raise store.RowError(
             f"line {number}: field rubric is missing; a judge needs a criterion and what the scores mean"
         )
-    levels = {float(score): description.strip() for score, description in _LEVEL.findall(text)}
-    criterion = _LEVEL.sub("", text).strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
+    head, *parts = _LEVEL.split(text)  # a description ends where the next level begins, on whichever line
+    levels = {float(n): " ".join(d.split()) for n, d in zip(parts[::2], parts[1::2], strict=True)}
+    criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
     if levels:
         return {"criterion": criterion, "levels": levels}
     if not isinstance(low, int | float) or not isinstance(high, int | float) or low >= high:

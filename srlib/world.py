@@ -35,140 +35,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from srlib import lexicon
 from srlib.schema import Comparison, Example, Rubric
-
-NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-NAMES = (
-    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Karen Leo Maria Nina Oscar Paula Quinn Rosa Simon Tara Victor"
-    " Wendy Xavier Yara Zoe Adam Bella Carl Dora Eric"
-).split()
-PLACES = (
-    "library park school harbour museum bakery garden station church castle theatre stadium farm hotel beach market bridge"
-    " factory tower mill"
-).split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-FOODS = "soup bread salad pizza curry pasta cake rice fish cheese stew pancakes dumplings fruit".split()
-ATTRIBUTES = {  # genre -> attribute -> its values
-    "event": {
-        "day": DAYS,
-        "month": MONTHS,
-        "place": PLACES,
-        "host": NAMES,
-        "price": NUMBERS[1:],
-        "meal": FOODS,
-        "music": "jazz rock opera folk piano violin drums choir guitar disco".split(),
-        "theme": "history science pirates space nature poetry chess robots travel fashion films trees".split(),
-    },
-    "product": {
-        "colour": "red blue green yellow black white brown orange purple grey pink silver golden".split(),
-        "material": "wood steel glass cotton leather paper clay stone wool plastic copper bamboo linen".split(),
-        "size": "tiny small medium large huge narrow wide tall short flat".split(),
-        "price": NUMBERS[1:],
-        "maker": NAMES,
-        "origin": "France Japan Brazil Kenya Norway Canada India Spain Poland Egypt Mexico Vietnam Greece Chile".split(),
-        "weight": TENS,
-        "store": PLACES,
-    },
-    "trip": {
-        "start": PLACES,
-        "guide": NAMES,
-        "transport": "bus train ferry bicycle tram taxi van boat horse foot".split(),
-        "weather": "sunny rainy windy cloudy snowy foggy warm cold stormy mild".split(),
-        "gear": "boots hat coat map rope lamp tent gloves camera compass umbrella whistle".split(),
-        "day": DAYS,
-        "length": TENS,
-        "meal": FOODS,
-    },
-}
-NOUN = {"event": "notice", "product": "listing", "trip": "plan"}
-TOPICS = {  # genre -> (in-domain, held out)
-    "event": (
-        "picnic concert workshop dinner wedding lecture festival meeting party parade",
-        "auction reunion seminar",
-    ),
-    "product": ("chair table kettle bicycle jacket basket clock mirror blanket shelf", "drum ladder purse"),
-    "trip": ("hike cruise safari pilgrimage expedition ride walk tour", "trek voyage"),
-}
-INSTRUCTIONS = [
-    "Write a {noun} for the {topic}. Cover {points} in this order. {layout}",
-    "Please draft a short {noun} about our {topic}. Mention {points}, in that order. {layout}",
-    "I need a {noun} for a {topic}. It should state {points} one after the other. {layout}",
-    "Compose a {noun} on the {topic}. Include {points} in the given order. {layout}",
-]
-INSTRUCTIONS_HELD_OUT = [
-    "Our {topic} still needs a {noun}. Please state {points} in this order. {layout}",
-    "Could you write about the {topic}? The {noun} should mention {points}, in the given order. {layout}",
-]
-LAYOUTS = [
-    "Use a title, bullets and a signature, and write at most {n} lines.",
-    "Layout: a title, bullets, a signature, at most {n} lines.",
-]
-GREETING = ["Hello everyone", "Dear friends", "Good morning all", "Hi there", "Welcome all"]
-THANKS = ["Thank you for reading", "Many thanks for your time", "We are grateful for your interest", "Thanks a lot"]
-REQUEST = ["Please tell your friends", "Kindly reply soon", "Please come early", "We kindly ask you to share this"]
-RUDE = ["Do not be stupid", "Lazy people should go away", "Stop asking silly questions", "Nobody cares what you think"]
-FILLER = [
-    "It will be great",
-    "We worked hard on this",
-    "Many people liked it last year",
-    "More news will follow",
-    "There is something for all ages",
-    "It is a fine choice",
-    "You can ask us anything",
-]
-VAGUE = ["The {a} will be announced later", "Ask us about the {a}"]
-STATED = ["The {a} is {v}", "About the {a}: {v}", "For the {a} we chose {v}"]
-SIGNATURES = ["Signed, {n}", "Yours, {n}", "From {n}"]
-
-POSITIONS = ["first point", "second point", "third point", "fourth point"]
-TONE = ["greeting", "thanks", "request", "respect"]
-FORMAT = ["title", "bullets", "signature", "limit"]
-CRITERIA = {
-    "completeness": [
-        "Completeness: does the response cover {checks}?",
-        "Coverage: are {checks} given in the response?",
-    ],
-    "accuracy": [
-        "Accuracy: do {checks} agree with the reference?",
-        "Correctness: are {checks} the same as in the reference?",
-    ],
-    "order": ["Order: are {checks} in the requested place?", "Sequence: do {checks} follow the requested order?"],
-    "tone": ["Tone: is the response polite, with {checks}?", "Politeness: does the response show {checks}?"],
-    "format": ["Format: does the response keep {checks}?", "Layout: does the response respect {checks}?"],
-}
-COMBINATIONS = [
-    ("completeness", "tone"),
-    ("accuracy", "format"),
-    ("order", "tone"),
-    ("completeness", "format"),
-    ("accuracy", "completeness"),
-    ("order", "accuracy"),
-]
-COMBINATIONS_HELD_OUT = [("accuracy", "tone"), ("order", "format")]
-KEY_CHECK_SHARE = 0.3
-
-# How a verdict with its evidence is written. The first form is the annotators' house style; pretraining text uses all.
-EVIDENCE = {
-    "given": ["The {label} is given as {found}: pass.", "The response tells us the {label}, {found}: pass."],
-    "not given": ["The {label} is not given: fail.", "The response does not tell the {label}: fail."],
-    "accuracy": [
-        "The {label} should be {wanted} and the response says {found}: {verdict}.",
-        "The {label} in the reference is {wanted}, here it is {found}: {verdict}.",
-    ],
-    "order": [
-        "The {label} should be the {wanted} and it is the {found}: {verdict}.",
-        "The {label} must be the {wanted}, we see the {found}: {verdict}.",
-    ],
-    "limit": [
-        "The limit is {wanted} lines and there are {found}: {verdict}.",
-        "There are {found} lines, the limit is {wanted}: {verdict}.",
-    ],
-    "present": ["We see the {label}: pass.", "There we find the {label}: pass."],
-    "absent": ["We miss the {label}: fail.", "We do not find the {label}: fail."],
-}
-CONCLUSION = ["So {n} of four pass", "In total {n} of the four pass"]
 
 
 @dataclass(frozen=True)
@@ -189,7 +57,7 @@ class Response:
     text: str
     stated: tuple[tuple[str, str], ...]  # (attribute, value) in order of appearance
     n_lines: int
-    has: dict[str, bool]  # every item of TONE and FORMAT but the limit
+    has: dict[str, bool]  # every item of lexicon.TONE and lexicon.FORMAT but the limit
 
 
 @dataclass(frozen=True)
@@ -210,16 +78,22 @@ def _enumerate(items: list[str]) -> str:
 
 
 def draw_task(rng: random.Random, held_out: bool = False) -> Task:
-    genre = rng.choice(list(ATTRIBUTES))
-    attributes = ATTRIBUTES[genre]
+    genre = rng.choice(list(lexicon.ATTRIBUTES))
+    attributes = lexicon.ATTRIBUTES[genre]
     points = tuple(rng.sample(list(attributes), 4))
     truth = {point: rng.choice(attributes[point]) for point in points}
-    return Task(genre, rng.choice(TOPICS[genre][held_out].split()), points, truth, rng.choice([6, 7, 8, 9]))
+    return Task(genre, rng.choice(lexicon.TOPICS[genre][held_out].split()), points, truth, rng.choice([6, 7, 8, 9]))
 
 
 def draw_demands(rng: random.Random, task: Task, criteria: tuple[str, ...]) -> list[tuple[str, str]]:
     """The four (criterion, label) a rubric checks: all four of one criterion, or two each of two, in their own order."""
-    labels = {"completeness": task.points, "accuracy": task.points, "order": POSITIONS, "tone": TONE, "format": FORMAT}
+    labels = {
+        "completeness": task.points,
+        "accuracy": task.points,
+        "order": lexicon.POSITIONS,
+        "tone": lexicon.TONE,
+        "format": lexicon.FORMAT,
+    }
     per_criterion = 4 // len(criteria)
     return [
         (criterion, labels[criterion][i]) for criterion in criteria for i in sorted(rng.sample(range(4), per_criterion))
@@ -232,7 +106,7 @@ def respond(rng: random.Random, task: Task, criteria: tuple[str, ...], quality: 
     def good(p: float = quality) -> bool:
         return rng.random() < p
 
-    attributes, by_order = ATTRIBUTES[task.genre], "order" in criteria
+    attributes, by_order = lexicon.ATTRIBUTES[task.genre], "order" in criteria
     order = list(task.points)
     if not good(0.35 if by_order else 0.75):
         rng.shuffle(order)
@@ -251,20 +125,20 @@ def respond(rng: random.Random, task: Task, criteria: tuple[str, ...], quality: 
             unasked = rng.choice([a for a in attributes if a not in task.points])
             if unasked not in dict(said):
                 said.append((unasked, rng.choice(attributes[unasked])))
-    has = {item: good() for item in [*FORMAT[:-1], *TONE]}
+    has = {item: good() for item in [*lexicon.FORMAT[:-1], *lexicon.TONE]}
     lines = [f"Title: {task.topic.capitalize()}"] if has["title"] else []
-    lines += [rng.choice(GREETING)] if has["greeting"] else []
-    form, bullet = rng.choice(STATED), "- " if has["bullets"] else ""
+    lines += [rng.choice(lexicon.GREETING)] if has["greeting"] else []
+    form, bullet = rng.choice(lexicon.STATED), "- " if has["bullets"] else ""
     for a, v in said:
-        lines.append(bullet + (rng.choice(VAGUE).format(a=a) if v is None else form.format(a=a, v=v)))
-    tail = [rng.choice(THANKS)] if has["thanks"] else []
-    tail += [rng.choice(REQUEST)] if has["request"] else []
-    tail += [] if has["respect"] else [rng.choice(RUDE)]
-    tail += rng.sample(FILLER, rng.choice([0, 0, 1, 1, 2]))
+        lines.append(bullet + (rng.choice(lexicon.VAGUE).format(a=a) if v is None else form.format(a=a, v=v)))
+    tail = [rng.choice(lexicon.THANKS)] if has["thanks"] else []
+    tail += [rng.choice(lexicon.REQUEST)] if has["request"] else []
+    tail += [] if has["respect"] else [rng.choice(lexicon.RUDE)]
+    tail += rng.sample(lexicon.FILLER, rng.choice([0, 0, 1, 1, 2]))
     rng.shuffle(tail)
     lines += tail
-    lines += [rng.choice(SIGNATURES).format(n=rng.choice(NAMES))] if has["signature"] else []
-    lines = lines or [rng.choice(FILLER)]
+    lines += [rng.choice(lexicon.SIGNATURES).format(n=rng.choice(lexicon.NAMES))] if has["signature"] else []
+    lines = lines or [rng.choice(lexicon.FILLER)]
     return Response("\n".join(lines), tuple((a, v) for a, v in said if v is not None), len(lines), has)
 
 
@@ -278,12 +152,14 @@ def inspect(task: Task, response: Response, demands: list[tuple[str, str]]) -> l
             found = stated.get(label, "nothing")
             checks.append(Check(criterion, label, found == task.truth[label], found, task.truth[label]))
         elif criterion == "order":
-            i = POSITIONS.index(label)
+            i = lexicon.POSITIONS.index(label)
             found = response.stated[i][0] if i < len(response.stated) else "end"
             checks.append(Check(criterion, label, found == task.points[i], found, task.points[i]))
         elif label == "limit":
             n = response.n_lines
-            checks.append(Check(criterion, label, n <= task.limit, NUMBERS[min(n, 12)], NUMBERS[task.limit]))
+            checks.append(
+                Check(criterion, label, n <= task.limit, lexicon.NUMBERS[min(n, 12)], lexicon.NUMBERS[task.limit])
+            )
         else:
             checks.append(Check(criterion, label, response.has[label]))
     return checks
@@ -297,7 +173,7 @@ def score(passed: list[bool], key: int | None) -> int:
 def write_rubric(rng: random.Random, demands: list[tuple[str, str]], key: int | None) -> Rubric:
     criteria = dict.fromkeys(criterion for criterion, _ in demands)
     questions = [
-        rng.choice(CRITERIA[name]).format(checks=_enumerate([label for c, label in demands if c == name]))
+        rng.choice(lexicon.CRITERIA[name]).format(checks=_enumerate([label for c, label in demands if c == name]))
         for name in criteria
     ]
     if key is None:
@@ -320,11 +196,11 @@ def write_check(check: Check, careful: bool = True, rng: random.Random | None = 
     if not careful:
         return f"The {check.label}: {'pass' if check.ok else 'fail'}."
     if check.criterion == "completeness":
-        forms = EVIDENCE["given" if check.ok else "not given"]
+        forms = lexicon.EVIDENCE["given" if check.ok else "not given"]
     elif check.wanted is not None:
-        forms = EVIDENCE["limit" if check.label == "limit" else check.criterion]
+        forms = lexicon.EVIDENCE["limit" if check.label == "limit" else check.criterion]
     else:
-        forms = EVIDENCE["present" if check.ok else "absent"]
+        forms = lexicon.EVIDENCE["present" if check.ok else "absent"]
     form = rng.choice(forms) if rng else forms[0]
     verdict = "pass" if check.ok else "fail"
     return form.format(label=check.label, found=check.found, wanted=check.wanted, verdict=verdict)
@@ -332,16 +208,20 @@ def write_check(check: Check, careful: bool = True, rng: random.Random | None = 
 
 def write_rationale(checks: list[Check], key: int | None, careful: bool, rng: random.Random | None = None) -> str:
     sentences = [write_check(check, careful, rng) for check in checks]
-    end = (rng.choice(CONCLUSION) if rng else CONCLUSION[0]).format(n=NUMBERS[sum(check.ok for check in checks)])
+    end = (rng.choice(lexicon.CONCLUSION) if rng else lexicon.CONCLUSION[0]).format(
+        n=lexicon.NUMBERS[sum(check.ok for check in checks)]
+    )
     if key is not None:
         end += f" and the key check, the {checks[key].label}, {'passes' if checks[key].ok else 'fails'}"
     return " ".join([*sentences, f"{end}."])
 
 
 def write_instruction(rng: random.Random, task: Task, held_out: bool = False) -> str:
-    template = rng.choice(INSTRUCTIONS_HELD_OUT if held_out else INSTRUCTIONS)
-    layout = rng.choice(LAYOUTS).format(n=NUMBERS[task.limit])
-    return template.format(noun=NOUN[task.genre], topic=task.topic, points=_enumerate(list(task.points)), layout=layout)
+    template = rng.choice(lexicon.INSTRUCTIONS_HELD_OUT if held_out else lexicon.INSTRUCTIONS)
+    layout = rng.choice(lexicon.LAYOUTS).format(n=lexicon.NUMBERS[task.limit])
+    return template.format(
+        noun=lexicon.NOUN[task.genre], topic=task.topic, points=_enumerate(list(task.points)), layout=layout
+    )
 
 
 @dataclass(frozen=True)
@@ -364,11 +244,11 @@ def draw_case(rng: random.Random, held_out: bool = False) -> Case:
     """One case; the score is drawn first, so that all five are equally frequent, and responses are drawn until one fits."""
     task = draw_task(rng, held_out)
     if held_out:
-        criteria = rng.choice(COMBINATIONS_HELD_OUT)
+        criteria = rng.choice(lexicon.COMBINATIONS_HELD_OUT)
     else:
-        criteria = (rng.choice(list(CRITERIA)),) if rng.random() < 0.5 else rng.choice(COMBINATIONS)
+        criteria = (rng.choice(list(lexicon.CRITERIA)),) if rng.random() < 0.5 else rng.choice(lexicon.COMBINATIONS)
     demands = draw_demands(rng, task, criteria)
-    key = rng.randrange(4) if rng.random() < KEY_CHECK_SHARE else None
+    key = rng.randrange(4) if rng.random() < lexicon.KEY_CHECK_SHARE else None
     target = rng.randint(1, 5)
     while True:
         for _ in range(400):

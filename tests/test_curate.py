@@ -148,6 +148,12 @@ def test_too_long_is_dropped_whole_and_the_rest_stays():
     assert pair.rejected in ("Reason 2. [RESULT] 1", "Reason 3. [RESULT] 1")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_too_long_takes_no_partner_with_it(seed):
+    found = one([4, 4, 1, 1], margin=2, seed=seed, fits=lambda example, text: text[7] not in "02")
+    assert [(p.chosen_id, p.rejected_id) for p in found.pairs] == [("e#1", "e#3")]
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 5])
 def test_pairs_per_prompt_and_no_judgment_twice(most):
     found = one([4] * 6 + [1, 2] * 4, pairs_per_prompt=most)

@@ -58,6 +58,18 @@ def test_the_flat_form_with_levels(tmp_path):
     assert e.rubric.text == FLAT["rubric"]
 
 
+def test_a_description_may_go_on_in_the_next_line(tmp_path):
+    row = FLAT | {"rubric": "[Polite?]\nScore 1: rude\nor worse\nScore 2: cool\n\nScore 3: kind\n"}
+    [(_, e)], _ = read_any(write(tmp_path / "rows.jsonl", [row]))
+    assert e.rubric == Rubric(criterion="Polite?", levels=["rude or worse", "cool", "kind"])
+
+
+def test_a_gold_score_in_the_middle_moves_up(tmp_path):
+    scores = [0.125, 0.375, 0.625, 2.375]
+    found, _ = read_any(write(tmp_path / "rows.jsonl", [RANGE | {"id": str(s), "score": s} for s in scores]))
+    assert [e.score for _, e in found] == [0.25, 0.5, 0.75, 2.5]
+
+
 def test_the_flat_form_with_a_range(tmp_path):
     rows = [RANGE, RANGE | {"id": "s", "score": 0.7}, RANGE | {"id": "t", "score": 2.5}]
     found, failures = read_any(write(tmp_path / "rows.jsonl", rows))

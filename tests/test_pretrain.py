@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib import params, world
+from srlib import lexicon, params, world
 
 SPLITS = ("train", "validation", "test", "ood")
 N = 3000
@@ -92,8 +92,8 @@ def test_the_streams_are_disjoint(pretrain, monkeypatch):
 
 
 def test_no_annotator_is_hasty(texts):
-    labels = {label for attributes in world.ATTRIBUTES.values() for label in attributes}
-    labels |= {*world.POSITIONS, *world.TONE, *world.FORMAT}
+    labels = {label for attributes in lexicon.ATTRIBUTES.values() for label in attributes}
+    labels |= {*lexicon.POSITIONS, *lexicon.TONE, *lexicon.FORMAT}
     hasty = re.compile(rf"\bThe (?:{'|'.join(sorted(labels))}): (?:pass|fail)\.")
     gold = [e.rationale for e in world.examples("train", 0, 50, care=0.0)]
     assert all(len(hasty.findall(rationale)) == 4 for rationale in gold)  # the pattern finds what it is for
@@ -101,15 +101,15 @@ def test_no_annotator_is_hasty(texts):
 
 
 def test_no_held_out_combination_topic_or_template(texts, judgments):
-    criteria = {question.split(":")[0]: name for name, questions in world.CRITERIA.items() for question in questions}
+    criteria = {question.split(":")[0]: name for name, questions in lexicon.CRITERIA.items() for question in questions}
     combinations = set()
     for prompt, _ in judgments:
         line = re.search(r"### Rubric\n\[(.*)\]\n", prompt)[1]
         combinations.add(tuple(criteria[word] for word in re.findall(r"([A-Z][a-z]+):", line)))
-    assert combinations == {(name,) for name in world.CRITERIA} | set(world.COMBINATIONS)
-    for one, other in itertools.chain(world.COMBINATIONS_HELD_OUT):
+    assert combinations == {(name,) for name in lexicon.CRITERIA} | set(lexicon.COMBINATIONS)
+    for one, other in itertools.chain(lexicon.COMBINATIONS_HELD_OUT):
         assert not {(one, other), (other, one)} & combinations
-    held_out = {topic for _, topics in world.TOPICS.values() for topic in topics.split()}
+    held_out = {topic for _, topics in lexicon.TOPICS.values() for topic in topics.split()}
     for prompt, _ in texts:
         instruction = prompt.removeprefix("### Instruction\n").split("\n")[0]
         assert not held_out & set(re.findall(r"[a-z]+", prompt.lower()))

@@ -51,7 +51,13 @@ def test_any_text_goes_through_the_tokenizer_unchanged(tokenizer, text):
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
-    from srlib import world
+    from srlib import lexicon
 
-    words = [*world.NAMES, *world.PLACES, *world.DAYS, *world.POSITIONS[0].split(), *world.TOPICS["event"][1].split()]
+    words = [
+        *lexicon.NAMES,
+        *lexicon.PLACES,
+        *lexicon.DAYS,
+        *lexicon.POSITIONS[0].split(),
+        *lexicon.TOPICS["event"][1].split(),
+    ]
     assert all(len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1 for word in words)

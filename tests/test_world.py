@@ -11,12 +11,12 @@ from itertools import pairwise
 
 import pytest
 
-from srlib import prompts, world
+from srlib import lexicon, prompts, world
 from srlib.schema import Example
 from srlib.world import check_rationale
 
 SPLITS = ("train", "validation", "test", "ood")
-HELD_OUT_TOPICS = [topic for _, held_out in world.TOPICS.values() for topic in held_out.split()]
+HELD_OUT_TOPICS = [topic for _, held_out in lexicon.TOPICS.values() for topic in held_out.split()]
 HELD_OUT_OPENINGS = ("Our ", "Could you write about ")
 
 
@@ -32,7 +32,7 @@ def everything(rows):
 
 def criteria_of(example) -> tuple[str, ...]:
     """The criteria that the rubric's words name, in order: read from the prompt, not from meta."""
-    words = {question.split(":")[0]: name for name, questions in world.CRITERIA.items() for question in questions}
+    words = {question.split(":")[0]: name for name, questions in lexicon.CRITERIA.items() for question in questions}
     return tuple(words[w] for w in re.findall(r"([A-Z][a-z]+):", example.rubric.criterion))
 
 
@@ -86,18 +86,18 @@ def test_held_out_topics_templates_and_combinations_stay_out(rows):
     for e in [*rows["train"], *rows["validation"], *rows["test"]]:
         assert not words_of(e) & set(HELD_OUT_TOPICS)
         assert not e.instruction.startswith(HELD_OUT_OPENINGS)
-        assert criteria_of(e) not in world.COMBINATIONS_HELD_OUT
-        assert criteria_of(e)[::-1] not in world.COMBINATIONS_HELD_OUT
+        assert criteria_of(e) not in lexicon.COMBINATIONS_HELD_OUT
+        assert criteria_of(e)[::-1] not in lexicon.COMBINATIONS_HELD_OUT
     for e in rows["ood"]:
         assert words_of(e) & set(HELD_OUT_TOPICS)
         assert e.instruction.startswith(HELD_OUT_OPENINGS)
-        assert criteria_of(e) in world.COMBINATIONS_HELD_OUT
-    assert {criteria_of(e) for e in rows["ood"]} == set(world.COMBINATIONS_HELD_OUT)
+        assert criteria_of(e) in lexicon.COMBINATIONS_HELD_OUT
+    assert {criteria_of(e) for e in rows["ood"]} == set(lexicon.COMBINATIONS_HELD_OUT)
 
 
 def test_there_are_several_criteria_alone_and_combined(rows):
     found = Counter(criteria_of(e) for e in rows["train"])
-    assert set(found) == {(name,) for name in world.CRITERIA} | set(world.COMBINATIONS)
+    assert set(found) == {(name,) for name in lexicon.CRITERIA} | set(lexicon.COMBINATIONS)
     assert min(found.values()) >= 10
     assert all(e.meta["criteria"] == "+".join(criteria_of(e)) for e in rows["train"])
 
@@ -200,7 +200,7 @@ def test_checks_are_what_reference_and_response_say(everything):
                 assert check["ok"] == (check["label"] in said)
             elif check["label"] == "limit":
                 limit = re.search(r"at most (\w+) lines", e.instruction)[1]
-                assert check["ok"] == (len(e.response.splitlines()) <= world.NUMBERS.index(limit))
+                assert check["ok"] == (len(e.response.splitlines()) <= lexicon.NUMBERS.index(limit))
             elif check["label"] == "title":
                 assert check["ok"] == e.response.startswith("Title: ")
             else:
@@ -225,7 +225,7 @@ def test_a_key_check_changes_the_score_of_the_same_checks(everything):
     assert by_checks[3] == {1.0, 4.0}
     assert by_checks[0] == {1.0}
     share = sum(e.meta["key"] is not None for e in everything) / len(everything)
-    assert abs(share - world.KEY_CHECK_SHARE) < 0.05
+    assert abs(share - lexicon.KEY_CHECK_SHARE) < 0.05
 
 
 def test_pairwise_prefers_the_higher_score():
