@@ -214,10 +214,17 @@ def add_lora(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Any:
-    """The model with a fresh adapter on all linear projections, the only part that trains; at first it changes nothing."""
+    """The model with a fresh adapter on all linear projections, the only part that trains; at first it changes nothing.
+
+    With `rank` 0 there is no adapter and all weights train, which 4-bit weights cannot.
+    """
     import torch
 
     torch.manual_seed(seed)
+    if rank == 0:
+        if quantization != "none":
+            raise ModelError("lora_rank 0 trains all weights, and quantized ones cannot be trained; set one of the two")
+        return model.requires_grad_(True)
     if resolve_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
@@ -237,12 +244,18 @@ def add_lora(
 def save_judge(model: Any, tokenizer: Any, out: Path, *, source: str | Path, judge: dict[str, Any]) -> None:
     """Merge the trained adapter into the weights of `source` (read again, unquantized) and write the judge to `out`.
 
-    Merging into the copy on disk leaves TRL's patched forward behind and is exact after 4-bit training, too.
+    Merging into the copy on disk leaves TRL's patched forward behind and is exact after 4-bit training, too. A model
+    that was trained without an adapter is written as it is.
     """
     from peft import PeftModel
 
     adapter = out / "adapter"
     with saving(out):
+        if not isinstance(model, PeftModel):
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+            store.write_json(out / "judge.json", {**DEFAULTS, **judge})
+            return
         model.save_pretrained(adapter, selected_adapters=["default"])
         fresh, _ = _load_transformers(str(source), "none")
         merged = PeftModel.from_pretrained(fresh, adapter).merge_and_unload()

@@ -1,7 +1,7 @@
 """sft() and dpo(): a judge learns from rows, on TRL.
 
 Both take token ids, tokenized by srlib.prompts as in sampling, so what a judge is trained on is to the token what it
-reads and writes later. Both start from a model directory, train one fresh LoRA adapter and write the merged judge; DPO's
+reads and writes later. Both start from a model directory, train one fresh LoRA adapter (or all weights) and write the merged judge; DPO's
 reference is the model it starts from (paper section 3: J_t from J_{t-1}). The log, one dict a step, is written beside
 the judge; where it is there already, nothing is trained.
 
@@ -36,7 +36,7 @@ class Settings:
     batch_size: int = 16  # rows (pairs) an optimizer step
     micro_batch_size: int = 16  # of these, how many go through the model at once
     adam_beta2: float = 0.95
-    lora_rank: int = 16
+    lora_rank: int = 16  # 0: all weights
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     gradient_checkpointing: bool = False
@@ -136,7 +136,8 @@ def dpo(
         def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
             """transformers finds the reference's adapter in its folder, and leaves the policy's beside it unread."""
             super()._load_from_checkpoint(checkpoint, model)
-            (model or self.model).load_adapter(checkpoint, "default", is_trainable=True)
+            if settings.lora_rank:
+                (model or self.model).load_adapter(checkpoint, "default", is_trainable=True)
 
     def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
         loss = (

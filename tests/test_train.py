@@ -195,6 +195,26 @@ def test_dpo_prefers_the_chosen_side(tiny, base_dir, dpo_rows, tmp_path):
     assert margin(trained) > margin(tiny[0]) + 0.1, "what was written is what was trained"
 
 
+def test_without_an_adapter_all_weights_train_and_the_reference_is_still_the_start(
+    base_dir, sft_rows, dpo_rows, tmp_path
+):
+    settings = with_(lora_rank=0, learning_rate=1e-3)
+    start, out = tmp_path / "sft", tmp_path / "dpo"
+    log = train.sft(base_dir, sft_rows, start, settings)
+    assert log[-1]["loss"] < log[0]["loss"] - 0.05
+    before, after = weights(base_dir), weights(start)
+    assert all(float((before[name].float() - after[name]).abs().max()) > 0 for name in after), "some weight stayed"
+    log = train.dpo(start, dpo_rows, out, with_(lora_rank=0, learning_rate=1e-4))
+    assert abs(log[0]["rewards/margins"]) < 1e-5
+    assert log[-1]["rewards/margins"] > 0.1
+    assert apart(start, out) > 0
+
+
+def test_quantized_weights_cannot_be_trained_as_a_whole(tiny):
+    with pytest.raises(models.ModelError, match="lora_rank 0 trains all weights"):
+        models.add_lora(tiny[0], quantization="4bit", rank=0)
+
+
 def test_a_reference_that_is_not_the_start_is_refused(base_dir, dpo_rows, tmp_path, monkeypatch):
     """TRL takes the reference when the trainer is made; here the policy moves between that and the first step."""
     import trl
