@@ -190,10 +190,10 @@ class Copies:
         import torch
         from transformers import DynamicCache
 
-        width = max(len(row) for row in rows)  # one more than is read, so that there is always a first column
-        ids = torch.zeros(len(rows), width - 1 or 1, dtype=torch.long)
+        width = max(1, max(map(len, rows)) - 1)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):  # on the right, where a window counts back from
+        for i, row in enumerate(rows):  # at the right end, from which a window counts back
             if len(row) > 1:
                 ids[i, 1 - len(row) :] = torch.tensor(row[:-1])
                 mask[i, 1 - len(row) :] = 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architectures import FAMILIES, KINDS, make
 
-from srlib import models, prefix, prompts, sample, train, world
+from srlib import models, prompts, sample, train, world
 
 pytestmark = pytest.mark.torch
 SETTINGS = dict(max_steps=3, batch_size=4, micro_batch_size=4, lora_rank=4, learning_rate=5e-3)
