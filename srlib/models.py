@@ -212,14 +212,14 @@ def base_of(model: str | Path) -> str | None:
         return None
     named = str(store.read_json(path / "adapter_config.json").get("base_model_name_or_path"))
     given = str(judge_info(path).get("base", named))
+    if not Path(named).is_absolute():  # on the hub
+        return named
     if Path(named).is_dir():
         return named
-    with contextlib.suppress(params.ParamError):
+    with contextlib.suppress(params.ParamError):  # outside a clone of the project
         if (place := params.project_root(path) / given).is_dir():
             return str(place)
-    if given.startswith((".", "/", "~")) or given.count("/") != 1:
-        raise ModelError(f"model {model} is an adapter, and its base {given} is not there; put it back where it was")
-    return given
+    raise ModelError(f"model {model} is an adapter, and its base {given} is not there; put it back where it was")
 
 
 def check_model(model: str | Path) -> None:

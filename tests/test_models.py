@@ -108,10 +108,28 @@ def test_a_tokenizer_that_cannot_end_or_pad(copy):
 
 
 def test_unknown_settings_are_named(base_dir):
-    with pytest.raises(ModelError, match="quantization '8bit' is not one of none, 4bit"):
+    with pytest.raises(ModelError, match="quantization '8bit', 'nf4' is not one of none, 4bit"):
         models.load(base_dir, quantization="8bit")
+    with pytest.raises(ModelError, match="quantization '4bit', 'int4' is not one of"):
+        models.load(base_dir, quantization="4bit", quant_type="int4")
     with pytest.raises(ModelError, match="backend 'jax' is not one of auto, unsloth, transformers"):
         models.load(base_dir, backend="jax")
+
+
+def test_auto_computes_in_what_the_machine_is_made_for(monkeypatch):
+    """A T4 has no bf16: torch emulates it, slowly, and says it is supported."""
+    import torch
+
+    assert models.torch_dtype() == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, wanted in ((False, torch.float16), (True, torch.bfloat16)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, n=native: including_emulation or n
+        )
+        assert models.torch_dtype() == wanted
+    assert models.torch_dtype("float32") == torch.float32
+    with pytest.raises(ModelError, match="dtype 'half' is not one of auto, float32, bfloat16, float16"):
+        models.torch_dtype("half")
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"template": 3}', "{"])
@@ -155,10 +173,14 @@ def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
     assert loss().item() < before - 0.1
 
 
-def test_4bit_judges(base_dir, rows):
+@pytest.mark.parametrize(("quant_type", "dtype"), [("nf4", "float32"), ("fp4", "bfloat16")])
+def test_4bit_judges(base_dir, rows, quant_type, dtype):
     from srlib import sample
 
-    model, tokenizer = models.load(base_dir, quantization="4bit")
+    model, tokenizer = models.load(base_dir, quantization="4bit", quant_type=quant_type, dtype=dtype)
+    assert str(model.dtype) == f"torch.{dtype}"
+    quantized = model.get_decoder().layers[0].mlp.up_proj.weight.quant_state
+    assert (quantized.quant_type, str(quantized.dtype)) == (quant_type, f"torch.{dtype}")
     found = sample.judgments(model, tokenizer, rows[:4], max_new_tokens=80)
     assert any(j.score is not None for j in found)
 
