@@ -56,6 +56,7 @@ def add_lora(
     model: Any,
     *,
     backend: str = "transformers",
+    quantization: str = "none",
     rank: int = 16,
     alpha: int = 32,
     dropout: float = 0.0,
@@ -63,7 +64,10 @@ def add_lora(
     seed: int = 0,
 ) -> Any:
     """The model with an adapter, the only part that trains: a fresh one, which at first changes nothing, or the one that a
-    judge came with, as it is. Then rank, alpha, dropout and targets have to be those it was made with (ModelError)."""
+    judge came with, as it is. Then rank, alpha, dropout and targets have to be those it was made with (ModelError).
+
+    With `rank` 0 there is no adapter and all weights train, which 4-bit weights cannot.
+    """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -73,6 +77,10 @@ def add_lora(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError("the model is an adapter on the hub; download it, give its directory, and it is trained on")
     torch.manual_seed(seed)
+    if rank == 0:
+        if quantization != "none":
+            raise ModelError("lora_rank 0 trains all weights, and quantized ones cannot be trained; set one of the two")
+        return model.requires_grad_(True)
     settings: dict[str, Any] = dict(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(model, lora_targets)
     )
@@ -119,23 +127,31 @@ def save_judge(
     """Write the trained judge to `out`: its adapter alone, or merged into the weights that `source` was trained from.
 
     These are read again, unquantized and on the CPU: the copy on disk has no patched forward (TRL leaves one on the model
-    it trained), and needs no room on the GPU.
+    it trained), and needs no room on the GPU. A model that was trained without an adapter is written as it is.
     """
+    from peft import PeftModel
+
     base = models.base_of(source) or str(source)
     info = {**models.DEFAULTS, **judge, "vocabulary": models.vocabulary(tokenizer)}
     info["base"] = models.judge_info(source).get("base", str(source))
     trained = out if adapter else out / "adapter"
     with saving(out):
-        config = model.peft_config["default"]
-        local = Path(base).expanduser()
-        config.base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
-        model.save_pretrained(trained, selected_adapters=["default"])
-        (trained / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing in it
-        if not adapter:
+        if isinstance(model, PeftModel):
+            _save_adapter(model, trained, base)
+        else:
+            ending(model, tokenizer).save_pretrained(out)
+        if isinstance(model, PeftModel) and not adapter:
             merge(base, trained, tokenizer, dtype=model.get_input_embeddings().weight.dtype).save_pretrained(out)
             shutil.rmtree(trained)
         tokenizer.save_pretrained(out)
     store.write_json(out / "judge.json", info)
+
+
+def _save_adapter(model: Any, out: Path, base: str) -> None:
+    local = Path(base).expanduser()
+    model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
+    model.save_pretrained(out, selected_adapters=["default"])
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing in it
 
 
 def merge(base: str, adapter: Path, tokenizer: Any, dtype: Any = None) -> Any:

@@ -31,7 +31,7 @@ def with_columns(trainer: Any, dataset: Any, batch_size: int, path: Path) -> Any
     if found is None:
         found = dict(zip(COLUMNS, _computed(trainer, dataset, batch_size), strict=True))
         store.write_json(path, {"key": key, **found})
-    if "ref" in trainer.model.peft_config:  # TRL's copy of the adapter; its work is done
+    if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of the adapter; its work is done
         trainer.model.delete_adapter("ref")
     for name in COLUMNS:
         dataset = dataset.add_column(name, found[name])

@@ -1,9 +1,9 @@
 """sft() and dpo(): a judge learns from rows, on TRL.
 
 Both take token ids, tokenized by srlib.prompts as in sampling, so what a judge is trained on is to the token what it
-reads and writes later. Both start from a model directory, train one LoRA adapter, a fresh one or the judge's own, and
-write the judge (srlib.adapters); DPO's reference is the model it starts from (paper section 3: J_t from J_{t-1}). The
-log, one dict a step, is written beside the judge; where it is there already, nothing is trained.
+reads and writes later. Both start from a model directory, train one LoRA adapter, a fresh one or the judge's own (or
+all weights), and write the judge (srlib.adapters); DPO's reference is the model it starts from (paper section 3: J_t from
+J_{t-1}). The log, one dict a step, is written beside the judge; where it is there already, nothing is trained.
 
     log = sft("models/tiny-base", sft_rows(tokenizer, examples), Path("runs/tiny/judges/sft"), Settings(max_steps=120))
 """
@@ -181,23 +181,28 @@ def _train(
     os.environ["TQDM_DISABLE"] = "1"  # TRL draws bars of its own; ours reaches the pipeline
     started = time.monotonic()
     set_seed(settings.seed)
-    weights = dict(quantization=settings.quantization, quant_type=settings.quant_type, dtype=settings.dtype)
+    if settings.lora_rank == 0 and settings.judge_format == "adapter":
+        raise models.ModelError(
+            "lora_rank 0 trains all weights: there is no adapter to keep; set judge_format to merged"
+        )
+    dtype = settings.dtype if settings.lora_rank else "float32"  # small steps are lost in 16-bit weights
+    weights = dict(quantization=settings.quantization, quant_type=settings.quant_type, dtype=dtype)
     policy, tokenizer = models.load(model, backend=settings.backend, training=True, **weights)
     as_adapter = adapters.keeps_adapter(
         settings.judge_format, model, settings.quantization, models.torch_dtype(settings.dtype)
     )
     policy = adapters.add_lora(
-        policy, backend=settings.backend, rank=settings.lora_rank, alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
+        policy, backend=settings.backend, quantization=settings.quantization, rank=settings.lora_rank,
+        alpha=settings.lora_alpha, dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
     )  # fmt: skip
-    exact = {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    trains = [] if settings.quantization == "none" else [p for p in policy.parameters() if p.requires_grad]
+    exact = [p.detach().clone() for p in trains]
     dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])
     total = steps(len(rows), settings)
     trainer = make_trainer(policy, tokenizer, dataset, _arguments(settings, checkpoints, total))
     trainer.remove_callback(PrinterCallback)
-    for name, p in policy.named_parameters():
-        if name in exact:  # TRL rounds the adapter of a 4-bit model to bf16, where small steps are lost
-            p.data = exact[name].to(p.device)
+    for p, value in zip(trains, exact, strict=True):  # TRL rounds a 4-bit model's adapter to bf16; small steps vanish
+        p.data = value
     with progress(total=total, desc=f"train {out.name.removesuffix('.partial')}") as bar:
         trainer.add_callback(_watch(bar, _tolerance(trainer.args)))
         with adapters.saving(out):

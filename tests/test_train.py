@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srlib import models, prompts, store, train
+from srlib import adapters, models, prompts, store, train
 from srlib.schema import Pair
 
 pytestmark = pytest.mark.torch
@@ -212,7 +212,7 @@ def test_without_an_adapter_all_weights_train_and_the_reference_is_still_the_sta
 
 def test_quantized_weights_cannot_be_trained_as_a_whole(tiny):
     with pytest.raises(models.ModelError, match="lora_rank 0 trains all weights"):
-        models.add_lora(tiny[0], quantization="4bit", rank=0)
+        adapters.add_lora(tiny[0], quantization="4bit", rank=0)
 
 
 def test_a_reference_that_is_not_the_start_is_refused(base_dir, dpo_rows, tmp_path, monkeypatch):
