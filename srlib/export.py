@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -181,11 +182,18 @@ def _load_gguf(out: Path) -> tuple[Any, Any]:
 
 def _push(path: Path, name: str) -> None:
     """A repository that was not there becomes a private one."""
+    import httpx
     from huggingface_hub import HfApi
 
     api = HfApi(token=os.environ["HF_TOKEN"])
-    api.create_repo(name, private=True, exist_ok=True)
-    api.upload_folder(repo_id=name, folder_path=path, commit_message="A judge from srlib export")
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=path, commit_message="A judge from srlib export")
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ExportError(
+            f"{path} was written, but not pushed to {name} ({type(error).__name__}: {error}): push that directory again "
+            "with `hf upload`"
+        ) from None
 
 
 # ---------------------------------------------------------------- the gate
@@ -233,10 +241,11 @@ def compare(before: Judged, after: Judged) -> Gate:
         for a, b in zip(before.judgments, after.judgments, strict=True)
         if _verdict(a) != _verdict(b)
     ]
+    differences = [d if d == d else math.inf for d in differences]  # NaN is no agreement
     largest = max(differences)
     gate = Gate(len(ids), len(ids) - len(changed), round(largest, 6), TOLERANCE, ids)
     if changed or not largest <= TOLERANCE:
-        where = ids[differences.index(largest)] if largest == largest else "an item"
+        where = ids[differences.index(largest)]
         raise GateError(
             f"what was exported is not the judge of the run, and was deleted: {len(changed)} of {len(ids)} greedy scores "
             f"changed{''.join(f' ({c})' for c in changed[:3])}; log-probabilities differ by up to {largest:.3g} nats a "

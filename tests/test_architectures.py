@@ -148,10 +148,10 @@ def test_any_of_the_models_own_ends_ends_a_judgment(loaded, rows):
 # ---------------------------------------------------------------- training, through both backends
 
 
-def learned(base: Path, out: Path, rows, backend: str) -> dict[str, float]:
+def learned(base: Path, out: Path, rows, backend: str, quantization: str = "none") -> dict[str, float]:
     """Three steps of SFT (the first at a learning rate of 0), three of DPO on top; what a test wants to know."""
     sft_rows, dpo_rows = rows_of(models.load_tokenizer(base), rows)
-    settings = train.Settings(**SETTINGS, backend=backend)
+    settings = train.Settings(**SETTINGS, backend=backend, quantization=quantization)
     first = train.sft(base, sft_rows, out / "sft", settings)
     second = train.dpo(out / "sft", dpo_rows, out / "dpo", settings, nll_weight=0.5)
     logs = {"sft 1": first[0]["loss"], "sft 3": first[2]["loss"], "margin 1": second[0]["rewards/margins"]}
@@ -165,6 +165,7 @@ def trained(hub, rows, tmp_path_factory, one_thread):
     out, before = tmp_path_factory.mktemp("plain"), torch.cpu._is_avx512_bf16_supported
     torch.cpu._is_avx512_bf16_supported = lambda: False
     logs = {kind: learned(hub / kind, out / kind, rows, "transformers") for kind in FAMILIES}
+    logs["4bit"] = learned(hub / "llama", out / "4bit", rows, "transformers", "4bit")
     torch.cpu._is_avx512_bf16_supported = before
     return out, logs
 
@@ -209,7 +210,9 @@ sys.path.insert(0, sys.argv[3])
 from test_architectures import FAMILIES, learned
 from srlib import world
 hub, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), world.examples("train", 0, 32, care=0.5)
-print("learned " + json.dumps({kind: learned(hub / kind, out / kind, rows, "unsloth") for kind in FAMILIES}))
+logs = {kind: learned(hub / kind, out / kind, rows, "unsloth") for kind in FAMILIES}
+logs["4bit"] = learned(hub / "llama", out / "4bit", rows, "unsloth", "4bit")
+print("learned " + json.dumps(logs))
 """
 
 
@@ -224,3 +227,7 @@ def test_unsloth_learns_the_same(hub, trained, tmp_path):
     )
     for kind in FAMILIES:
         assert found[kind] == pytest.approx(trained[1][kind], abs=2e-4), kind
+    assert found["4bit"] == pytest.approx(trained[1]["4bit"], abs=2e-3)
+    assert (
+        models.base_of(tmp_path / "4bit" / "dpo") == models.base_of(trained[0] / "4bit" / "dpo") == str(hub / "llama")
+    )
