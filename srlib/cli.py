@@ -129,6 +129,28 @@ def judge(
         )
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="the directory of a run that has ended, such as runs/tiny")],
+    to: Annotated[Path, typer.Option(help="where the judge goes, a new directory")],
+    how: Annotated[str, typer.Option("--format", help="adapter, merged or gguf [default: as the run keeps it]")] = "",
+    push: Annotated[str, typer.Option(metavar="ORG/NAME", help="also to the hub, private; HF_TOKEN is the key")] = "",
+) -> None:
+    """Take a run's judge out: weights, tokenizer and model card, if it still judges as it did in the run."""
+    with _messages():
+        from srlib import export
+
+        try:
+            gate = export.export(run, to, how, push)
+        except export.GateError as error:
+            _say(error, 1)
+        _console().print(
+            f"{to}: {gate.same_score} of {gate.items} greedy scores as before, log-probabilities within "
+            f"{gate.largest_difference:.2g} nats a token",
+            markup=False,
+        )
+
+
 def _console() -> Console:
     """In a log, a table has the width it needs, not that of a terminal which is not there."""
     console = Console(highlight=False)

@@ -69,6 +69,8 @@ class Settings:
     seed: int = 0
     backend: str = "transformers"
     quantization: str = "none"
+    quant_type: str = "nf4"
+    dtype: str = "auto"
 
 
 def judge_all(
@@ -134,7 +136,8 @@ def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, 
     from srlib import models, sample
 
     info = models.judge_info(model)
-    loaded, tokenizer = models.load(model, backend=settings.backend, quantization=settings.quantization)
+    weights = dict(quantization=settings.quantization, quant_type=settings.quant_type, dtype=settings.dtype)
+    loaded, tokenizer = models.load(model, backend=settings.backend, **weights)
     for split, rows in splits.items():
         done = out / f"{split}.done"
         if done.exists():

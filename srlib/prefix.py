@@ -1,18 +1,21 @@
 """One copy of a prompt's keys and values for all the rows that continue it.
 
 What transformers calls a cache, and an attention function over two parts: the prompt's keys, kept once for each prompt,
-and a row's own. Both go through transformers' own interfaces, so the model itself stays as it is; an architecture whose
-attention is not plain full attention is refused, not computed wrongly.
+and a row's own. Both go through transformers' own interfaces, so the model itself stays as it is. An architecture whose
+attention is not plain full attention (Gemma 2's soft caps, windows shorter than the text, sinks) would be computed
+wrongly; it reads the prompt once, too, and then every row gets a copy of what was read.
 
-    cache = prefill(model, prompts, owner=[0, 0, 1, 1], capacity=120)    # two prompts, two rows each
-    with sharing(model):
-        logits = model(input_ids=..., position_ids=..., past_key_values=cache, use_cache=True, shared=cache).logits
+    with reading(model, prompts, owner=[0, 0, 1, 1], capacity=120) as past:    # two prompts, two rows each
+        logits = past.read(ids, positions)    # (4, T), (4, T) -> (4, T, V)
+        past.keep(rows)                       # the others have ended
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ATTENTION = "srlib_shared_prefix"
@@ -141,20 +144,87 @@ class sharing:
         self.model.set_attn_implementation(self.before)
 
 
-def check_attention(model: Any, longest: int) -> None:
-    """Refuse what `_attend` would compute wrongly: a window shorter than the text, soft-capped scores, sinks."""
-    config = model.config.get_text_config()
+def not_shareable(model: Any, longest: int) -> str | None:
+    """Why `_attend` would compute this model wrongly: a window shorter than the text, soft-capped scores, sinks."""
+    config, name = model.config.get_text_config(), type(model).__name__
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and longest > window:
-        raise ValueError(
-            f"{type(model).__name__} attends to {window} tokens and a judgment needs {longest}: not supported"
-        )
+        return f"{name} attends to {window} tokens and a judgment needs {longest}"
     if getattr(config, "attn_logit_softcapping", None):
-        raise ValueError(
-            f"{type(model).__name__} soft-caps its attention scores: sampling with a shared prompt is not supported"
-        )
+        return f"{name} soft-caps its attention scores"
     if any(hasattr(module, "sinks") for module in model.modules()):
-        raise ValueError(f"{type(model).__name__} has attention sinks: sampling with a shared prompt is not supported")
+        return f"{name} has attention sinks"
+    return None
+
+
+@contextlib.contextmanager
+def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> Iterator[Any]:
+    """What has been read so far, of P prompts (lists of token ids, all but the last of each) and of the R rows that go on
+    from them by at most `capacity` tokens; `owner` (R,) ascending names each row's prompt."""
+    why = not_shareable(model, max(map(len, rows)) + capacity)
+    if why is not None:
+        warnings.warn(f"{why}: each draw gets a copy of its prompt's keys and values, which is slower", stacklevel=2)
+        yield Copies(model, rows, owner)
+        return
+    shared = prefill(model, rows, owner, capacity)
+    with sharing(model):
+        yield _Shared(model, shared)
+
+
+class _Shared:
+    def __init__(self, model: Any, cache: SharedPrefix) -> None:
+        self.model, self.cache, self.keep = model, cache, cache.keep
+
+    def read(self, ids: Any, positions: Any) -> Any:
+        logits = self.model(
+            input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, shared=self.cache
+        ).logits
+        self.cache.length += ids.shape[1]
+        return logits
+
+
+class Copies:
+    """The same for any architecture, through its own cache and its own attention: one copy of the prompt a row."""
+
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        width = max(1, max(map(len, rows)) - 1)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):  # at the right end, from which a window counts back
+            if len(row) > 1:
+                ids[i, 1 - len(row) :] = torch.tensor(row[:-1])
+                mask[i, 1 - len(row) :] = 1
+        owners = torch.tensor(owner, device=model.device)
+        self.model, ids, mask = model, ids.to(model.device), mask.to(model.device)
+        self.cache = DynamicCache(config=model.config.get_text_config())
+        model.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache.batch_select_indices(owners)
+        self.mask = mask[owners]
+
+    def read(self, ids: Any, positions: Any) -> Any:
+        import torch
+
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        return self.model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+
+    def keep(self, rows: Any) -> None:
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
 
 
 def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> SharedPrefix:

@@ -2,7 +2,8 @@
 
 A judge's prompt is several times longer than its judgment, and self-rationalization draws N judgments of each. So the
 prompt is read once and its keys and values are kept once; the N rows that continue it attend to that one copy and to
-their own tokens (srlib.prefix). Any architecture with plain full attention works (Llama, Qwen, Mistral, ...).
+their own tokens (srlib.prefix). Any architecture with plain full attention works so (Llama, Qwen, Mistral, ...); the
+others get a copy of the prompt's keys and values a row, with the same draws.
 
 Draws are counter-based: the uniform number of a step depends on (seed, example, index, step) alone, so the judgments
 are the same whatever the batch size, and wherever a run was interrupted.
@@ -59,16 +60,15 @@ def decode(
     top_p: float = 1.0,
     draws: np.ndarray | None = None,
     watch: Sequence[int] = (),
+    ends: Sequence[int] = (),
 ) -> list[Draw]:
     """Continue P prompts (lists of token ids) by R rows; `owner` (R,) ascending says which prompt each row continues.
 
-    Greedy at temperature 0; else `draws` (R, max_new_tokens) holds the uniform numbers. Returns R draws in row order.
+    A row ends with `eos`, or with one of `ends`, which is written down as `eos`. Greedy at temperature 0; else `draws` (R, max_new_tokens) holds the uniform numbers. Returns R draws in row order.
     """
     import torch
 
-    prefix.check_attention(model, max(map(len, rows)) + max_new_tokens)
-    with torch.inference_mode():
-        cache = prefix.prefill(model, rows, owner, max_new_tokens)
+    with torch.inference_mode(), prefix.reading(model, rows, owner, max_new_tokens) as past:
         device, n_rows = model.device, len(owner)
         owners = torch.tensor(owner, device=device)
         token = torch.tensor([row[-1] for row in rows], device=device)[owners]
@@ -80,34 +80,24 @@ def decode(
         out = torch.full((n_rows, max_new_tokens), eos, dtype=torch.long, device=device)
         logprobs = torch.zeros(n_rows, max_new_tokens, device=device)
         watched = torch.zeros(n_rows, max_new_tokens, len(watch), device=device)
-        with prefix.sharing(model):
-            for step in range(max_new_tokens):
-                logits = (
-                    model(
-                        input_ids=token[:, None],
-                        position_ids=position[:, None],
-                        past_key_values=cache,
-                        use_cache=True,
-                        shared=cache,
-                    )
-                    .logits[:, -1]
-                    .float()
-                )
-                cache.length += 1
-                token = _choose(logits, temperature, top_p, None if u is None else u[alive, step])
-                out[alive, step] = token
-                logprobs[alive, step] = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
-                if len(watch):
-                    watched[alive, step] = logits[:, watched_ids]
-                done |= token == eos
-                position = position + 1
-                n_alive = len(done) - int(done.sum())
-                if n_alive == 0:
-                    break
-                if n_alive < COMPACT * len(done):
-                    stay = (~done).nonzero()[:, 0]
-                    alive, token, position, done = alive[stay], token[stay], position[stay], done[stay]
-                    cache.keep(stay)
+        ending = torch.tensor([eos, *ends], device=device)
+        for step in range(max_new_tokens):
+            logits = past.read(token[:, None], position[:, None])[:, -1].float()
+            token = _choose(logits, temperature, top_p, None if u is None else u[alive, step])
+            ended = torch.isin(token, ending)
+            out[alive, step] = torch.where(ended, eos, token)
+            logprobs[alive, step] = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
+            if len(watch):
+                watched[alive, step] = logits[:, watched_ids]
+            done |= ended
+            position = position + 1
+            n_alive = len(done) - int(done.sum())
+            if n_alive == 0:
+                break
+            if n_alive < COMPACT * len(done):
+                stay = (~done).nonzero()[:, 0]
+                alive, token, position, done = alive[stay], token[stay], position[stay], done[stay]
+                past.keep(stay)
     return _collect(out.cpu().numpy(), logprobs.cpu().numpy(), watched.cpu().numpy(), eos)
 
 
@@ -166,20 +156,14 @@ def score_candidates(
     owner = [i for i, options in enumerate(continuations) for _ in options]
     flat = [list(option) for options in continuations for option in options]
     width = max(map(len, flat))
-    prefix.check_attention(model, max(map(len, contexts)) + width)
-    with torch.inference_mode():
-        cache = prefix.prefill(model, contexts, owner, width)
+    with torch.inference_mode(), prefix.reading(model, contexts, owner, width) as past:
         # The input is the context's last token and all but the last of the continuation.
         ids = torch.zeros(len(flat), width, dtype=torch.long, device=model.device)
         for i, option in enumerate(flat):
             ids[i, : len(option)] = torch.tensor([contexts[owner[i]][-1], *option[:-1]])
         start = torch.tensor([len(contexts[i]) - 1 for i in owner], device=model.device)
         positions = start[:, None] + torch.arange(width, device=model.device)
-        with prefix.sharing(model):
-            logits = model(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, shared=cache
-            ).logits
-        logprobs = torch.log_softmax(logits.float(), -1)
+        logprobs = torch.log_softmax(past.read(ids, positions).float(), -1)
     found: list[list[float]] = [[] for _ in contexts]
     for i, option in enumerate(flat):
         picked = logprobs[i, range(len(option)), option]
@@ -253,6 +237,12 @@ def _batches(todo: list, batch_size: int) -> Iterator[list]:
         start = end
 
 
+def _ends(model: Any) -> list[int]:
+    """What ends a text by the model's own settings: one token or several, beside the end of a turn."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 def _judge_batch(
     model: Any,
     tokenizer: Any,
@@ -261,6 +251,7 @@ def _judge_batch(
     distributions: bool,
     settings: dict,
 ) -> Iterator[Judgment]:
+    settings = settings | {"ends": _ends(model)}
     room = model.config.get_text_config().max_position_embeddings - settings["max_new_tokens"]
     for example, ids, missing in batch:
         if len(ids) > room:

@@ -1,9 +1,9 @@
 """sft() and dpo(): a judge learns from rows, on TRL.
 
 Both take token ids, tokenized by srlib.prompts as in sampling, so what a judge is trained on is to the token what it
-reads and writes later. Both start from a model directory, train one fresh LoRA adapter (or all weights) and write the merged judge; DPO's
-reference is the model it starts from (paper section 3: J_t from J_{t-1}). The log, one dict a step, is written beside
-the judge; where it is there already, nothing is trained.
+reads and writes later. Both start from a model directory, train one LoRA adapter, a fresh one or the judge's own (or
+all weights), and write the judge (srlib.adapters); DPO's reference is the model it starts from (paper section 3: J_t from
+J_{t-1}). The log, one dict a step, is written beside the judge; where it is there already, nothing is trained.
 
     log = sft("models/tiny-base", sft_rows(tokenizer, examples), Path("runs/tiny/judges/sft"), Settings(max_steps=120))
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib import models, prompts, store
+from srlib import adapters, models, prompts, reference, store
 from srlib.progress import progress
 from srlib.schema import Example, Pair
 
@@ -39,9 +39,13 @@ class Settings:
     lora_rank: int = 16  # 0: all weights
     lora_alpha: int = 32
     lora_dropout: float = 0.0
+    lora_targets: str = adapters.ALL
     gradient_checkpointing: bool = False
     backend: str = "auto"
     quantization: str = "none"
+    quant_type: str = "nf4"
+    dtype: str = "auto"  # float32 also means no mixed precision
+    judge_format: str = "auto"
     seed: int = 0
     judge: dict[str, Any] = field(default_factory=dict)  # what judge.json is to say
 
@@ -120,9 +124,10 @@ def dpo(
 ) -> list[dict[str, float]]:
     """Direct preference optimization from `model`, which is the reference, too; writes the judge to `out`, returns the log.
 
-    The loss is -log sigmoid(beta * margin) + nll_weight * NLL(chosen) (RPO, arXiv 2404.19733). Raises ReferenceMismatch
-    if the first step's reward margin is not zero within 1e-5 (fp32) or 1e-2 (bf16), that is, if the sigmoid loss does
-    not start at ln 2.
+    The loss is -log sigmoid(beta * margin) + nll_weight * NLL(chosen) (RPO, arXiv 2404.19733). The reference's
+    log-probabilities are computed before training and kept in `out` (srlib.reference), so there is one model. Raises
+    ReferenceMismatch if the first step's reward margin is not zero within 1e-5 (fp32) or 1e-2 (16 bit), that is, if the
+    sigmoid loss does not start at ln 2.
     """
     models.resolve_backend(settings.backend)
     from trl import DPOConfig, DPOTrainer
@@ -133,11 +138,8 @@ def dpo(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-        def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-            """transformers finds the reference's adapter in its folder, and leaves the policy's beside it unread."""
-            super()._load_from_checkpoint(checkpoint, model)
-            if settings.lora_rank:
-                (model or self.model).load_adapter(checkpoint, "default", is_trainable=True)
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            return reference.with_columns(self, dataset, batch_size, out / "reference.json")
 
     def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
         loss = (
@@ -145,7 +147,7 @@ def dpo(
             if nll_weight
             else dict(loss_type="sigmoid")
         )
-        config = DPOConfig(**arguments, **loss, beta=beta)
+        config = DPOConfig(**arguments, **loss, beta=beta, precompute_ref_log_probs=True)
         return TokenizedDPOTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
 
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
@@ -179,25 +181,37 @@ def _train(
     os.environ["TQDM_DISABLE"] = "1"  # TRL draws bars of its own; ours reaches the pipeline
     started = time.monotonic()
     set_seed(settings.seed)
-    policy, tokenizer = models.load(model, backend=settings.backend, quantization=settings.quantization, training=True)
-    policy = models.add_lora(
+    if settings.lora_rank == 0 and settings.judge_format == "adapter":
+        raise models.ModelError(
+            "lora_rank 0 trains all weights: there is no adapter to keep; set judge_format to merged"
+        )
+    dtype = settings.dtype if settings.lora_rank else "float32"  # small steps are lost in 16-bit weights
+    weights = dict(quantization=settings.quantization, quant_type=settings.quant_type, dtype=dtype)
+    policy, tokenizer = models.load(model, backend=settings.backend, training=True, **weights)
+    as_adapter = adapters.keeps_adapter(
+        settings.judge_format, model, settings.quantization, models.torch_dtype(settings.dtype)
+    )
+    policy = adapters.add_lora(
         policy, backend=settings.backend, quantization=settings.quantization, rank=settings.lora_rank,
-        alpha=settings.lora_alpha, dropout=settings.lora_dropout, seed=settings.seed,
+        alpha=settings.lora_alpha, dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
     )  # fmt: skip
+    trains = [] if settings.quantization == "none" else [p for p in policy.parameters() if p.requires_grad]
+    exact = [p.detach().clone() for p in trains]
     dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])
     total = steps(len(rows), settings)
     trainer = make_trainer(policy, tokenizer, dataset, _arguments(settings, checkpoints, total))
     trainer.remove_callback(PrinterCallback)
+    for p, value in zip(trains, exact, strict=True):  # TRL rounds a 4-bit model's adapter to bf16; small steps vanish
+        p.data = value
     with progress(total=total, desc=f"train {out.name.removesuffix('.partial')}") as bar:
         trainer.add_callback(_watch(bar, _tolerance(trainer.args)))
-        with models.saving(out):
+        with adapters.saving(out):
             trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     # Resumed behind its last step, the trainer makes one more, at a learning rate of 0.
     entries = [entry for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= total]
     log = [{k: float(v) for k, v in entry.items()} for entry in entries]
-    models.save_judge(
-        trainer.accelerator.unwrap_model(trainer.model), tokenizer, out, source=model, judge=settings.judge
-    )
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    adapters.save_judge(trained, tokenizer, out, source=model, judge=settings.judge, adapter=as_adapter)
     tokens = sum(lengths) * total * settings.batch_size / len(rows)
     facts = {
         "steps": total,
@@ -213,15 +227,18 @@ def _train(
 def _arguments(settings: Settings, checkpoints: Path, total: int) -> dict[str, Any]:
     import torch
 
-    gpu = torch.cuda.is_available()
-    bf16 = torch.cuda.is_bf16_supported() if gpu else torch.cpu._is_avx512_bf16_supported()
+    gpu, dtype = torch.cuda.is_available(), models.torch_dtype(settings.dtype)
+    if not gpu and dtype == torch.float16:
+        raise models.ModelError("dtype float16 trains on a GPU only; set it to auto, float32 or bfloat16")
+    # On a CPU fp32 weights compute in bf16 where it has instructions for that, unless float32 was asked for.
+    bf16 = dtype == torch.bfloat16 or (not gpu and settings.dtype == "auto" and torch.cpu._is_avx512_bf16_supported())
     tracked = "wandb" if _wandb_is_on() else "none"
     return dict(
         output_dir=str(checkpoints), max_steps=total, learning_rate=settings.learning_rate, seed=settings.seed,
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
         warmup_steps=math.ceil(WARMUP * total), lr_scheduler_type="linear", adam_beta2=settings.adam_beta2,
-        max_grad_norm=1.0, weight_decay=0.0, use_cpu=not gpu, bf16=bf16, fp16=gpu and not bf16,
+        max_grad_norm=1.0, weight_decay=0.0, use_cpu=not gpu, bf16=bf16, fp16=dtype == torch.float16,
         gradient_checkpointing=settings.gradient_checkpointing, logging_steps=1, logging_first_step=True,
         save_strategy="steps", save_steps=50, save_total_limit=1, report_to=tracked, disable_tqdm=True,
         # Rows of one length side by side save a fifth of the time; too long ones were dropped before, never truncated.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib import models, store
+from srlib import adapters, models, store
 from srlib.models import ModelError
 
 pytestmark = pytest.mark.torch
@@ -108,10 +108,28 @@ def test_a_tokenizer_that_cannot_end_or_pad(copy):
 
 
 def test_unknown_settings_are_named(base_dir):
-    with pytest.raises(ModelError, match="quantization '8bit' is not one of none, 4bit"):
+    with pytest.raises(ModelError, match="quantization '8bit', 'nf4' is not one of none, 4bit"):
         models.load(base_dir, quantization="8bit")
+    with pytest.raises(ModelError, match="quantization '4bit', 'int4' is not one of"):
+        models.load(base_dir, quantization="4bit", quant_type="int4")
     with pytest.raises(ModelError, match="backend 'jax' is not one of auto, unsloth, transformers"):
         models.load(base_dir, backend="jax")
+
+
+def test_auto_computes_in_what_the_machine_is_made_for(monkeypatch):
+    """A T4 has no bf16: torch emulates it, slowly, and says it is supported."""
+    import torch
+
+    assert models.torch_dtype() == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, wanted in ((False, torch.float16), (True, torch.bfloat16)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, n=native: including_emulation or n
+        )
+        assert models.torch_dtype() == wanted
+    assert models.torch_dtype("float32") == torch.float32
+    with pytest.raises(ModelError, match="dtype 'half' is not one of auto, float32, bfloat16, float16"):
+        models.torch_dtype("half")
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"template": 3}', "{"])
@@ -122,80 +140,7 @@ def test_a_judge_json_that_says_nothing_is_refused(copy, content):
         models.judge_info(copy)
 
 
-# ---------------------------------------------------------------- adapters and judges
-
-
-def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains(base_dir, rows, tiny):
-    import torch
-
-    plain, tokenizer = tiny
-    model = models.add_lora(models.load(base_dir)[0], rank=4, alpha=8).eval()
-    ids = ids_of(rows, tokenizer)
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=0, rtol=0)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    layers = plain.config.num_hidden_layers
-    assert len(trained) == 2 * len(models.LINEAR) * layers
-    assert all("lora_" in name for name in trained)
-
-
-@pytest.mark.parametrize("quantization", ["none", "4bit"])
-def test_the_merged_judge_is_the_model_with_its_adapter(base_dir, rows, tiny, tmp_path, quantization):
-    """After 4-bit training, the adapter goes into the unquantized weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    plain, tokenizer = tiny
-    policy, _ = models.load(base_dir, quantization=quantization, training=True)
-    policy = models.add_lora(policy, quantization=quantization, rank=4, alpha=8)
-    torch.manual_seed(0)
-    adapter = {name: p for name, p in policy.named_parameters() if "lora_B" in name}
-    for p in adapter.values():
-        torch.nn.init.normal_(p.data, std=0.05)
-    out = tmp_path / "judge"
-    models.save_judge(policy, tokenizer, out, source=base_dir, judge={"template": "prometheus"})
-
-    reference = models.add_lora(models.load(base_dir)[0], rank=4, alpha=8).eval()
-    reference.load_state_dict({n: p.float() for n, p in policy.named_parameters() if "lora_" in n}, strict=False)
-    ids = ids_of(rows, tokenizer)
-    judge, own_tokenizer = models.load(out)
-    with torch.no_grad():
-        wanted, found = reference(ids).logits, judge(ids).logits
-        assert (wanted - plain(ids).logits).abs().max() > 0.1, "the adapter is meant to matter"
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
-    assert own_tokenizer.get_vocab() == tokenizer.get_vocab()
-    assert own_tokenizer.chat_template == tokenizer.chat_template
-    assert models.judge_info(out) == {**models.DEFAULTS, "template": "prometheus"}
-    assert not list(out.rglob("adapter*"))
-    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.float32
-
-
-@pytest.mark.parametrize("writer", ["safetensors", "torch"])
-def test_a_full_disk_is_told_by_every_writer(tmp_path, writer):
-    """Neither library raises an OSError; no file may grow beyond 64 kB here."""
-    import resource
-
-    import torch
-    from safetensors.torch import save_file
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = {"safetensors": save_file, "torch": torch.save}[writer]
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
-        with (
-            pytest.raises(store.StoreError, match=r"judge: cannot be written .*free space"),
-            models.saving(tmp_path / "judge"),
-        ):
-            save({"weight": torch.zeros(2**18)}, tmp_path / "file")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize("text", ["out of memory", "PytorchStreamReader failed: inline_container.cc"])
-def test_what_is_no_matter_of_the_disk_keeps_its_name(tmp_path, text):
-    with pytest.raises(RuntimeError, match=text) as caught, models.saving(tmp_path):
-        raise RuntimeError(text)
-    assert type(caught.value) is RuntimeError
+# ---------------------------------------------------------------- 4 bit, backends
 
 
 def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
@@ -206,7 +151,7 @@ def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
     plain, tokenizer = tiny
     model, _ = models.load(base_dir, quantization="4bit", training=True)
     assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 7 * plain.config.num_hidden_layers
-    model = models.add_lora(model, quantization="4bit", rank=8, alpha=16)
+    model = adapters.add_lora(model, rank=8, alpha=16)
     ids = ids_of(rows, tokenizer)
 
     def loss():
@@ -228,15 +173,16 @@ def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
     assert loss().item() < before - 0.1
 
 
-def test_4bit_judges(base_dir, rows):
+@pytest.mark.parametrize(("quant_type", "dtype"), [("nf4", "float32"), ("fp4", "bfloat16")])
+def test_4bit_judges(base_dir, rows, quant_type, dtype):
     from srlib import sample
 
-    model, tokenizer = models.load(base_dir, quantization="4bit")
+    model, tokenizer = models.load(base_dir, quantization="4bit", quant_type=quant_type, dtype=dtype)
+    assert str(model.dtype) == f"torch.{dtype}"
+    quantized = model.get_decoder().layers[0].mlp.up_proj.weight.quant_state
+    assert (quantized.quant_type, str(quantized.dtype)) == (quant_type, f"torch.{dtype}")
     found = sample.judgments(model, tokenizer, rows[:4], max_new_tokens=80)
     assert any(j.score is not None for j in found)
-
-
-# ---------------------------------------------------------------- backends
 
 
 def test_auto_stays_with_transformers_where_trl_was_imported_first():

@@ -133,6 +133,7 @@ def test_rows_that_end_early_leave_and_the_others_do_not_notice(one_thread):
     ("name", "settings", "words"),
     [
         ("MistralConfig", {"sliding_window": 20}, "attends to 20 tokens and a judgment needs 40"),
+        ("Gemma2Config", {"head_dim": 16, "sliding_window": 12}, "attends to 12 tokens"),
         ("Gemma2Config", {"head_dim": 16, "sliding_window": 256}, "soft-caps"),
         (
             "GptOssConfig",
@@ -141,14 +142,24 @@ def test_rows_that_end_early_leave_and_the_others_do_not_notice(one_thread):
         ),
     ],
 )
-def test_attention_that_would_be_computed_wrongly_is_refused(name, settings, words, one_thread):
+def test_attention_that_cannot_share_a_prompt_gets_copies_of_it(name, settings, words, one_thread):
     model = random_model(name, settings)
-    before = model.config._attn_implementation
-    with pytest.raises(ValueError, match=words):
-        sample.decode(model, PROMPTS, range(4), max_new_tokens=20, eos=2)
-    with pytest.raises(ValueError, match=words.replace("40", "21")):
-        sample.score_candidates(model, PROMPTS, [[[4], [5]]] * 4)
+    before, owner = model.config._attn_implementation, [0, 0, 1, 2, 2, 2, 3]
+    draws = np.random.default_rng(2).random((7, 20))
+    with pytest.warns(UserWarning, match=words):
+        found = sample.decode(model, PROMPTS, owner, max_new_tokens=20, eos=2, draws=draws, temperature=1.5)
     assert model.config._attn_implementation == before
+    assert len({tuple(d.token_ids) for d in found}) == 7
+    for p, draw in zip(owner, found, strict=True):
+        behind = forward(model, PROMPTS[p] + draw.token_ids)[len(PROMPTS[p]) - 1 : -1]
+        assert draw.logprob == pytest.approx(behind[np.arange(len(behind)), draw.token_ids].mean(), abs=2e-4)
+    options = [[[4, 9, 8], [5]], [[6]], [[7, 7], [8]], [[11], [12, 13]]]
+    with pytest.warns(UserWarning, match=words.replace("40", "23")):
+        scored = sample.score_candidates(model, PROMPTS, options)
+    for row, own, values in zip(PROMPTS, options, scored, strict=True):
+        for option, value in zip(own, values, strict=True):
+            behind = forward(model, row + option)[len(row) - 1 : -1]
+            assert value == pytest.approx(behind[np.arange(len(option)), option].sum(), abs=1e-3)
 
 
 def test_the_model_gets_its_own_attention_back(tiny, few):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srlib import models, prompts, store, train
+from srlib import adapters, models, prompts, store, train
 from srlib.schema import Pair
 
 pytestmark = pytest.mark.torch
@@ -59,7 +59,7 @@ def nll(model, ids, n_prompt):
 def weights(path: Path):
     from safetensors.torch import load_file
 
-    return load_file(path / "model.safetensors")
+    return load_file(next(path.glob("*.safetensors")))
 
 
 def apart(a: Path, b: Path) -> float:
@@ -136,7 +136,7 @@ def test_sft_learns_and_writes_a_plain_model(tiny, base_dir, rows, sft_rows, tmp
     cut, ids = sft_rows[0]["completion_mask"].index(1), sft_rows[0]["input_ids"]
     assert sum(nll(judge.eval(), ids, cut)) < sum(nll(tiny[0], ids, cut))
     assert {p.dtype for p in judge.parameters()} == {torch.float32}
-    assert models.judge_info(out) == info
+    assert models.judge_info(out).items() > info.items()
     facts = store.read_json(out / "train.json")
     assert facts["steps"] == 8
     assert facts["rows"] == 32
@@ -212,7 +212,7 @@ def test_without_an_adapter_all_weights_train_and_the_reference_is_still_the_sta
 
 def test_quantized_weights_cannot_be_trained_as_a_whole(tiny):
     with pytest.raises(models.ModelError, match="lora_rank 0 trains all weights"):
-        models.add_lora(tiny[0], quantization="4bit", rank=0)
+        adapters.add_lora(tiny[0], quantization="4bit", rank=0)
 
 
 def test_a_reference_that_is_not_the_start_is_refused(base_dir, dpo_rows, tmp_path, monkeypatch):
@@ -254,6 +254,109 @@ def test_the_tolerance_follows_the_precision(bf16, tolerance):
             log(margin)
 
 
+# ---------------------------------------------------------------- the reference
+
+
+def sums(model, rows, side) -> list[float]:
+    """Log-probability of each pair's side, by plain forwards."""
+    return [-sum(nll(model, r["prompt_ids"] + r[side], len(r["prompt_ids"]))) for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "judge_format", "atol"),
+    [("none", "merged", 2e-3), ("none", "adapter", 2e-3), ("4bit", "auto", 2e-2)],
+)
+def test_the_reference_is_the_judge_that_sampled(
+    tiny, base_dir, sft_rows, dpo_rows, tmp_path, quantization, judge_format, atol
+):
+    """J0 from the base, J1 from J0, J2 from J1: each reference is the judge before, read from its directory."""
+    few, settings = dpo_rows[:8], with_(max_steps=2, quantization=quantization, judge_format=judge_format)
+    settings = train.Settings(**{**vars(settings), "learning_rate": 1e-2})
+    train.sft(base_dir, sft_rows, tmp_path / "j0", settings)
+    for before, after in (("j0", "j1"), ("j1", "j2")):
+        log = train.dpo(tmp_path / before, few, tmp_path / after, settings)
+        assert abs(log[0]["rewards/margins"]) < 1e-5
+        judge, _ = models.load(tmp_path / before, quantization=quantization)
+        kept = store.read_json(tmp_path / after / "reference.json")
+        for column, side in (("ref_chosen_logps", "chosen_ids"), ("ref_rejected_logps", "rejected_ids")):
+            wanted = sums(judge, few, side)
+            assert kept[column] == pytest.approx(wanted, abs=atol)
+            assert np.abs(np.subtract(wanted, sums(tiny[0], few, side))).mean() > 0.5, "the base is another"
+    assert (models.base_of(tmp_path / "j2") == str(base_dir)) is (judge_format != "merged")
+
+
+def test_the_reference_is_kept_for_these_weights_and_these_pairs(adapter_judge, dpo_rows, tmp_path, monkeypatch):
+    from srlib import reference
+
+    passes, compute = [], reference._computed
+    monkeypatch.setattr(reference, "_computed", lambda *a: passes.append(1) or compute(*a))
+    few, out, settings = dpo_rows[:4], tmp_path / "j", with_(max_steps=1, batch_size=4, micro_batch_size=4)
+
+    def learn(start, rows):
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        (out / "train.json").unlink(missing_ok=True)
+        train.dpo(start, rows, out, settings)
+        return len(passes), store.read_json(out / "reference.json")["ref_chosen_logps"]
+
+    _, first = learn(adapter_judge, few)
+    assert learn(adapter_judge, few) == (1, first), "a training that was killed finds it"
+    row = few[0] | {"chosen_ids": few[0]["chosen_ids"][1:]}
+    n, changed = learn(adapter_judge, [row, *few[1:]])
+    assert n == 2
+    assert changed[0] != first[0]
+    assert changed[1:] == pytest.approx(first[1:], abs=1e-3)
+    other = Path(shutil.copytree(adapter_judge, tmp_path / "other"))
+    state = weights(other)
+    name = next(n for n in state if "lora_B" in n)
+    from safetensors.torch import save_file
+
+    save_file({**state, name: state[name] + 0.05}, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    n, changed = learn(other, few)
+    assert n == 3
+    assert np.abs(np.subtract(changed, first)).min() > 1e-3
+    (out / "reference.json").write_text('{"key":')  # torn
+    assert learn(other, few)[0] == 4
+
+
+def test_the_kept_reference_trains_the_judge_that_trls_own_does(adapter_judge, dpo_rows, tmp_path, monkeypatch):
+    import trl
+
+    settings = with_(max_steps=3, batch_size=8, micro_batch_size=4)
+    ours = train.dpo(adapter_judge, dpo_rows[:16], tmp_path / "ours", settings, nll_weight=0.5)
+    config = trl.DPOConfig
+    monkeypatch.setattr(trl, "DPOConfig", lambda **kw: config(**{**kw, "precompute_ref_log_probs": False}))
+    theirs = train.dpo(adapter_judge, dpo_rows[:16], tmp_path / "theirs", settings, nll_weight=0.5)
+    assert not (tmp_path / "theirs" / "reference.json").exists()
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["rewards/margins"] == pytest.approx(b["rewards/margins"], abs=1e-5)
+    assert apart(tmp_path / "ours", tmp_path / "theirs") < 1e-4
+
+
+def test_a_4bit_adapter_trains_in_full_precision(base_dir, sft_rows, tmp_path):
+    """TRL rounds it to bf16; what a small learning rate does would be lost."""
+    train.sft(base_dir, sft_rows, tmp_path / "j", with_(max_steps=3, quantization="4bit", learning_rate=1e-6))
+    import torch
+
+    state = weights(tmp_path / "j")
+    assert {t.dtype for t in state.values()} == {torch.float32}
+    assert any((t.bfloat16().float() != t).any() for t in state.values())
+    assert all(t.abs().max() > 0 for name, t in state.items() if "lora_B" in name)
+
+
+def test_fp16_is_not_trained_on_a_cpu(base_dir, sft_rows, tmp_path):
+    with pytest.raises(models.ModelError, match="dtype float16 trains on a GPU only"):
+        train.sft(base_dir, sft_rows, tmp_path / "j", with_(dtype="float16"))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(base_dir, sft_rows, tmp_path):
+    for name, on in (("with", True), ("without", False)):
+        settings = with_(max_steps=2, batch_size=4, micro_batch_size=4, gradient_checkpointing=on)
+        train.sft(base_dir, sft_rows[:8], tmp_path / name, settings)
+    assert apart(tmp_path / "with", tmp_path / "without") < 1e-6
+    assert apart(tmp_path / "with", base_dir) > 1e-4
+
+
 # ---------------------------------------------------------------- a training that was killed
 
 
@@ -287,19 +390,20 @@ def killed_after(monkeypatch, step):
 
 @pytest.mark.parametrize("loss", ["sft", "dpo"])
 def test_a_killed_training_resumes_to_the_same_judge(
-    base_dir, sft_rows, dpo_rows, tmp_path, monkeypatch, checkpoints_often, loss
+    base_dir, adapter_judge, sft_rows, dpo_rows, tmp_path, monkeypatch, checkpoints_often, loss
 ):
-    """Killed in the second epoch, one step behind a checkpoint; 32 rows are 4 steps."""
-    rows = sft_rows if loss == "sft" else dpo_rows
+    """Killed in the second epoch, one step behind a checkpoint; 32 rows are 4 steps. SFT makes an adapter, DPO goes on
+    with one."""
+    rows, start = (sft_rows, base_dir) if loss == "sft" else (dpo_rows, adapter_judge)
     learn = getattr(train, loss)
     settings = with_(max_steps=8)
-    wanted = learn(base_dir, rows, tmp_path / "whole", settings)
+    wanted = learn(start, rows, tmp_path / "whole", settings)
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
         killed_after(patch, 7)
         with pytest.raises(Killed):
-            learn(base_dir, rows, out, settings)
+            learn(start, rows, out, settings)
     assert [path.name for path in (out / "checkpoints").glob("checkpoint-*")] == ["checkpoint-6"]
     assert not (out / "train.json").exists()
 
@@ -319,11 +423,11 @@ def test_a_killed_training_resumes_to_the_same_judge(
             return watching
 
         patch.setattr(train, "_watch", counted)
-        resumed = learn(base_dir, rows, out, settings)
+        resumed = learn(start, rows, out, settings)
     assert steps == [7, 8]
     assert [entry["loss"] for entry in resumed] == pytest.approx([entry["loss"] for entry in wanted], abs=1e-6)
     assert apart(out, tmp_path / "whole") < 1e-6
-    assert apart(out, base_dir) > 1e-4
+    assert apart(out, start) > 1e-4
     assert not (out / "checkpoints").exists()
 
 

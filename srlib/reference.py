@@ -1,0 +1,77 @@
+"""DPO's reference: the log-probabilities of the judge that sampled the pairs, computed once, before training.
+
+So training holds one model, and J(t) is held against J(t-1) whatever form that has: it is the policy itself before its
+first step. The numbers are kept in one file under the hash of the weights and of the pairs; with other weights or other
+pairs they are computed again, and a training that was killed finds them.
+
+    dataset = with_columns(trainer, dataset, batch_size=16, path=Path("judges/sre_1.partial/reference.json"))
+    dataset.column_names -> [..., "ref_chosen_logps", "ref_rejected_logps"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from srlib import store
+
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def with_columns(trainer: Any, dataset: Any, batch_size: int, path: Path) -> Any:
+    """The pairs with two more columns, the sums of the reference's log-probabilities over each side's tokens, in nats.
+
+    `trainer` is a trl.DPOTrainer on its way through __init__: its model is still the judge it starts from.
+    """
+    key = _key(trainer, dataset)
+    found = kept(path, key)
+    if found is None:
+        found = dict(zip(COLUMNS, _computed(trainer, dataset, batch_size), strict=True))
+        store.write_json(path, {"key": key, **found})
+    if "ref" in getattr(trainer.model, "peft_config", {}):  # TRL's copy of the adapter; its work is done
+        trainer.model.delete_adapter("ref")
+    for name in COLUMNS:
+        dataset = dataset.add_column(name, found[name])
+    return dataset
+
+
+def kept(path: Path, key: dict[str, str]) -> dict[str, list[float]] | None:
+    """What the file holds under this very key, None where it is another's, torn, or not there."""
+    try:
+        found = store.read_json(path)
+    except store.RowError:
+        return None
+    return {name: found[name] for name in COLUMNS} if isinstance(found, dict) and found.get("key") == key else None
+
+
+def _key(trainer: Any, dataset: Any) -> dict[str, str]:
+    """The weights are hashed as they lie in memory, quantized or not, adapter included: no path can be out of date."""
+    rows = [dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    pairs = hashlib.sha256(json.dumps([list(column) for column in rows]).encode()).hexdigest()
+    precision = str(trainer.accelerator.mixed_precision)
+    return {"weights": trainer._precompute_model_hash, "pairs": pairs, "mixed_precision": precision}
+
+
+def _computed(trainer: Any, dataset: Any, batch_size: int) -> tuple[list[float], list[float]]:
+    """(chosen, rejected) through TRL's own pass, in the order of the dataset; pairs of one length go side by side.
+
+    TRL runs that pass in the weights' precision and the training in mixed precision; then the reference is another model
+    by rounding. Here both run under the same autocast, with logits in fp32.
+    """
+    import torch
+
+    def forward(**inputs: Any) -> SimpleNamespace:
+        with trainer.accelerator.autocast():
+            return SimpleNamespace(logits=trainer.model(**inputs).logits.float())
+
+    order = sorted(range(len(dataset)), key=lambda i: dataset["length"][i])
+    sums = torch.zeros(2, len(dataset))
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        batch = trainer.data_collator([dataset[i] for i in chunk])
+        batch = {name: value.to(trainer.model.device) for name, value in batch.items()}
+        sums[:, chunk] = torch.stack(trainer.compute_ref_log_probs(forward, batch)).float().cpu()
+    return tuple(sums.tolist())
