@@ -43,6 +43,19 @@ class Loaded:
     columns: list[dict[str, Any]]  # to print: form, column, rows, our field
     counts: dict[str, int]  # "rows", "bad rows", "over a limit", "left out for balance"
     failures: list[RowFailure] = field(default_factory=list)  # with bad_rows="drop", the first of them
+    commits: dict[str, str] = field(default_factory=dict)  # of sets from the hub
+
+    @property
+    def examples(self) -> dict[str, list[Example]]:
+        return {name: self.splits[name] for name in splits.NAMES[:4]}
+
+    @property
+    def train_pairwise(self) -> list[Comparison]:
+        return self.splits["train_pairwise"]
+
+    @property
+    def pairwise(self) -> list[Comparison]:
+        return self.splits["pairwise"]
 
 
 class Found(NamedTuple):
@@ -117,12 +130,15 @@ def load(
     alone, in the source's order. `balance_classes` evens out the scores of the training split (splits.balanced), for
     which all of it is held. `bad_rows` "refuse" raises DataError at bad rows, "drop" leaves them out and counts them.
     """
+    if not str(source):
+        raise DataError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
     room = splits.room(limits or {}, n_validation, balance_classes)
     samples = {name: splits.Sample(size, seed) for name, size in room.items()}
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
     seen: dict[columns.Form, Counter[str]] = {}
     failures: list[tuple[str | Path, RowFailure]] = []
-    for name, at in [(source, revision), (pairwise, pairwise_revision)][: 2 if pairwise else 1]:
+    origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
+    for name, at in origins:
         for number, where, row, form, names in read_rows(name, at, score_step):
             counts["rows"] += 1
             if form is not None:
@@ -154,7 +170,12 @@ def load(
     counts["over a limit"] = (
         counts["rows"] - counts["bad rows"] - counts["left out for balance"] - sum(map(len, found.values()))
     )
-    return Loaded(found, columns.table(seen), counts, [failure for _, failure in failures])
+    ids = Counter((isinstance(row, Comparison), row.id) for rows in found.values() for row in rows)
+    for (_, name), times in ids.most_common(1):
+        if times > 1:
+            raise DataError(f"{pairwise}: id {store.shorten(name)} is in {source} too; ids must be unique, rename one")
+    commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}
+    return Loaded(found, columns.table(seen), counts, [failure for _, failure in failures], commits)
 
 
 def load_splits(source: str | Path, **options: Any) -> dict[str, list[Any]]:
