@@ -5,8 +5,9 @@
 
 Rows have the Feedback Collection's columns and lengths, made of drawn words: 1,000 rubrics, 20 instructions each, 5 scored
 responses to every instruction. They are written as JSONL, as one JSON array and as Parquet, and each file is loaded in a
-fresh process: with every row kept, and with the limits of a run. Seconds are the clock's; memory is the process's peak
-(VmHWM), everything included. The overlap is between the training split and the others, as in notebook 01.
+fresh process: with every row kept, and with the limits of a run. Seconds are the clock's, cpu_seconds the process's own (on
+a machine that others use the clock says little); memory is the process's peak (VmHWM), imports and all. The overlap is
+between the training split and the others, as in notebook 01.
 """
 
 from __future__ import annotations
@@ -71,32 +72,39 @@ def rows(n: int) -> Iterator[dict[str, str]]:
 
 
 def write(path: Path, n: int) -> None:
+    with open(path, "w") as file:
+        for row in rows(n):
+            file.write(json.dumps(row) + "\n")
+
+
+def convert(source: Path, path: Path) -> None:
+    """The same rows in another format."""
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
-        source, writer = rows(n), None
-        while chunk := list(itertools.islice(source, 10_000)):
-            table = pyarrow.Table.from_pylist(chunk)
-            writer = writer or parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table)
+        writer = None
+        with open(source) as file:
+            while lines := list(itertools.islice(file, 10_000)):
+                table = pyarrow.Table.from_pylist([json.loads(line) for line in lines])
+                writer = writer or parquet.ParquetWriter(path, table.schema)
+                writer.write_table(table)
         writer.close()
-        return
-    array = path.suffix == ".json"
-    with open(path, "w") as file:
-        for i, row in enumerate(rows(n)):
-            file.write(("[" if i == 0 else ",\n") * array + json.dumps(row) + "\n" * (not array))
-        file.write("]" * array)
+    elif path.suffix == ".json":
+        with open(source) as file, open(path, "w") as out:
+            for i, line in enumerate(file):
+                out.write(("[" if i == 0 else ",\n") + line.rstrip())
+            out.write("]")
 
 
 def measure(path: Path, limited: bool) -> dict[str, object]:
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     from srlib import data, overlap
 
     loaded = data.load(path, n_validation=LIMITS["validation"], limits=LIMITS if limited else None, seed=0)
     splits = loaded.splits
-    seconds, peak = time.perf_counter() - started, peak_mib()
-    started = time.perf_counter()
+    seconds, cpu_seconds, peak = time.perf_counter() - started, time.process_time() - cpu_started, peak_mib()
+    started, cpu_started = time.perf_counter(), time.process_time()
     overlap.report(splits["train"], {name: own for name, own in splits.items() if name != "train"})
     return {
         "file": path.suffix,
@@ -104,8 +112,10 @@ def measure(path: Path, limited: bool) -> dict[str, object]:
         "rows": loaded.counts["rows"],
         "kept": {name: len(own) for name, own in splits.items() if own},
         "load_seconds": round(seconds, 1),
+        "load_cpu_seconds": round(cpu_seconds, 1),
         "load_peak_mib": peak,
         "overlap_seconds": round(time.perf_counter() - started, 1),
+        "overlap_cpu_seconds": round(time.process_time() - cpu_started, 1),
         "peak_mib": peak_mib(),
     }
 
@@ -125,25 +135,30 @@ def main() -> None:
     arguments.add_argument("--formats", nargs="+", default=["jsonl", "json", "parquet"])
     arguments.add_argument("--out", type=Path, help="also write the JSON there, such as docs/bench/data.json")
     arguments.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--convert", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments.add_argument("--limited", action="store_true", help=argparse.SUPPRESS)
     a = arguments.parse_args()
     if a.write:
         return write(a.write, a.rows)
+    if a.convert:
+        return convert(*a.convert)
     if a.measure:
         return print(json.dumps(measure(a.measure, a.limited)))
     results = []
     with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "rows.jsonl"
+        own_process("--write", source, "--rows", a.rows)
         for kind in a.formats:
-            path = Path(folder) / f"rows.{kind}"
-            own_process("--write", path, "--rows", a.rows)
+            path = source.with_suffix(f".{kind}")
+            own_process("--convert", source, path)
             for limited in ([], ["--limited"]):
                 results.append(json.loads(own_process("--measure", path, *limited)))
-                print(json.dumps(results[-1]), flush=True)
-            path.unlink()
+                print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     result = {
         "command": f"python scripts/bench_data.py --rows {a.rows}",
         "machine": f"{os.cpu_count()} cores ({cpu()}), {platform.system()} {platform.machine()}",
+        "load average": [round(load, 1) for load in os.getloadavg()],
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("pydantic", "numpy", "pyarrow")}},
         "bar": "100,000 rows load, validate and split in under 60 s and 2 GB",
         "limits": LIMITS,

@@ -164,7 +164,7 @@ def load(
     train, limit = found["train"], (limits or {}).get("train")
     if balance_classes:
         found["train"] = splits.balanced(train, seed, limit)
-        counts["left out for balance"] = len(train) - len(found["train"])
+        counts["left out for balance"] = len(train) - len(splits.balanced(train, seed))
     else:
         found["train"] = splits.sample(train, limit, seed)
     counts["over a limit"] = (

@@ -139,7 +139,7 @@ def class_balance(examples: Sequence[Example]) -> list[dict[str, Any]]:
     for e in examples:
         lines.setdefault((_source(e), e.rubric.scale), Counter())[e.score] += 1
     return [
-        {"source": source, "scale": scale_name(scale), "rows": found.total()}
+        {"source": source or "unnamed", "scale": scale_name(scale), "rows": found.total()}
         | {format_score(score): found[score] for score in sorted(found)}
         for (source, scale), found in sorted(lines.items())
     ]

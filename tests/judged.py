@@ -5,6 +5,8 @@ import gzip
 import json
 from pathlib import Path
 
+import pytest
+
 FORMATS = ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "parquet"]
 WORDS = "the host says that every guest brings bread wine fruit or cheese and leaves before noon on sunday".split()
 
@@ -69,7 +71,7 @@ def write(path: Path, rows: list[dict]) -> Path:
     """Rows as the file's name says. In a CSV file an object is JSON in its cell, and None an empty cell."""
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == "parquet":
-        import pyarrow
+        pyarrow = pytest.importorskip("pyarrow")
         from pyarrow import parquet
 
         names = list(dict.fromkeys(name for row in rows for name in row))
