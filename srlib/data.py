@@ -84,7 +84,7 @@ def read_rows(source: str | Path, revision: str = "", score_step: float = 0.25) 
                 raise store.RowError(problem)
             form, row_id = columns.form_of(values), values.get("id")
             row = columns.convert(values, where, number, source=name, split=split, score_step=score_step)
-            if (seen := first.setdefault((form.makes, row.id), where)) != where:
+            if row_id is not None and (seen := first.setdefault((form.makes, row.id), where)) != where:
                 raise store.RowError(f"{where}: id {store.shorten(row.id)} is already in {seen}; ids must be unique")
             yield Found(number, where, row, form, tuple(values))
         except store.RowError as error:
