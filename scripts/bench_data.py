@@ -7,7 +7,7 @@ Rows have the Feedback Collection's columns and lengths, made of drawn words: 1,
 responses to every instruction. They are written as JSONL, as one JSON array and as Parquet, and each file is loaded in a
 fresh process: with every row kept, and with the limits of a run. Seconds are the clock's, cpu_seconds the process's own (on
 a machine that others use the clock says little); memory is the process's peak (VmHWM), imports and all. The overlap is
-between the training split and the others, as in notebook 01.
+between the training split and as many rows of the others as a run measures on (LIMITS).
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def measure(path: Path, limited: bool) -> dict[str, object]:
     splits = loaded.splits
     seconds, cpu_seconds, peak = time.perf_counter() - started, time.process_time() - cpu_started, peak_mib()
     started, cpu_started = time.perf_counter(), time.process_time()
-    overlap.report(splits["train"], {name: own for name, own in splits.items() if name != "train"})
+    measured = {name: own[: LIMITS[name]] for name, own in splits.items() if name in LIMITS and name != "train"}
+    overlap.report(splits["train"], measured)
     return {
         "file": path.suffix,
         "file_mib": round(path.stat().st_size / 2**20),
@@ -132,7 +133,7 @@ def own_process(*arguments: object) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--rows", type=int, default=100_000)
-    arguments.add_argument("--formats", nargs="+", default=["jsonl", "json", "parquet"])
+    arguments.add_argument("--formats", nargs="+", default=["jsonl", "parquet", "json"])
     arguments.add_argument("--out", type=Path, help="also write the JSON there, such as docs/bench/data.json")
     arguments.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     arguments.add_argument("--convert", type=Path, nargs=2, help=argparse.SUPPRESS)

@@ -82,7 +82,7 @@ def _file(path: Path) -> Iterator[tuple[int, str, Any]]:
         yield from readers.get(kind.lower(), _jsonl)(path)
     except (OSError, EOFError, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise store.RowError(f"{path}: cannot be read ({why}); give the path of a {kind} file") from None
+        raise store.RowError(f"{path}: cannot be read ({why}); give the path of a {kind or '.jsonl'} file") from None
 
 
 def _open(path: Path) -> Any:
