@@ -1,32 +1,30 @@
-"""Files and the built-in world -> Examples.
+"""Hub sets and files -> Examples and Comparisons in splits, with an account of how they got there.
 
-A local file (.jsonl or .jsonl.gz) holds one example a line, in either of two forms: our own schema (schema.Example), or
-the flat one in which judged data is often passed on: `instruction, response, reference_answer, rubric` (text in
-Prometheus form), `score, score_min, score_max, rationale, split_hint`. What does not fit is named by line and field.
+`sources` reads rows one at a time, `columns` knows the forms they come in, `splits` which of them go where. What does not
+fit is named by row and field, and nothing is skipped in silence.
 
-    splits = load_splits("answers.jsonl.gz", n_validation=200, seed=0)   # {"train": [...], "validation": ..., "test": ..., "ood": ...}
-    examples, failures = read_any("rows.jsonl")                           # every row, or the reason why not
+    loaded = load("answers.parquet", n_validation=200, limits={"train": 5000}, seed=0)
+    loaded.splits["train"], loaded.columns, loaded.counts       # rows; how columns were read; what was left out
+    examples, failures = read_any("rows.jsonl")                 # every row, or the reason why not
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlib import store
-from srlib.schema import Example, format_score
+from srlib import columns, sources, splits, store
+from srlib.schema import Comparison, Example
 
-SPLITS = ("train", "validation", "test", "ood")
-_LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
-_OURS = set(Example.model_fields) | {"split_hint"}
+KEPT_FAILURES = 1000  # so many stand in `Loaded.failures`; all are counted
 
 
 class RowFailure(NamedTuple):
-    """One line of a file that is no example."""
+    """One row of a source that is neither an example nor a comparison. `line` is its number where there are no lines."""
 
     line: int
     id: str | None
@@ -34,140 +32,155 @@ class RowFailure(NamedTuple):
 
 
 class DataError(ValueError):
-    """A file that cannot be used as data. Says file, line, field, and what to do."""
+    """A source that cannot be used as data. Says file, row, field, and what to do."""
 
 
-def read_any(path: str | Path, score_step: float = 0.25) -> tuple[list[tuple[int, Example]], list[RowFailure]]:
-    """Every line of a file, as (line, example) or as a named failure: nothing is skipped in silence.
+@dataclass
+class Loaded:
+    """Rows in their splits, and how they got there."""
+
+    splits: dict[str, list[Any]]  # Examples: train, validation, test, ood; Comparisons: train_pairwise, pairwise
+    columns: list[dict[str, Any]]  # to print: form, column, rows, our field
+    counts: dict[str, int]  # "rows", "bad rows", "over a limit", "left out for balance"
+    failures: list[RowFailure] = field(default_factory=list)  # with bad_rows="drop", the first of them
+    commits: dict[str, str] = field(default_factory=dict)  # of sets from the hub
+
+    @property
+    def examples(self) -> dict[str, list[Example]]:
+        return {name: self.splits[name] for name in splits.NAMES[:4]}
+
+    @property
+    def train_pairwise(self) -> list[Comparison]:
+        return self.splits["train_pairwise"]
+
+    @property
+    def pairwise(self) -> list[Comparison]:
+        return self.splits["pairwise"]
+
+
+class Found(NamedTuple):
+    """What one row turned out to be. `number` is its line, or its place among the source's rows from 1."""
+
+    number: int
+    where: str
+    row: Example | Comparison | RowFailure
+    form: columns.Form | None  # None where the row could not be read at all
+    columns: Iterable[str]  # that have something in this row
+
+
+def read_rows(source: str | Path, revision: str = "", score_step: float = 0.25) -> Iterator[Found]:
+    """Every row of a file, a folder or a hub set, one at a time: an Example, a Comparison, or a RowFailure.
 
     `score_step` is for rubrics that name a range and no levels: their scores go in such steps. A gold score between two
     steps (the mean of two graders, say) moves to the nearer one, and meta["score_given"] keeps what the file says.
+    Raises store.RowError where the source itself cannot be read.
     """
-    parsed: list[tuple[int, dict[str, Any] | str]] = []
-    for number, raw in store.read_lines(path):
+    name = str(source) if sources.is_hub_id(source) else Path(source).name
+    first: dict[tuple[type, str], str] = {}
+    for number, where, values, problem, split in sources.rows(source, revision):
+        form = row_id = None
         try:
-            value = store.parse_json(f"line {number}", raw)
+            if problem is not None:
+                raise store.RowError(problem)
+            form, row_id = columns.form_of(values), values.get("id")
+            row = columns.convert(values, where, number, source=name, split=split, score_step=score_step)
+            if row_id is not None and (seen := first.setdefault((form.makes, row.id), where)) != where:
+                raise store.RowError(f"{where}: id {store.shorten(row.id)} is already in {seen}; ids must be unique")
+            yield Found(number, where, row, form, tuple(values))
         except store.RowError as error:
-            parsed.append((number, str(error)))
-            continue
-        parsed.append((number, value if isinstance(value, dict) else f"line {number}: a row is a JSON object {{...}}"))
-    examples, failures, seen = [], [], {}
-    for number, row in parsed:
-        name = row.get("id") if isinstance(row, dict) else None
-        name = name if isinstance(name, str) else None
-        try:
-            if isinstance(row, str):
-                raise store.RowError(row)
-            example = store.validate(f"line {number}", _to_ours(row, number, score_step), Example)
-            if seen.setdefault(example.id, number) != number:
-                raise store.RowError(
-                    f"line {number}: id {store.shorten(example.id)} is already in line {seen[example.id]}; ids must be unique"
-                )
-            examples.append((number, example))
-        except store.RowError as error:
-            failures.append(RowFailure(number, name, str(error)))
+            row_id = row_id if isinstance(row_id, str) else None
+            yield Found(number, where, RowFailure(number, row_id, str(error)), form, tuple(values or ()))
+
+
+def read_any(path: str | Path, score_step: float = 0.25) -> tuple[list[tuple[int, Example]], list[RowFailure]]:
+    """Every row of a source that one response is to be scored in, as (line, example), or as a named failure."""
+    examples, failures = [], []
+    for number, where, row, form, _ in read_rows(path, score_step=score_step):
+        if form is not None and form.makes is Comparison:
+            reason = f"{where}: two responses to compare; this reads rows with one response to score"
+            failures.append(RowFailure(number, row.id, reason))
+        elif isinstance(row, Example):
+            examples.append((number, row))
+        else:
+            failures.append(row)
     return examples, failures
 
 
-def load_splits(
-    path: str | Path, *, n_validation: int, seed: int = 0, bad_rows: str = "refuse", score_step: float = 0.25
-) -> dict[str, list[Example]]:
-    """The splits of a file of judged examples; every row needs a score.
+def load(
+    source: str | Path,
+    *,
+    n_validation: int,
+    revision: str = "",
+    pairwise: str | Path = "",
+    pairwise_revision: str = "",
+    limits: Mapping[str, int] | None = None,
+    seed: int = 0,
+    bad_rows: str = "refuse",
+    score_step: float = 0.25,
+    balance_classes: bool = False,
+) -> Loaded:
+    """The splits of a source of judged examples (each needs a score) and, beside it, of one of comparisons.
 
-    `split_hint` decides where there is one (train, validation or dev, test or unseen answers, ood or unseen questions);
-    rows without it are split by instruction, so that no instruction crosses. Without a validation split,
-    `n_validation` rows of the training split become one. `bad_rows` "refuse" raises DataError at the first bad row,
-    "drop" leaves them out, and the caller reports the count.
+    `split_hint` decides where there is one (train, validation or dev, test or unseen answers, ood or unseen questions),
+    else the split that the hub or the folder names; rows with neither are split by a hash of the instruction, so that no
+    instruction crosses. Comparisons of training instructions go to `train_pairwise`, all others to `pairwise`. Without a
+    validation split, about `n_validation` training rows become one, see splits.carve.
+
+    Rows pass one at a time, and at most `limits[split]` are kept: a sample that depends on `seed` and the rows' ids
+    alone, in the source's order. `balance_classes` evens out the scores of the training split (splits.balanced), for
+    which all of it is held. `bad_rows` "refuse" raises DataError at bad rows, "drop" leaves them out and counts them.
     """
-    examples, failures = read_any(path, score_step)
-    failures += [
-        RowFailure(line, e.id, f"line {line}: field score is missing; a training row needs one")
-        for line, e in examples
-        if e.score is None
-    ]
+    if not str(source):
+        raise DataError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
+    room = splits.room(limits or {}, n_validation, balance_classes)
+    samples = {name: splits.Sample(size, seed) for name, size in room.items()}
+    counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
+    seen: dict[columns.Form, Counter[str]] = {}
+    failures: list[tuple[str | Path, RowFailure]] = []
+    origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
+    for name, at in origins:
+        for number, where, row, form, names in read_rows(name, at, score_step):
+            counts["rows"] += 1
+            if form is not None:
+                seen.setdefault(form, Counter()).update(names)
+            if isinstance(row, Example) and row.score is None:
+                reason = f"{where}: field {form.names['score']} is missing; a training row needs one"
+                row = RowFailure(number, row.id, reason)
+            if isinstance(row, RowFailure):
+                counts["bad rows"] += 1
+                failures += [(name, row)] if len(failures) < KEPT_FAILURES else []
+            else:
+                samples[splits.split_of(row)].add(row)
     if failures and bad_rows == "refuse":
-        more = f" (and {len(failures) - 1} more bad rows)" if len(failures) > 1 else ""
-        raise DataError(f"{path}, {failures[0].reason}{more}. Correct the file, or set bad_rows to drop")
-    scored = [e for _, e in examples if e.score is not None]
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example in scored:
-        splits[_split_of(example)].append(example)
-    if not splits["validation"]:
-        order = sorted(splits["train"], key=lambda e: _hash(f"{seed} {e.id}"))
-        chosen = {e.id for e in order[: min(n_validation, len(order) // 5)]}
-        splits["validation"] = [e for e in splits["train"] if e.id in chosen]
-        splits["train"] = [e for e in splits["train"] if e.id not in chosen]
-    if not splits["train"]:
-        raise DataError(f"{path}: no training rows; `split_hint` of at least some rows must be train")
-    return splits
+        name, first = failures[0]
+        more = f" (and {counts['bad rows'] - 1} more bad rows)" if counts["bad rows"] > 1 else ""
+        raise DataError(f"{name}, {first.reason}{more}. Correct the file, or set bad_rows to drop")
+    found = {name: sample.rows() for name, sample in samples.items()}
+    if not found["validation"]:
+        splits.carve(found, n_validation, seed)
+    if not found["train"]:
+        others = "; comparisons alone make no judge, give them as data_pairwise" if found["train_pairwise"] else ""
+        raise DataError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
+    train, limit = found["train"], (limits or {}).get("train")
+    if balance_classes:
+        found["train"] = splits.balanced(train, seed, limit)
+        counts["left out for balance"] = len(train) - len(splits.balanced(train, seed))
+    else:
+        found["train"] = splits.sample(train, limit, seed)
+    counts["over a limit"] = (
+        counts["rows"] - counts["bad rows"] - counts["left out for balance"] - sum(map(len, found.values()))
+    )
+    ids = Counter((isinstance(row, Comparison), row.id) for rows in found.values() for row in rows)
+    for (_, name), times in ids.most_common(1):
+        if times > 1:
+            raise DataError(f"{pairwise}: id {store.shorten(name)} is in {source} too; ids must be unique, rename one")
+    commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}
+    return Loaded(found, columns.table(seen), counts, [failure for _, failure in failures], commits)
 
 
-def _split_of(example: Example) -> str:
-    hint = str(example.meta.get("split_hint") or "").lower()
-    if not hint:
-        bucket = int(_hash(example.group or example.instruction)[:8], 16) % 10
-        return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
-    for split, words in {
-        "ood": ("ood", "unseen_question"),
-        "validation": ("valid", "dev"),
-        "test": ("test", "bench", "unseen_answer"),
-    }.items():
-        if any(word in hint for word in words):
-            return split
-    return "train"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _to_ours(row: dict[str, Any], number: int, step: float) -> dict[str, Any]:
-    """A row of either form as the fields of an Example; what is wrong with a value is left to the schema to say."""
-    if isinstance(row.get("rubric"), dict):
-        if set(row) <= _OURS:
-            hint = row.pop("split_hint", None)
-            if hint and isinstance(row.get("meta", {}), dict):
-                return {**row, "meta": {**row.get("meta", {}), "split_hint": hint}}
-        return row
-    if row.get("type") == "pairwise" or "response_a" in row:
-        raise store.RowError(f"line {number}: two responses to compare; this reads rows with one response to score")
-    rubric, score = _rubric(row, number, step), row.get("score")
-    meta = {"split_hint": row.get("split_hint"), "source": row.get("source")}
-    low, high = min(rubric["levels"]), max(rubric["levels"])
-    if "step" in rubric and isinstance(score, int | float) and -1e9 < low <= score <= high < 1e9:
-        nearest = round(low + math.floor((score - low) / step + 0.5) * step, 6)  # half up, as graders round
-        meta |= {"score_given": score} if nearest != score else {}
-        score = nearest
-    return {
-        "id": row.get("id"),
-        "instruction": row.get("instruction"),
-        "response": row.get("response"),
-        "reference_answer": row.get("reference_answer") or None,
-        "rubric": rubric,
-        "rationale": row.get("rationale") or None,
-        "score": score,
-        "group": row.get("instruction"),
-        "meta": meta,
-    }
-
-
-def _rubric(row: dict[str, Any], number: int, step: float) -> dict[str, Any]:
-    text, low, high = row.get("rubric"), row.get("score_min"), row.get("score_max")
-    if not isinstance(text, str) or not text.strip():
-        raise store.RowError(
-            f"line {number}: field rubric is missing; a judge needs a criterion and what the scores mean"
-        )
-    head, *parts = _LEVEL.split(text)  # a description ends where the next level begins, on whichever line
-    levels = {float(n): " ".join(d.split()) for n, d in zip(parts[::2], parts[1::2], strict=True)}
-    criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
-    if levels:
-        return {"criterion": criterion, "levels": levels}
-    if not isinstance(low, int | float) or not isinstance(high, int | float) or low >= high:
-        raise store.RowError(
-            f"line {number}: the rubric has no levels (`Score 1: ...`) and no score_min, score_max; add either"
-        )
-    levels = {low: "Nothing of what is asked for", high: "Entirely correct and complete"}
-    return {"criterion": criterion, "levels": levels, "step": step}
+def load_splits(source: str | Path, **options: Any) -> dict[str, list[Any]]:
+    """`load(...).splits`, for those who need no account of it."""
+    return load(source, **options).splits
 
 
 def baselines(train: Sequence[Example], rows: Sequence[Example]) -> Iterator[tuple[str, list[float]]]:
@@ -199,13 +212,5 @@ def _overlap(example: Example) -> float:
 
 def describe_scale(examples: Sequence[Example]) -> str:
     """The scales of a split in words: `"1, 2, 3, 4, 5 (800 rows)"`."""
-    counts: dict[str, int] = {}
-    for e in examples:
-        s = e.rubric.scale
-        name = (
-            ", ".join(map(format_score, s))
-            if len(s) <= 7
-            else f"{format_score(s[0])} .. {format_score(s[-1])} by {format_score(s[1] - s[0])}"
-        )
-        counts[name] = counts.get(name, 0) + 1
-    return "; ".join(f"{name} ({n} rows)" for name, n in sorted(counts.items(), key=lambda item: -item[1]))
+    counts = Counter(splits.scale_name(e.rubric.scale) for e in examples)
+    return "; ".join(f"{name} ({n} rows)" for name, n in counts.most_common())

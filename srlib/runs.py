@@ -36,7 +36,7 @@ from srlib import params as parameters
 
 # Where a run happens and who watches, not what it computes: these may change without anything running again.
 NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers")
-CONTENT = ("model", "data")  # parameters that may be local paths: what lies there counts, not its name
+CONTENT = ("model", "data", "data_pairwise")  # parameters that may be local paths: what lies there counts, not its name
 SFT_ARMS = ("sft", "sft_score_only", "sft_careful_only")
 FROM_PAIRS = ("sft_continued", "rft")
 ARMS = ("base", *SFT_ARMS, *FROM_PAIRS, "sft_self_consistency", "sft_best_of_n")

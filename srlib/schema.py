@@ -130,6 +130,7 @@ class Comparison(Row):
     rubric: Rubric
     preference: Literal["A", "B", "tie"]
     reference_answer: str | None = None
+    rationale: str | None = None  # why the preferred one is better, where a person or a model wrote it
     group: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 

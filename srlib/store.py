@@ -18,7 +18,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,12 +104,15 @@ def parse_json(where: str, line: bytes) -> Any:
         raise _not_json(where, text, error) from None
 
 
-def validate(where: str, values: Any, row_type: type[Row]) -> Row:
-    """A row from parsed values; RowError, beginning with `where`, that names the field and its value."""
+def validate(where: str, values: Any, row_type: type[Row], names: Mapping[str, str] | None = None) -> Row:
+    """A row from parsed values; RowError, beginning with `where`, that names the field and its value.
+
+    `names` says what the file calls a field, where that is something else: `{"score": "orig_score"}`.
+    """
     try:
         return row_type.model_validate(values)
     except ValidationError as error:
-        raise RowError(_explained(where, error)) from None
+        raise RowError(_explained(where, error, names or {})) from None
 
 
 def _not_json(where: str, line: str, error: ValueError) -> RowError:
@@ -130,9 +133,10 @@ def _non_finite(value: Any, path: str) -> tuple[str, float] | None:
     return next(filter(None, (_non_finite(v, f"{path}.{k}".lstrip(".")) for k, v in items)), None)
 
 
-def _explained(where: str, error: ValidationError) -> str:
+def _explained(where: str, error: ValidationError, names: Mapping[str, str]) -> str:
     first, *others = error.errors(include_url=False)
-    field = shorten(".".join(str(part) for part in first["loc"]))[1:-1]  # without the quotes
+    top, *path = (str(part) for part in first["loc"] or ("",))
+    field = shorten(".".join([names.get(top, top), *path]))[1:-1]  # without the quotes
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "missing":
         return f"{where}: field {field} is missing{more}; add it"

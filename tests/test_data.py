@@ -1,16 +1,17 @@
-"""Files -> examples: both forms of a row, every bad row by line and field, and nothing lost."""
+"""Files -> examples and comparisons in splits: every bad row by line and field, and nothing lost."""
 
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from srlib import data
-from srlib.data import DataError, load_splits, read_any
-from srlib.schema import Example, Rubric
+from srlib import data, splits
+from srlib.data import DataError, RowFailure, load, load_splits, read_any
+from srlib.schema import Comparison, Example, Rubric
 
 OURS = {
     "id": "a", "instruction": "Greet me.", "response": "Hello", "score": 3,
@@ -105,7 +106,8 @@ BAD = {
     "no levels": (OURS | {"id": "x", "rubric": {"criterion": "P?"}}, "field rubric.levels is missing"),
     "no levels, flat": (FLAT | {"id": "x", "rubric": "[Polite?]"}, "no levels (`Score 1: ...`) and no score_min"),
     "range upside down": (RANGE | {"id": "x", "score_min": 3}, "no score_min, score_max"),
-    "range in words": (RANGE | {"id": "x", "score_max": "ten"}, "no score_min, score_max"),
+    "range in words": (RANGE | {"id": "x", "score_max": "ten"}, "field score_max: 'ten' is not a number"),
+    "score that is true": (OURS | {"id": "x", "score": True}, "field score: True is not a number"),
     "range of ages": (RANGE | {"id": "x", "score_max": 1e12}, "more than 1000 scores"),
     "range off the steps": (RANGE | {"id": "x", "score_max": 2.6}, "level 2.6 is not on the scale"),
     "NaN": ('{"id": "x", "score": NaN}', "field score is nan"),
@@ -195,13 +197,75 @@ def test_hints_decide(tmp_path, hint, split):
 
 
 def test_validation_is_carved_from_train_where_there_is_none(tmp_path):
-    path = write(tmp_path / "rows.jsonl", many(40, split_hint="train") + many(5, split_hint="test"))
+    path = write(tmp_path / "rows.jsonl", many(39, split_hint="train") + many(5, split_hint="test"))
     first = load_splits(path, n_validation=6, seed=0)
-    assert {name: len(own) for name, own in first.items()} == {"train": 34, "validation": 6, "test": 5, "ood": 0}
-    assert not {e.id for e in first["train"]} & {e.id for e in first["validation"]}
+    assert {name: len(own) for name, own in first.items() if own} == {"train": 33, "validation": 6, "test": 5}
+    assert not {e.instruction for e in first["train"]} & {e.instruction for e in first["validation"]}
     assert load_splits(path, n_validation=6, seed=0) == first
     assert load_splits(path, n_validation=6, seed=1)["validation"] != first["validation"]
-    assert len(load_splits(path, n_validation=1000)["validation"]) == 8  # a fifth at most
+    assert (
+        len(load_splits(path, n_validation=1000)["validation"]) == 6
+    )  # a fifth at most: two instructions of three rows
+
+
+def test_where_every_instruction_is_larger_than_the_validation_split_single_rows_move(tmp_path):
+    rows = [OURS | {"id": str(i), "instruction": f"Greet {i % 2}.", "split_hint": "train"} for i in range(40)]
+    found = load_splits(write(tmp_path / "rows.jsonl", rows), n_validation=5)
+    assert (len(found["train"]), len(found["validation"])) == (35, 5)
+
+
+@pytest.mark.parametrize("n_train", [1, 7, 50])
+def test_a_limit_is_a_sample_by_seed_and_id_in_the_order_of_the_file(tmp_path, n_train):
+    rows = many(300)
+    path = write(tmp_path / "rows.jsonl", rows)
+    limits = {"train": n_train, "validation": 5, "test": 3}
+    one = load(path, n_validation=5, limits=limits, seed=0)
+    assert {name: len(own) for name, own in one.splits.items() if own} == limits
+    assert one.counts == {
+        "rows": 300, "bad rows": 0, "over a limit": 300 - sum(limits.values()), "left out for balance": 0,
+    }  # fmt: skip
+    place = {row["id"]: i for i, row in enumerate(rows)}
+    order = [place[e.id] for e in one.splits["train"]]
+    assert order == sorted(order)
+    assert load(path, n_validation=5, limits=limits, seed=1).splits["train"] != one.splits["train"]
+    turned = load(write(tmp_path / "turned.jsonl", rows[::-1]), n_validation=5, limits=limits, seed=0)
+    assert turned.splits["train"] == one.splits["train"][::-1]
+    larger = load(path, n_validation=5, limits=limits | {"train": n_train + 1}, seed=0)
+    assert {e.id for e in one.splits["train"]} < {e.id for e in larger.splits["train"]}
+
+
+def test_limits_with_hints_leave_room_for_the_validation_split(tmp_path):
+    path = write(tmp_path / "rows.jsonl", many(300, split_hint="train"))
+    found = load(path, n_validation=20, limits={"train": 100, "validation": 20}, seed=0).splits
+    assert len(found["train"]) == 100
+    assert 15 <= len(found["validation"]) <= 20
+    assert not {e.instruction for e in found["train"]} & {e.instruction for e in found["validation"]}
+
+
+def test_classes_are_balanced_within_source_and_scale(tmp_path):
+    wide = {"criterion": "Polite?", "levels": {"0": "rude", "1": "kind"}}
+    rows = [OURS | {"id": f"a{i}", "score": 1 + (i % 6 > 0) + (i % 6 > 2), "meta": {"source": "a"}} for i in range(60)]
+    rows += [OURS | {"id": f"b{i}", "score": i % 4 > 0, "rubric": wide, "meta": {"source": "b"}} for i in range(40)]
+    rows = [row | {"split_hint": "train", "score": int(row["score"])} for row in rows]
+    path = write(tmp_path / "rows.jsonl", rows + many(9, split_hint="dev"))
+    natural = load(path, n_validation=0)
+    assert splits.class_balance(natural.splits["train"]) == [
+        {"source": "a", "scale": "1, 2, 3", "rows": 60, "1": 10, "2": 20, "3": 30},
+        {"source": "b", "scale": "0, 1", "rows": 40, "0": 10, "1": 30},
+    ]
+    even = load(path, n_validation=0, balance_classes=True, seed=3)
+    assert [list(line.values())[2:] for line in splits.class_balance(even.splits["train"])] == [
+        [30, 10, 10, 10],
+        [20, 10, 10],
+    ]
+    assert even.counts["left out for balance"] == 50
+    assert len(even.splits["validation"]) == 9  # only training is evened out
+    few = load(path, n_validation=0, balance_classes=True, limits={"train": 25}, seed=3)
+    assert [list(line.values())[2:] for line in splits.class_balance(few.splits["train"])] == [
+        [15, 5, 5, 5],
+        [10, 5, 5],
+    ]
+    assert few.counts == {"rows": 109, "bad rows": 0, "over a limit": 25, "left out for balance": 50}
 
 
 def test_without_hints_no_instruction_crosses(tmp_path):
@@ -224,6 +288,48 @@ def test_bad_rows_are_refused_or_dropped(tmp_path):
     assert len(read_any(path)[0]) == 21  # without a score it can be judged, though not learned from
     with pytest.raises(DataError, match="line 1: field score is missing"):
         load_splits(write(tmp_path / "one.jsonl", [without(OURS, "score")]), n_validation=2)
+
+
+def test_comparisons_have_splits_of_their_own(tmp_path):
+    pair = without(FLAT, "response", "score") | {
+        "type": "pairwise",
+        "response_a": "Hi",
+        "response_b": "Yo",
+        "preference": "A",
+    }
+    pairs = [pair | {"id": f"p{i}", "instruction": f"Greet person {i % 100}."} for i in range(200)]
+    path = write(tmp_path / "rows.jsonl", [*many(300), *pairs])
+    found = load_splits(path, n_validation=10)
+    assert len(found["train_pairwise"]) + len(found["pairwise"]) == 200
+    assert {type(c) for c in found["train_pairwise"] + found["pairwise"]} == {Comparison}
+    trained = {row.instruction for row in found["train"] + found["train_pairwise"]}
+    measured = {row.instruction for name in ("validation", "test", "pairwise") for row in found[name]}
+    assert not trained & measured
+    beside = load(
+        write(tmp_path / "a.jsonl", many(300)), n_validation=10, pairwise=write(tmp_path / "b.jsonl", pairs),
+        limits={"train_pairwise": 7, "pairwise": 3},
+    ).splits  # fmt: skip
+    assert beside["train"] == found["train"]
+    assert (len(beside["train_pairwise"]), len(beside["pairwise"])) == (7, 3)
+    assert {c.id for c in beside["train_pairwise"]} < {c.id for c in found["train_pairwise"]}
+    with pytest.raises(DataError, match=r"b\.jsonl: id 'p\d+' is in .*rows\.jsonl too"):
+        load(path, n_validation=10, pairwise=tmp_path / "b.jsonl")
+    with pytest.raises(DataError, match="comparisons alone make no judge"):
+        load("", n_validation=10, pairwise=tmp_path / "b.jsonl")
+    with pytest.raises(DataError, match="comparisons alone make no judge"):
+        load(tmp_path / "b.jsonl", n_validation=10)
+
+
+def test_comparisons_of_a_carved_instruction_are_not_trained_on(tmp_path):
+    pair = OURS | {"response_a": "Hi", "response_b": "Yo", "preference": "tie", "split_hint": "train"}
+    pairs = [
+        without(pair, "response", "score") | {"id": f"p{i}", "instruction": f"Greet person {i}."} for i in range(20)
+    ]
+    found = load_splits(write(tmp_path / "rows.jsonl", many(60, split_hint="train") + pairs), n_validation=6)
+    carved = {e.instruction for e in found["validation"]}
+    assert len(carved) == 2
+    assert {c.instruction for c in found["pairwise"]} == carved
+    assert len(found["train_pairwise"]) == 18
 
 
 def test_no_training_rows_is_said(tmp_path):
@@ -280,16 +386,14 @@ def test_saf_is_read_whole():
     found, failures = read_any(real("saf_v2_en.jsonl.gz"))
     assert failures == []
     assert len(found) == 2981
-    splits = load_splits(real("saf_v2_en.jsonl.gz"), n_validation=200)
-    assert {name: len(own) for name, own in splits.items()} == {
-        "train": 1927,
-        "validation": 200,
-        "test": 375,
-        "ood": 479,
-    }
+    found_splits = load_splits(real("saf_v2_en.jsonl.gz"), n_validation=200)
+    assert (len(found_splits["test"]), len(found_splits["ood"])) == (375, 479)
+    assert len(found_splits["train"]) + len(found_splits["validation"]) == 2127
+    assert 100 <= len(found_splits["validation"]) <= 200
+    assert not {e.instruction for e in found_splits["validation"]} & {e.instruction for e in found_splits["train"]}
     assert {e.rubric.scale[-1] for _, e in found} == {0.5, 1.0, 1.5, 2.0, 2.5, 3.5}
-    assert not {e.instruction for e in splits["ood"]} & {e.instruction for e in splits["train"]}
-    assert all(e.rationale for e in splits["train"])
+    assert not {e.instruction for e in found_splits["ood"]} & {e.instruction for e in found_splits["train"]}
+    assert all(e.rationale for e in found_splits["train"])
     moved = [(e.meta["score_given"], e.score) for _, e in found if "score_given" in e.meta]
     assert len(moved) == 172  # two graders' means and others: .125, .38, .7
     assert max(abs(given - score) for given, score in moved) <= 0.125
@@ -300,6 +404,39 @@ def test_mt_bench_is_read_whole():
     assert (len(found), failures) == (320, [])
     assert {e.rubric.scale for _, e in found} == {(1.0, 2.0, 3.0, 4.0, 5.0)}
     assert all(e.reference_answer and all(e.rubric.levels.values()) for _, e in found)
+
+
+PAIRS = {"finegrained_qa_dev": 973, "hhh_alignment": 221, "vicuna80_gpt4_reviews": 319}
+NO_RUBRIC = {"evalbiasbench": 80, "llmbar_processed_and_casestudy": 781, "pandalm_human": 999}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_real_pairs_are_read(name):
+    rows = [found.row for found in data.read_rows(real(f"{name}.jsonl.gz"))]
+    pairs = [row for row in rows if isinstance(row, Comparison)]
+    failures = [row.reason for row in rows if isinstance(row, RowFailure)]
+    assert len(pairs) == PAIRS[name]
+    assert [re.sub(r"line \d+", "", reason) for reason in failures] == (
+        [": field response_a: String should have at least 1 character; it is ''; correct it"] * (name[:6] == "vicuna")
+    )
+    if name == "vicuna80_gpt4_reviews":
+        assert all(c.rationale for c in pairs)
+        assert {c.preference for c in pairs} == {"A", "B", "tie"}
+    else:
+        assert {c.meta["split_hint"] for c in pairs} <= {"train", "bench"}
+
+
+@pytest.mark.parametrize("name", NO_RUBRIC)
+def test_real_pairs_without_a_rubric_say_so_row_by_row(name):
+    rows = [found.row for found in data.read_rows(real(f"{name}.jsonl.gz"))]
+    assert len(rows) == NO_RUBRIC[name]
+    assert all("field rubric is missing" in row.reason and row.id for row in rows)
+
+
+def test_a_real_bank_of_rubrics_has_nothing_to_judge():
+    rows = [found.row for found in data.read_rows(real("biggen_bench_items.jsonl.gz"))]
+    assert len(rows) == 765
+    assert all("field response: " in row.reason for row in rows)
 
 
 def test_every_row_of_a_mixed_file_is_an_example_or_a_named_failure():
