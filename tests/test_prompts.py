@@ -56,7 +56,11 @@ def judged_as(monkeypatch, example: Example | Comparison, generated: str, templa
         return [sample.Draw(ids, True, -0.5, np.zeros((len(ids), 0))) for _ in owner]
 
     config = SimpleNamespace(max_position_embeddings=1_000_000)
-    model = SimpleNamespace(eval=lambda: None, config=SimpleNamespace(get_text_config=lambda: config))
+    model = SimpleNamespace(
+        eval=lambda: None,
+        config=SimpleNamespace(get_text_config=lambda: config),
+        generation_config=SimpleNamespace(eos_token_id=0),
+    )
     with monkeypatch.context() as patch:
         patch.setattr(sample, "decode", decode)
         patch.setitem(os.environ, "SRLIB_PROGRESS", os.devnull)
