@@ -5,7 +5,9 @@
     majority_vote   score == mode of the N       |score - mode| >= margin                  no
     meta_judge      highest rating               lowest rating, at least margin lower      no
 
-A judgment is used once at most, and a judgment without a score never. Pairs of one prompt are drawn at random, seeded
+Of comparisons, a preference takes the score's place, and any other one is rejected: between A and B there is no margin.
+
+A judgment is used once at most, and a judgment without a verdict never. Pairs of one prompt are drawn at random, seeded
 by the example's id, so that curating again, or a part of the prompts, gives the same pairs.
 """
 
@@ -18,13 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from srlib import metrics
-from srlib.schema import Example, Judgment, Pair, Rubric
+from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Verdict
 
 STRATEGIES = ("correct_answer", "majority_vote", "meta_judge")
 
 # Why a prompt gives no pair, in the order in which it is asked.
 DROPS = {
     "no_score": "no judgment has a score",
+    "no_majority": "two preferences have the most votes",
     "all_wrong": "no judgment is right",
     "all_right": "every judgment is right",
     "margin": "the wrong ones are within the margin",
@@ -34,18 +37,18 @@ DROPS = {
 }
 
 META_RUBRIC = Rubric(
-    criterion="Is the feedback right in every point about the response, specific, and does its score follow from it?",
+    criterion="Is the feedback right in every point about what it judges, specific, and does its verdict follow from it?",
     levels=[
-        "The feedback is wrong about the response",
+        "The feedback is wrong about what it judges",
         "Most points of the feedback are wrong or vague",
         "Some points are right, some are wrong or missing",
         "The feedback is right with one slip",
-        "Every point is right, specific, and the score follows",
+        "Every point is right, specific, and the verdict follows",
     ],
 )
 
 
-Fits = Callable[[Example, str], bool]  # do prompt and judgment stay within the length limit?
+Fits = Callable[[Item, str], bool]  # do prompt and judgment stay within the length limit?
 
 
 @dataclass(frozen=True)
@@ -67,29 +70,33 @@ class Curation:
         return [*steps, ("in pairs", 2 * len(self.pairs))]
 
 
-def meta_examples(examples: Sequence[Example], judgments: Sequence[Judgment]) -> list[Example]:
-    """One example for each scored judgment: the judge is asked how good that feedback is; the id is the judgment's."""
-    by_id = {example.id: example for example in examples}
+def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:
+    """One example for each judgment with a verdict: the judge is asked how good that feedback is; the id is the judgment's."""
+    by_id = {item.id: item for item in items}
     rows = []
     for judgment in judgments:
-        if judgment.score is None or not judgment.text.strip():
+        if judgment.verdict is None or not judgment.text.strip():
             continue
-        example = by_id[judgment.example_id]
-        asked = f"{example.instruction}\n\nA response to judge: {example.response}"
+        item = by_id[judgment.example_id]
+        judged = f"A response to judge: {item.response}" if isinstance(item, Example) else _both(item)
         rows.append(
             Example(
                 id=judgment.id,
-                instruction=asked,
+                instruction=f"{item.instruction}\n\n{judged}",
                 response=judgment.text,
                 rubric=META_RUBRIC,
-                reference_answer=example.reference_answer,
+                reference_answer=item.reference_answer,
             )
         )
     return rows
 
 
+def _both(item: Comparison) -> str:
+    return f"Two responses to compare. A: {item.response_a}\n\nB: {item.response_b}"
+
+
 def curate(
-    examples: Sequence[Example],
+    examples: Sequence[Item],
     judgments: Sequence[Judgment],
     *,
     strategy: str = "correct_answer",
@@ -100,13 +107,13 @@ def curate(
     iteration: int = 1,
     seed: int = 0,
     ratings: Mapping[str, float] | None = None,
-    fits: Fits = lambda example, text: True,
+    fits: Fits = lambda item, text: True,
 ) -> Curation:
-    """Preference pairs from N judgments of each example.
+    """Preference pairs from N judgments of each example or comparison.
 
     `ratings` (judgment id -> rating) is what the meta-judge said. `fits` says whether prompt and judgment stay within the
     length limit: what does not is dropped, never truncated, for the score stands last. `balance` gives every target score
-    as many pairs as the rarest has. `max_pairs` 0 is no limit.
+    as many pairs as the rarest has, and so every target preference. `max_pairs` 0 is no limit.
 
     Four judgments of an example whose gold score is 4 with scores 4, 4, 3, 1 give, at margin 2, one pair: 4 over 1.
     """
@@ -121,11 +128,11 @@ def curate(
     groups: list[list[Pair]] = []
     for example in examples:
         rng = random.Random(f"{seed} {iteration} {example.id}")
-        own = sorted((j for j in by_example[example.id] if j.score is not None), key=lambda j: j.index)
+        own = sorted((j for j in by_example[example.id] if j.verdict is not None), key=lambda j: j.index)
         if strategy == "meta_judge":
             found = _by_rating(example, own, ratings or {}, margin, fits)
         else:
-            found = _by_score(example, own, strategy, margin, rng, fits)
+            found = _by_verdict(example, own, strategy, margin, rng, fits)
         if isinstance(found, str):
             drops[example.id] = found
             continue
@@ -144,33 +151,36 @@ def curate(
     return Curation(pairs, prompts, len(examples), sum(len(by_example[e.id]) for e in examples), lost)
 
 
-Sides = tuple[float | None, list[tuple[Judgment, Judgment]]]
+Sides = tuple[Verdict | None, list[tuple[Judgment, Judgment]]]
 
 
-def _by_score(
-    example: Example, own: list[Judgment], strategy: str, margin: float, rng: random.Random, fits: Fits
+def _by_verdict(
+    item: Item, own: list[Judgment], strategy: str, margin: float, rng: random.Random, fits: Fits
 ) -> Sides | str:
     """(target, the pairs that there are), or the reason why there are none."""
     if not own:
         return "no_score"
-    if strategy == "correct_answer":
-        if example.score is None:
-            raise ValueError(
-                f"example {example.id} has no gold score; strategy correct_answer needs one, majority_vote does not"
-            )
-        target = example.score
+    if strategy == "majority_vote":
+        target = _majority(item, own)
+    elif item.gold is not None:
+        target = item.gold
     else:
-        target = float(metrics.majority([[j.score for j in own]])[0])
-    right = _distinct([j for j in own if j.score == target])
-    wrong = [j for j in own if j.score != target]
-    far = _distinct([j for j in wrong if abs(j.score - target) >= margin])
+        kind, what = ("comparison", "preference") if isinstance(item, Comparison) else ("example", "score")
+        raise ValueError(
+            f"{kind} {item.id} has no gold {what}; strategy correct_answer needs one, majority_vote does not"
+        )
+    if target is None:
+        return "no_majority"
+    right = _distinct([j for j in own if j.verdict == target])
+    wrong = [j for j in own if j.verdict != target]
+    far = _distinct([j for j in wrong if distance(j.verdict, target) >= margin])
     if not right:
         return "all_wrong"
     if not wrong:
         return "all_right"
     if not far:
         return "margin"
-    right, far = ([j for j in side if fits(example, j.text)] for side in (right, far))
+    right, far = ([j for j in side if fits(item, j.text)] for side in (right, far))
     if not right or not far:
         return "too_long"
     rng.shuffle(right)
@@ -178,14 +188,27 @@ def _by_score(
     return target, list(zip(right, far, strict=False))
 
 
-def _by_rating(
-    example: Example, own: list[Judgment], ratings: Mapping[str, float], margin: float, fits: Fits
-) -> Sides | str:
+def distance(verdict: Verdict, target: Verdict) -> float:
+    """How far off a verdict is: `(4, 1) -> 3`; another preference is beyond every margin: `("tie", "A") -> inf`."""
+    if isinstance(target, str):
+        return 0.0 if verdict == target else math.inf
+    return abs(verdict - target)
+
+
+def _majority(item: Item, own: list[Judgment]) -> Verdict | None:
+    """The mode; of equally frequent scores the nearest to the mean, of equally frequent preferences none."""
+    if not isinstance(item, Comparison):
+        return float(metrics.majority([[j.score for j in own]])[0])
+    first, *others = Counter(j.preference for j in own).most_common(2)
+    return None if others and others[0][1] == first[1] else first[0]
+
+
+def _by_rating(item: Item, own: list[Judgment], ratings: Mapping[str, float], margin: float, fits: Fits) -> Sides | str:
     rated = sorted(_distinct([j for j in own if j.id in ratings]), key=lambda j: (-ratings[j.id], j.index))
     if not rated:
         return "no_score"
     enough = min(2, len(rated))
-    rated = [j for j in rated if fits(example, j.text)]
+    rated = [j for j in rated if fits(item, j.text)]
     if len(rated) < enough:
         return "too_long"
     half = len(rated) // 2
@@ -202,28 +225,28 @@ def _distinct(judgments: list[Judgment]) -> list[Judgment]:
 
 
 def _pair(
-    example: Example, chosen: Judgment, rejected: Judgment, target: float | None, strategy: str, iteration: int
+    item: Item, chosen: Judgment, rejected: Judgment, target: Verdict | None, strategy: str, iteration: int
 ) -> Pair:
     return Pair(
         id=f"{chosen.id}>{rejected.index}",
-        example_id=example.id,
+        example_id=item.id,
         chosen=chosen.text,
         rejected=rejected.text,
         chosen_id=chosen.id,
         rejected_id=rejected.id,
-        chosen_score=chosen.score,
-        rejected_score=rejected.score,
+        chosen_score=chosen.verdict,
+        rejected_score=rejected.verdict,
         target=target,
-        margin=None if target is None else abs(rejected.score - target),
+        margin=None if target is None or isinstance(target, str) else distance(rejected.verdict, target),
         strategy=strategy,
         iteration=iteration,
     )
 
 
 def _balanced(groups: list[list[Pair]], drops: dict[str, str]) -> list[list[Pair]]:
-    """As many pairs for every target score as the rarest has (Self-Taught Evaluators, arXiv 2408.02666)."""
+    """As many pairs for every target as the rarest of its kind has (Self-Taught Evaluators, arXiv 2408.02666)."""
     counts = Counter(pair.target for group in groups for pair in group)
-    room = dict.fromkeys(counts, min(counts.values(), default=0))
+    room = {target: min(n for other, n in counts.items() if type(other) is type(target)) for target in counts}
     return _fill(groups, lambda pair: pair.target, room, "balance", drops)
 
 

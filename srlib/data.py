@@ -143,8 +143,9 @@ def load(
             counts["rows"] += 1
             if form is not None:
                 seen.setdefault(form, Counter()).update(names)
-            if isinstance(row, Example) and row.score is None:
-                reason = f"{where}: field {form.names['score']} is missing; a training row needs one"
+            if isinstance(row, Example | Comparison) and row.gold is None:
+                field = "score" if isinstance(row, Example) else "preference"
+                reason = f"{where}: field {form.names.get(field, field)} is missing; a training row needs one"
                 row = RowFailure(number, row.id, reason)
             if isinstance(row, RowFailure):
                 counts["bad rows"] += 1
@@ -170,8 +171,8 @@ def load(
     counts["over a limit"] = (
         counts["rows"] - counts["bad rows"] - counts["left out for balance"] - sum(map(len, found.values()))
     )
-    ids = Counter((isinstance(row, Comparison), row.id) for rows in found.values() for row in rows)
-    for (_, name), times in ids.most_common(1):
+    ids = Counter(row.id for rows in found.values() for row in rows)  # judgments of both kinds go into one file
+    for name, times in ids.most_common(1):
         if times > 1:
             raise DataError(f"{pairwise}: id {store.shorten(name)} is in {source} too; ids must be unique, rename one")
     commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}

@@ -7,6 +7,9 @@ Judgments lie in <eval>/<pass>/<split>.jsonl and are never computed twice; resul
     {arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}
 
 where a judgment without a score counts as wrong, is left out of correlations and errors, and shows in parse_rate.
+
+Comparisons are judged in two ways, each a split of its own: `pairwise` scores both responses and compares the scores,
+which any judge can; `pairwise_compared` asks a judge that learned to compare, in both orders.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +29,9 @@ import numpy as np
 
 from srlib import data, metrics, store, world
 from srlib.progress import progress
-from srlib.schema import Comparison, Example, Judgment
+from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
 
+COMPARED = "pairwise_compared"  # the split whose comparisons are shown to the judge as such
 Split = Sequence[Example] | Sequence[Comparison]
 
 
@@ -146,7 +151,7 @@ def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, 
         found = sample.judgments(
             loaded,
             tokenizer,
-            pointwise(rows),
+            to_judge(split, rows),
             template=info["template"],
             n=settings.n_samples if draws else 1,
             temperature=settings.temperature if draws else 0.0,
@@ -160,20 +165,22 @@ def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, 
         )
 
 
-def pointwise(rows: Split) -> list[Example]:
-    """The examples to judge: a comparison is two, its sides."""
+def to_judge(split: str, rows: Split) -> list[Item]:
+    """What a split asks the judge: its examples; of a comparison the two sides, or, in COMPARED, itself in both orders."""
+    if split == COMPARED:
+        return [c for row in rows for c in (row, row.swapped())]
     return [e for row in rows for e in (row.sides() if isinstance(row, Comparison) else (row,))]
 
 
 def read(arm: Arm, judged: Sequence[Judgment]) -> list[Judgment | None]:
-    """One judgment per example: the greedy one, or of its N draws one of the majority's score, or the most likely one
-    that has a score. None where the arm ends up with none."""
+    """One judgment per example: the greedy one, or of its N draws one of the majority's verdict, or the most likely one
+    that has a verdict. None where the arm ends up with none."""
     groups: dict[str, list[Judgment]] = {}
     for judgment in judged:
         groups.setdefault(judgment.example_id, []).append(judgment)
     if arm.read == "greedy":
         return [group[0] for group in groups.values()]
-    scored = [[j for j in group if j.score is not None] for group in groups.values()]
+    scored = [[j for j in group if j.verdict is not None] for group in groups.values()]
     if arm.read == "likelihood":
         return [max(group, key=lambda j: j.logprob, default=None) for group in scored]
     if arm.read != "majority":
@@ -182,6 +189,10 @@ def read(arm: Arm, judged: Sequence[Judgment]) -> list[Judgment | None]:
 
 
 def _of_majority(group: list[Judgment]) -> Judgment:
+    """Among equally frequent scores the nearest to the mean, among equally frequent preferences the likeliest draw's."""
+    if group[0].preference is not None:
+        votes = Counter(j.preference for j in group)
+        return max(group, key=lambda j: (votes[j.preference], j.logprob))
     score = float(metrics.majority([[j.score for j in group]])[0])
     return max((j for j in group if j.score == score), key=lambda j: j.logprob)
 
@@ -218,7 +229,9 @@ def results(
         for a in arms:
             own, how = chosen[a.name], protocol(a, split, settings)
             base = dict(arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=how)
-            if split == "pairwise":
+            if split == COMPARED:
+                found = _compared(own, items, n_boot)
+            elif split == "pairwise":
                 found = _pairwise(a, judged[a.judged_in][split], own, items, n_boot)
             else:
                 found = _agreement(items, scores(own), n_boot)
@@ -226,7 +239,7 @@ def results(
                     found |= compared
             rows += [base | dict(metric=name, **_fields(interval)) for name, interval in found.items()]
             cost = store.read_json(out / a.judged_in / f"{split}.done")
-            n = len(pointwise(items))
+            n = len(to_judge(split, items))
             rows += [
                 base | dict(metric=m, value=cost[m], ci_low=None, ci_high=None, n=n) for m in ("seconds", "tokens")
             ]
@@ -272,13 +285,38 @@ def _pairwise(
     return {"accuracy": found, "parse_rate": parsed}
 
 
+def _compared(own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int) -> dict[str, metrics.Interval]:
+    """Both orders of each item: how often each is right, how often they agree (two verdicts, and the same one), and how
+    much more often the first response is preferred than the second, whichever it is: 0 is no bias, 1 is always the first."""
+    given = [None if j is None else j.preference for j in own]
+    as_given, swapped = (
+        given[::2],
+        [None if p is None else OTHER_WAY[p] for p in given[1::2]],
+    )  # both in the given order
+    right = [np.array([_credit(p, c) for p, c in zip(o, items, strict=True)]) for o in (as_given, swapped)]
+    agree = [float(a == b and a is not None) for a, b in zip(as_given, swapped, strict=True)]
+    first = np.array([(p == "A") - (p == "B") for p in given], dtype=float).reshape(-1, 2).mean(axis=1)
+    parsed = np.array([p is not None for p in given], dtype=float).reshape(-1, 2).mean(axis=1)
+    found = {
+        "accuracy": sum(right) / 2, "accuracy_as_given": right[0], "accuracy_swapped": right[1],
+        "consistency": agree, "position_bias": first, "parse_rate": parsed,
+    }  # fmt: skip
+    return {name: metrics.mean(values, n_boot=n_boot) for name, values in found.items()}
+
+
+def _credit(said: Preference | None, comparison: Comparison) -> float:
+    if comparison.gold is None:
+        raise ValueError(f"comparison {comparison.id} has no gold preference to hold a verdict against; leave it out")
+    return 1.0 if said == comparison.gold else 0.5 if said == "tie" else 0.0
+
+
 def baselines(
     train: Sequence[Example], splits: Mapping[str, Split], *, seed: int, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
     """Rows for two scores that need no judge, see data.baselines."""
     rows = []
     for split, items in splits.items():
-        if split == "pairwise" or not items:
+        if not items or isinstance(items[0], Comparison):
             continue
         for name, values in data.baselines(train, items):
             base = dict(arm=name, split=split, seed=seed, iteration=0, protocol="no judge; see srlib.data.baselines")
@@ -317,6 +355,9 @@ def protocol(a: Arm, split: str, settings: Settings) -> str:
         "majority": f"majority of {n} draws at T={t}",
         "likelihood": f"best of {n} draws at T={t}, selector: mean token log-probability",
     }[a.read]
+    if split == COMPARED:
+        bias = "position_bias: how much more often the first is preferred than the second"
+        return f"pairwise in both orders, {how}; tie 0.5, no verdict 0; accuracy is the mean of the two orders; {bias}"
     if split == "pairwise":
         value = "mean of the draws" if a.read == "majority" else "expected score"
         return f"pointwise on both responses, {how}; compares the {value}; tie 0.5, no score 0"

@@ -4,6 +4,7 @@
     judge = Judge.load("runs/tiny/judge")
     j = judge.score(instruction="...", response="...", rubric=Rubric(criterion="...", levels=["bad", "fair", "good"]))
     j.score, j.rationale, j.expected_score, j.distribution
+    judge.compare(instruction="...", response_a="...", response_b="...", rubric=...).preference
 
 and for files, `judge_file`, which is what `srlib judge` calls.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from srlib import data, models, sample, store
-from srlib.schema import Example, Judgment, Rubric
+from srlib.schema import Comparison, Example, Item, Judgment, Rubric
 
 
 @dataclass
@@ -53,16 +54,36 @@ class Judge:
         )
         return self.score_many([example], temperature=temperature, seed=seed)[0]
 
+    def compare(
+        self,
+        *,
+        instruction: str,
+        response_a: str,
+        response_b: str,
+        rubric: Rubric,
+        reference_answer: str | None = None,
+    ) -> Judgment:
+        """Judge two responses side by side, greedily: `preference` is "A", "B" or "tie", or `failure` says why not.
+
+        For a judge that learned to compare (sft_mode mix or merge). Any judge compares by `expected_score` of both. Ask for
+        both orders where it matters: a judge may like the first place.
+        """
+        comparison = Comparison(
+            id="one", instruction=instruction, response_a=response_a, response_b=response_b, rubric=rubric,
+            reference_answer=reference_answer, preference=None,
+        )  # fmt: skip
+        return self.score_many([comparison])[0]
+
     def score_many(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Item],
         *,
         n: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
         out: Path | None = None,
     ) -> list[Judgment]:
-        """`n` judgments of each example, ordered by example and index; with `out` it resumes, see sample.judgments."""
+        """`n` judgments of each example or comparison, ordered by example and index; with `out` it resumes, see sample.judgments."""
         return sample.judgments(
             self.model,
             self.tokenizer,

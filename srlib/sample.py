@@ -23,7 +23,7 @@ import numpy as np
 
 from srlib import prefix, prompts, store
 from srlib.progress import progress
-from srlib.schema import Example, Judgment, Rubric
+from srlib.schema import Comparison, Item, Judgment, Verdict
 
 ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n
 PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
@@ -129,22 +129,23 @@ def _collect(ids: np.ndarray, logprobs: np.ndarray, watched: np.ndarray, eos: in
 # ---------------------------------------------------------------- the score's distribution
 
 
-def candidates(tokenizer: Any, rubric: Rubric, rationale: str = "") -> tuple[list[int], list[list[int]]]:
-    """How the scores of a scale are written after a rationale: the ids that all share, and the rest of each.
+def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[int], list[list[int]]]:
+    """How the verdicts that an item can get are written after a rationale: the ids that all share, and the rest of each.
 
     A five-point scale: `([... marker ids], [[id of 1], [id of 2], ...])`; steps of .25 take several tokens each.
     """
-    written = [tokenizer(prompts.completion(rationale, s), add_special_tokens=False)["input_ids"] for s in rubric.scale]
+    texts = [prompts.completion(rationale, verdict) for verdict in item.verdicts]
+    written = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     shared = 0
     while all(len(ids) > shared + 1 for ids in written) and len({ids[shared] for ids in written}) == 1:
         shared += 1
     return written[0][:shared], [ids[shared:] for ids in written]
 
 
-def _softmax(scale: Sequence[float], logits: Sequence[float]) -> dict[float, float]:
+def _softmax(verdicts: Sequence[Verdict], logits: Sequence[float]) -> dict[Verdict, float]:
     weights = np.exp(np.asarray(logits, dtype=np.float64) - max(logits))
     probabilities = (weights / weights.sum()).tolist()
-    return {s: round(p, 6) for s, p in zip(scale, probabilities, strict=True)}  # as it will be read back from a file
+    return {v: round(p, 6) for v, p in zip(verdicts, probabilities, strict=True)}  # as it will be read back from a file
 
 
 def score_candidates(
@@ -177,7 +178,7 @@ def score_candidates(
 def judgments(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Item],
     *,
     template: str = "brief",
     n: int = 1,
@@ -190,7 +191,7 @@ def judgments(
     out: Path | None = None,
     desc: str = "judge",
 ) -> list[Judgment]:
-    """N judgments of each example, ordered by example, then index; greedy at temperature 0 (then n is 1).
+    """N judgments of each example or comparison, ordered by it, then index; greedy at temperature 0 (then n is 1).
 
     With `out`, every batch is appended to that JSONL file at once and what stands there already is not computed again;
     when all is there, the file is put in order. `batch_size` counts prompts (0: ROWS / n). `distributions` adds the
@@ -246,7 +247,7 @@ def _ends(model: Any) -> list[int]:
 def _judge_batch(
     model: Any,
     tokenizer: Any,
-    batch: list[tuple[Example, list[int], list[int]]],
+    batch: list[tuple[Item, list[int], list[int]]],
     seed: int,
     distributions: bool,
     settings: dict,
@@ -265,33 +266,36 @@ def _judge_batch(
     draws = None
     if settings["temperature"] > 0:
         draws = np.stack([uniforms(seed, example.id, i, settings["max_new_tokens"]) for example, _, i in wanted])
-    options = [candidates(tokenizer, example.rubric) for example, _, _ in batch] if distributions else []
+    options = [candidates(tokenizer, example) for example, _, _ in batch] if distributions else []
     watch = sorted({ids[0] for _, rest in options for ids in rest if all(len(r) == 1 for r in rest)})
     found = decode(model, [ids for _, ids, _ in batch], owner, draws=draws, watch=watch, **settings)
 
     rows, unscored = [], []
     for p, (example, ids, i), draw in zip(owner, wanted, found, strict=True):
         text = tokenizer.decode(draw.token_ids, skip_special_tokens=True).strip()
-        parsed = prompts.parse(text, example.rubric, draw.finished)
+        parsed = prompts.parse(text, example, draw.finished)
         row = dict(example_id=example.id, index=i, text=text, tokens=len(draw.token_ids), prompt_tokens=len(ids))
-        row |= dict(
-            rationale=parsed.rationale, score=parsed.score, failure=parsed.failure, logprob=round(draw.logprob, 6)
-        )
-        if distributions and parsed.score is not None:
+        row |= dict(rationale=parsed.rationale, score=parsed.score, preference=parsed.preference)
+        row |= dict(failure=parsed.failure, logprob=round(draw.logprob, 6))
+        if distributions and parsed.verdict is not None:
             rest = [option[0] for option in options[p][1]] if all(len(o) == 1 for o in options[p][1]) else []
             verdict = len(draw.token_ids) - 2  # the token before the end-of-sequence token
             if rest and draw.token_ids[verdict] in rest:
                 logits = [draw.watched[verdict, watch.index(token)] for token in rest]
-                row["distribution"] = _softmax(example.rubric.scale, logits)
+                row[_field(example)] = _softmax(example.verdicts, logits)
             else:
                 unscored.append((len(rows), p))
         rows.append(row)
     for start in range(0, len(unscored), 32):
         part = unscored[start : start + 32]
-        written = [candidates(tokenizer, batch[p][0].rubric, rows[k]["rationale"]) for k, p in part]
+        written = [candidates(tokenizer, batch[p][0], rows[k]["rationale"]) for k, p in part]
         contexts = [[*batch[p][1], *shared] for (_, p), (shared, _) in zip(part, written, strict=True)]
         ended = [[[*option, settings["eos"]] for option in rest] for _, rest in written]  # or 2 would begin 2.25
         for (k, p), logprobs in zip(part, score_candidates(model, contexts, ended), strict=True):
-            rows[k]["distribution"] = _softmax(batch[p][0].rubric.scale, logprobs)
+            rows[k][_field(batch[p][0])] = _softmax(batch[p][0].verdicts, logprobs)
     for row in rows:
         yield Judgment(**row)
+
+
+def _field(item: Item) -> str:
+    return "preference_probability" if isinstance(item, Comparison) else "distribution"

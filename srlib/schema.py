@@ -23,6 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 MAX_CHARACTERS = 100_000  # a longer text in one field is a mistake in the file, not something to judge
 
 Failure = Literal["no_verdict", "two_verdicts", "off_scale", "cut_off", "too_long"]
+Preference = Literal["A", "B", "tie"]
+Verdict = float | Preference  # what a judgment ends in: the score of a response, or which of two responses is better
+PREFERENCES: tuple[Preference, ...] = ("A", "B", "tie")
+OTHER_WAY: dict[Preference, Preference] = {
+    "A": "B",
+    "B": "A",
+    "tie": "tie",
+}  # the same verdict on the swapped responses
 
 
 def format_score(score: float) -> str:
@@ -119,22 +127,55 @@ class Example(Row):
             raise ValueError(f"score {format_score(self.score)} is not on the rubric's scale ({scale})")
         return self
 
+    @property
+    def gold(self) -> float | None:
+        """The verdict that a judgment of it should end in."""
+        return self.score
+
+    @property
+    def verdicts(self) -> tuple[float, ...]:
+        """Every verdict that a judgment of it can end in."""
+        return self.rubric.scale
+
 
 class Comparison(Row):
-    """Two responses to one instruction under one rubric, and which is better."""
+    """Two responses to one instruction under one rubric, and which is better (None: nobody said)."""
 
     id: str = Field(min_length=1)
     instruction: str = Field(min_length=1)
     response_a: str = Field(min_length=1)
     response_b: str = Field(min_length=1)
     rubric: Rubric
-    preference: Literal["A", "B", "tie"]
+    preference: Preference | None
     reference_answer: str | None = None
     rationale: str | None = None  # why the preferred one is better, where a person or a model wrote it
     group: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
 
     _not_blank = field_validator("instruction", "response_a", "response_b")(_refuse_blank)
+
+    @property
+    def gold(self) -> Preference | None:
+        """The verdict that a judgment of it should end in."""
+        return self.preference
+
+    @property
+    def verdicts(self) -> tuple[Preference, ...]:
+        """Every verdict that a judgment of it can end in."""
+        return PREFERENCES
+
+    def swapped(self) -> Comparison:
+        """A and B exchanged, as `<id>#swapped`. The rationale, and what `meta` holds, speak of the given order: left out."""
+        return Comparison(
+            id=f"{self.id}#swapped",
+            instruction=self.instruction,
+            response_a=self.response_b,
+            response_b=self.response_a,
+            rubric=self.rubric,
+            preference=None if self.preference is None else OTHER_WAY[self.preference],
+            reference_answer=self.reference_answer,
+            group=self.group,
+        )
 
     def sides(self) -> tuple[Example, Example]:
         """The two pointwise examples, `<id>#A` and `<id>#B`, for a judge that scores one response at a time."""
@@ -145,29 +186,40 @@ class Comparison(Row):
         )
 
 
+Item = Example | Comparison  # what there is to judge: one response, or two
+
+
 class Judgment(Row):
-    """What a judge wrote about one example. A failed parse has `score=None` and a named `failure`, never a score."""
+    """What a judge wrote about one example, or about one comparison, and what it came to: a score, a preference, or, where
+    that cannot be read, a named `failure`. It has exactly one of the three; a failure is never turned into a verdict."""
 
     example_id: str
     index: int = 0  # which of the N draws; 0 for a greedy judgment
     text: str  # the generated text alone, nothing of the prompt
     rationale: str = ""
-    score: float | None = None
+    score: float | None = None  # of one response
+    preference: Preference | None = None  # between two
     failure: Failure | None = None
     tokens: int = 0  # generated tokens
     prompt_tokens: int = 0
     logprob: float | None = None  # mean log-probability of a generated token, in nats
     distribution: dict[float, float] | None = None  # score -> probability, after the rationale
+    preference_probability: dict[Preference, float] | None = None  # the same of A, B and tie
 
     @model_validator(mode="after")
-    def _score_or_failure(self) -> Judgment:
-        if (self.score is None) == (self.failure is None):
-            raise ValueError("a judgment has either a score or a named failure")
+    def _one_outcome(self) -> Judgment:
+        if (self.score, self.preference, self.failure).count(None) != 2:
+            raise ValueError("a judgment has either a score or a preference or a named failure")
         return self
 
     @field_serializer("distribution")
     def _plain_keys(self, distribution: dict[float, float] | None) -> dict[str, float] | None:
         return None if distribution is None else {format_score(s): round(p, 6) for s, p in distribution.items()}
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The score or the preference, None where the parse failed."""
+        return self.preference if self.score is None else self.score
 
     @property
     def id(self) -> str:
@@ -182,7 +234,10 @@ class Judgment(Row):
 
 
 class Pair(Row):
-    """A preference pair between two judgments of one example, with its provenance (docs: where every field came from)."""
+    """A preference pair between two judgments of one example, with its provenance (docs: where every field came from).
+
+    Of a comparison, the "scores" are the preferences that the judgments end in, and there is no margin.
+    """
 
     id: str
     example_id: str
@@ -190,9 +245,9 @@ class Pair(Row):
     rejected: str
     chosen_id: str
     rejected_id: str
-    chosen_score: float
-    rejected_score: float | None
-    target: float | None  # what the chosen side was held against: the gold score, the mode of the N, or nothing
+    chosen_score: Verdict
+    rejected_score: Verdict | None
+    target: Verdict | None  # what the chosen side was held against: the gold score, the mode of the N, or nothing
     margin: float | None  # |rejected_score - target|
     strategy: str
     iteration: int

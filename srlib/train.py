@@ -21,7 +21,7 @@ from typing import Any
 
 from srlib import adapters, models, prompts, reference, store
 from srlib.progress import progress
-from srlib.schema import Example, Pair
+from srlib.schema import Item, Pair
 
 WARMUP = 0.1  # share of the steps in which the learning rate rises
 
@@ -55,19 +55,22 @@ class ReferenceMismatch(RuntimeError):
 
 
 def sft_rows(
-    tokenizer: Any, examples: Sequence[Example], template: str, rationale: bool = True
+    tokenizer: Any, examples: Sequence[Item], template: str, rationale: bool = True
 ) -> list[dict[str, list[int]]]:
-    """Examples with gold judgments as rows of ids: `{"input_ids": prompt + completion, "completion_mask": 0... 1...}`."""
+    """Examples and comparisons with gold judgments as rows of ids: `{"input_ids": prompt + completion, "completion_mask":
+    0... 1...}`. Raises ValueError on one without a gold verdict."""
     rows = []
     for example in examples:
+        if example.gold is None:
+            raise ValueError(f"{example.id} has no gold score or preference to learn; give it one or leave it out")
         prompt = prompts.prompt_ids(tokenizer, example, template)
-        text = prompts.completion(example.rationale if rationale else None, example.score)
+        text = prompts.completion(example.rationale if rationale else None, example.gold)
         rows.append(_sft_row(prompt, prompts.completion_ids(tokenizer, text)))
     return rows
 
 
 def rft_rows(
-    tokenizer: Any, examples: Sequence[Example], pairs: Sequence[Pair], template: str
+    tokenizer: Any, examples: Sequence[Item], pairs: Sequence[Pair], template: str
 ) -> list[dict[str, list[int]]]:
     """The chosen side of preference pairs as rows for SFT: rejection-sampling fine-tuning, the control without a contrast."""
     by_id = {example.id: example for example in examples}
@@ -85,7 +88,7 @@ def _sft_row(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
 
 
 def dpo_rows(
-    tokenizer: Any, examples: Sequence[Example], pairs: Sequence[Pair], template: str
+    tokenizer: Any, examples: Sequence[Item], pairs: Sequence[Pair], template: str
 ) -> list[dict[str, list[int]]]:
     """Preference pairs as rows of ids: `{"prompt_ids", "chosen_ids", "rejected_ids"}`."""
     by_id = {example.id: example for example in examples}

@@ -298,25 +298,58 @@ def comparisons(seed: int, n: int) -> list[Comparison]:
     rows: list[Comparison] = []
     while len(rows) < n:
         case = draw_case(rng, held_out=len(rows) % 2 == 1)
-        for _ in range(50):
-            other = respond(rng, case.task, case.criteria, quality=rng.choice([0.1, 0.3, 0.5, 0.7, 0.9]))
-            other_score = score([c.ok for c in inspect(case.task, other, case.demands)], case.key)
-            if other_score == case.score:
-                continue
-            rows.append(
-                Comparison(
-                    id=f"pairwise-{seed}-{len(rows)}",
-                    instruction=case.instruction,
-                    response_a=case.response.text,
-                    response_b=other.text,
-                    rubric=case.rubric,
-                    reference_answer=case.reference_answer,
-                    preference="A" if case.score > other_score else "B",
-                    meta={"criteria": "+".join(case.criteria), "scores": [case.score, other_score]},
-                )
-            )
-            break
+        if found := _draw_rival(rng, case):
+            rows.append(_comparison(f"pairwise-{seed}-{len(rows)}", case, *found))
     return rows
+
+
+def training_comparisons(split: str, seed: int, n: int, care: float = 0.5) -> list[Comparison]:
+    """`n` in-domain pairs with a gold rationale: what is right in A, what is right in B, and so which is better.
+
+        Response A: The day: fail. The host: pass. ... So one of four pass. Response B: ... So three of four pass. [RESULT] B
+
+    Careful and hasty as in `examples`; `meta` holds the checks of both sides, for `check_comparison`. Deterministic in
+    (split, seed), on a random stream of its own, which no evaluation split has.
+    """
+    rng = random.Random(f"world pairwise {split} {seed}")
+    rows: list[Comparison] = []
+    while len(rows) < n:
+        case = draw_case(rng)
+        careful = rng.random() < care
+        if not (found := _draw_rival(rng, case)):
+            continue
+        sides = {"A": case.checks, "B": inspect(case.task, found[0], case.demands)}
+        said = [f"Response {name}: {write_rationale(checks, case.key, careful)}" for name, checks in sides.items()]
+        known = [[asdict(check) for check in checks] for checks in sides.values()]
+        meta = {"annotator": "careful" if careful else "hasty", "checks": known, "key": case.key}
+        rows.append(_comparison(f"{split}-pairwise-{seed}-{len(rows)}", case, *found, " ".join(said), meta))
+    return rows
+
+
+def _draw_rival(rng: random.Random, case: Case) -> tuple[Response, int] | None:
+    """Another response to the same task and its score, a different one; None where fifty draws give none."""
+    for _ in range(50):
+        other = respond(rng, case.task, case.criteria, quality=rng.choice([0.1, 0.3, 0.5, 0.7, 0.9]))
+        other_score = score([c.ok for c in inspect(case.task, other, case.demands)], case.key)
+        if other_score != case.score:
+            return other, other_score
+    return None
+
+
+def _comparison(
+    name: str, case: Case, other: Response, other_score: int, rationale: str | None = None, meta: dict | None = None
+) -> Comparison:
+    return Comparison(
+        id=name,
+        instruction=case.instruction,
+        response_a=case.response.text,
+        response_b=other.text,
+        rubric=case.rubric,
+        reference_answer=case.reference_answer,
+        preference="A" if case.score > other_score else "B",
+        rationale=rationale,
+        meta={"criteria": "+".join(case.criteria), "scores": [case.score, other_score], **(meta or {})},
+    )
 
 
 class Checked(NamedTuple):
@@ -332,12 +365,24 @@ _SENTENCE = re.compile(r"([^.\n]{1,200}): (pass|fail)\.")
 
 def check_rationale(example: Example, rationale: str) -> Checked:
     """Hold every stated check of a rationale against the truth. Only for examples of this world."""
+    return _check(example.meta["checks"], example.meta["key"], rationale)
+
+
+def check_comparison(comparison: Comparison, rationale: str) -> tuple[Checked, Checked]:
+    """The same for each side of a training comparison: what is said between `Response A:` and `Response B:`, and behind
+    it. A rationale of another form has no right verdict."""
+    of_a, _, of_b = rationale.removeprefix("Response A:").partition("Response B:")
+    a, b = comparison.meta["checks"]
+    return _check(a, comparison.meta["key"], of_a), _check(b, comparison.meta["key"], of_b)
+
+
+def _check(checks: list[dict], key: int | None, rationale: str) -> Checked:
     stated = [
         (f" {text} ".replace(",", " ").replace(":", " "), v == "pass") for text, v in _SENTENCE.findall(rationale)
     ]
     own: list[bool | None] = []
     verdicts = evidence = 0
-    for check in (Check(**c) for c in example.meta["checks"]):
+    for check in (Check(**c) for c in checks):
         i = next((i for i, (text, _) in enumerate(stated) if f" {check.label} " in text), None)
         if i is None:
             own.append(None)
@@ -348,6 +393,6 @@ def check_rationale(example: Example, rationale: str) -> Checked:
             verdicts += 1
             wanted = [word for word in (check.found, check.wanted) if word is not None]
             evidence += all(text.split().count(word) >= wanted.count(word) for word in wanted)
-    n, key = len(own), example.meta["key"]
+    n = len(own)
     follows = None if None in own else float(score([bool(v) for v in own], key))
     return Checked(verdicts / n, evidence / n, follows)

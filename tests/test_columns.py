@@ -108,7 +108,6 @@ BAD = {
     "no heading": (swap("###Score Rubrics", "###Rubbish"), "no heading '###Score Rubric:'"),
     "no prompt": (PROMPT | {"instruction": None}, "field instruction is missing"),
     "preference": (PREFERENCE | {"orig_preference": "C"}, "field orig_preference: Input should be 'A', 'B' or 'tie'"),
-    "no preference": (without(PREFERENCE, "orig_preference"), "field orig_preference"),
     "score of a side": (PREFERENCE | {"orig_score_B": "x"}, "field orig_score_B: 'x' is not a number"),
     "no response B": (PREFERENCE | {"orig_response_B": ""}, "field orig_response_B"),
 }  # fmt: skip

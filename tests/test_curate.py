@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlib.curate import DROPS, META_RUBRIC, STRATEGIES, curate, meta_examples, provenance
-from srlib.schema import Example, Judgment, Rubric
+from srlib.curate import DROPS, META_RUBRIC, STRATEGIES, curate, distance, meta_examples, provenance
+from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 
@@ -288,3 +288,98 @@ def test_provenance():
     assert provenance([]) == {"pairs": 0, "prompts": 0}
     facts = provenance(one([4, 4, 1, 2], pairs_per_prompt=2).pairs)
     assert facts == {"pairs": 2, "prompts": 1, "mean_margin": 2.5, "chosen_words": 4.0, "rejected_words": 4.0}
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def comparison(name="c", gold="A"):
+    return Comparison(
+        id=name, instruction=f"Greet {name}.", response_a="Hello", response_b="Go", rubric=FIVE, preference=gold
+    )
+
+
+def voted(preferences, name="c"):
+    """Judgments with these preferences, None for one that could not be read."""
+    return [
+        Judgment(
+            example_id=name,
+            index=i,
+            text=f"Reason {i}. [RESULT] {p}",
+            preference=p,
+            failure=None if p else "no_verdict",
+        )
+        for i, p in enumerate(preferences)
+    ]
+
+
+def of_two(preferences, gold="A", **settings):
+    return curate([comparison(gold=gold)], voted(preferences), **settings)
+
+
+@pytest.mark.parametrize(
+    ("preferences", "gold", "wanted"),
+    [
+        (["A", "B"], "A", [("A", "B")]),
+        (["A", "tie", None], "A", [("A", "tie")]),  # a tie is another verdict than the gold one
+        (["B", "A", "B"], "B", [("B", "A")]),
+        (["tie", "B"], "tie", [("tie", "B")]),
+    ],
+)
+def test_a_right_preference_is_chosen_over_any_other_whatever_the_margin(preferences, gold, wanted):
+    for margin in (0, 2, 100):
+        found = of_two(preferences, gold, margin=margin)
+        assert sides(found) == wanted
+        assert {(p.target, p.margin) for p in found.pairs} == {(gold, None)}
+        assert found.drops == {}
+
+
+@pytest.mark.parametrize(
+    ("preferences", "settings", "reason"),
+    [
+        ([None, None], {}, "no_score"),
+        (["B", "tie"], {}, "all_wrong"),
+        (["A", "A", None], {}, "all_right"),
+        (["A", "B"], {"fits": lambda item, text: "RESULT] B" not in text}, "too_long"),
+        (["A", "A"], {"strategy": "majority_vote"}, "all_right"),
+        (["A", "B", "B", "A", "tie"], {"strategy": "majority_vote"}, "no_majority"),
+    ],
+)
+def test_every_reason_to_drop_a_comparison(preferences, settings, reason):
+    found = of_two(preferences, **settings)
+    assert (found.pairs, found.drops) == ([], {reason: 1})
+    assert reason in DROPS
+
+
+def test_the_preference_of_most_draws_needs_no_gold():
+    found = of_two(["B", "A", "B", "tie"], gold=None, strategy="majority_vote", pairs_per_prompt=1)
+    assert [(p.chosen_score, p.target, p.margin) for p in found.pairs] == [("B", "B", None)]
+    with pytest.raises(ValueError, match="comparison c has no gold preference; strategy correct_answer needs one"):
+        of_two(["A", "B"], gold=None)
+
+
+def test_the_meta_judge_reads_both_responses():
+    judgments = voted(["A", "B", None])
+    rows = meta_examples([comparison()], judgments)
+    assert [row.id for row in rows] == ["c#0", "c#1"]
+    assert all("Hello" in row.instruction and "Go" in row.instruction for row in rows)
+    found = curate([comparison()], judgments, strategy="meta_judge", ratings=rated(judgments, [2, 5, None]))
+    assert [(p.chosen_score, p.rejected_score, p.target) for p in found.pairs] == [("B", "A", None)]
+
+
+def test_scores_and_preferences_side_by_side():
+    """Each kind is balanced within itself, and examples give the pairs that they give alone."""
+    examples, judgments = many([1] * 6 + [5] * 2)
+    alone = curate(examples, judgments, pairs_per_prompt=1, balance=True).pairs
+    pairs = [comparison(f"c{i}", gold) for i, gold in enumerate(["A", "A", "A", "B"])]
+    judgments += [j for c in pairs for j in voted(["A", "B"], c.id)]
+    found = curate([*examples, *pairs], judgments, pairs_per_prompt=1, balance=True)
+    assert Counter(p.target for p in found.pairs) == {1: 2, 5: 2, "A": 1, "B": 1}
+    assert found.drops == {"balance": 6}
+    assert {p.example_id for p in found.pairs if p.target == 5} == {p.example_id for p in alone if p.target == 5}
+    assert provenance(found.pairs)["mean_margin"] >= 2  # of those that have one
+
+
+def test_distance():
+    assert (distance(4.0, 1.0), distance(1.0, 1.0), distance("A", "A")) == (3.0, 0.0, 0.0)
+    assert distance("tie", "A") == distance("B", "A") == float("inf")

@@ -290,6 +290,13 @@ def test_bad_rows_are_refused_or_dropped(tmp_path):
         load_splits(write(tmp_path / "one.jsonl", [without(OURS, "score")]), n_validation=2)
 
 
+def test_a_comparison_to_learn_from_needs_a_preference(tmp_path):
+    pair = OURS | {"id": "p", "response_a": "Hi", "response_b": "Yo", "preference": None}
+    rows = [*many(20, split_hint="train"), without(pair, "response", "score", "rationale")]
+    with pytest.raises(DataError, match="line 21: field preference is missing"):
+        load_splits(write(tmp_path / "rows.jsonl", rows), n_validation=2)
+
+
 def test_comparisons_have_splits_of_their_own(tmp_path):
     pair = without(FLAT, "response", "score") | {
         "type": "pairwise",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srlib import evaluate, store, world
-from srlib.evaluate import Arm, Settings, arm, read
+from srlib.evaluate import COMPARED, Arm, Settings, arm, read
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -224,6 +224,57 @@ def test_pairwise_compares_the_mean_of_the_draws(tmp_path):
     assert of(rows, metric="parse_rate")["value"] == 0.75
 
 
+def voted(*preferences, index=0):
+    """Judgments of p0, p0 swapped, p1, p1 swapped, ...; None is a failed parse."""
+    names = [name for i in range(len(preferences)) for name in (f"p{i}", f"p{i}#swapped")]
+    return [
+        Judgment(
+            example_id=name, index=index, text="", preference=p, failure=None if p else "no_verdict", logprob=-1.0 - i
+        )
+        for i, (name, p) in enumerate(zip(names, preferences, strict=False))
+    ]
+
+
+def test_two_orders(tmp_path):
+    """Right in both; the first in both orders; no verdict once; a tie in both: the gold is in the given order."""
+    own = voted("A", "B", "A", "A", None, "B", "tie", "tie")
+    rows = table([arm("sft")], {"sft": {COMPARED: own}}, {COMPARED: comparisons("A", "B", "A", "A")}, tmp_path)
+    values = {row["metric"]: row["value"] for row in rows}
+    assert values == {
+        "accuracy": (1 + 0.5 + 0.5 + 0.5) / 4, "accuracy_as_given": 1.5 / 4, "accuracy_swapped": 3.5 / 4, "consistency": 0.5,
+        "position_bias": round((0 + 1 - 0.5 + 0) / 4, 6), "parse_rate": 7 / 8, "seconds": 1.5, "tokens": 40,
+    }  # fmt: skip
+    assert {row["n"] for row in rows if row["metric"] not in ("seconds", "tokens")} == {4}
+    assert of(rows, metric="tokens")["n"] == 8
+    assert "both orders, greedy" in rows[0]["protocol"]
+    assert "tie 0.5, no verdict 0" in rows[0]["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "agree", "bias"), [("AB", 1.0, 1, 0), ("AA", 0.5, 0, 1), ("BB", 0.5, 0, -1), ("BA", 0.0, 1, 0)]
+)
+def test_a_judge_of_one_habit(said, right, agree, bias, tmp_path):
+    rows = table([arm("sft")], {"sft": {COMPARED: voted(*said)}}, {COMPARED: comparisons("A")}, tmp_path)
+    values = [of(rows, metric=metric)["value"] for metric in ("accuracy", "consistency", "position_bias")]
+    assert values == [right, agree, bias]
+
+
+def test_a_comparison_without_gold_is_no_item(tmp_path):
+    with pytest.raises(ValueError, match="comparison p0 has no gold preference"):
+        table([arm("sft")], {"sft": {COMPARED: voted("A", "B")}}, {COMPARED: comparisons(None)}, tmp_path)
+
+
+def test_most_draws_decide_and_then_the_likeliest():
+    draws = [
+        Judgment(example_id="p0", index=i, text="", preference=p, failure=None if p else "cut_off", logprob=logprob)
+        for i, (p, logprob) in enumerate([("A", -3), ("B", -1), ("A", -2), (None, 0)])
+    ]
+    assert read(arm("sft_self_consistency"), draws)[0].id == "p0#2"
+    assert read(arm("sft_self_consistency"), draws[:2])[0].id == "p0#1"  # one vote each
+    assert read(arm("sft_best_of_n"), draws)[0].id == "p0#1"
+    assert read(arm("sft_best_of_n"), draws[3:]) == [None]
+
+
 def test_an_empty_split_has_no_rows(tmp_path):
     assert table([arm("sft")], {"sft": {"pairwise": []}}, {"pairwise": []}, tmp_path) == []
 
@@ -262,14 +313,21 @@ def test_what_is_judged_already_is_read_and_no_model_loaded(tmp_path):
 
 
 def test_pointwise_takes_both_sides_of_a_comparison():
-    assert [e.id for e in evaluate.pointwise(comparisons("A", "B"))] == SIDES[:4]
+    assert [e.id for e in evaluate.to_judge("pairwise", comparisons("A", "B"))] == SIDES[:4]
     rows = examples(1, 2)
-    assert evaluate.pointwise(rows) == rows
+    assert evaluate.to_judge("test", rows) == rows
+    asked = evaluate.to_judge(COMPARED, comparisons("A", "tie"))
+    assert [(c.id, c.response_a, c.gold) for c in asked] == [
+        ("p0", "A", "A"), ("p0#swapped", "B", "B"), ("p1", "A", "tie"), ("p1#swapped", "B", "tie"),
+    ]  # fmt: skip
 
 
 def test_baselines_are_rows_like_any(tmp_path):
     rows = evaluate.baselines(
-        examples(1, 2, 3), {"test": examples(1, 2, 5), "pairwise": comparisons("A"), "ood": []}, seed=3, n_boot=100
+        examples(1, 2, 3),
+        {"test": examples(1, 2, 5), "pairwise": comparisons("A"), COMPARED: comparisons("A"), "ood": []},
+        seed=3,
+        n_boot=100,
     )
     assert {row["split"] for row in rows} == {"test"}
     assert {row["arm"] for row in rows} == {"question_mean", "word_overlap"}

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from srlib import Judge, Rubric, data, judge, models, sample, store
@@ -60,6 +61,29 @@ def test_a_score_with_what_led_to_it(own, rows):
     assert [(j.example_id, j.text, j.score) for j in many] == [
         (e.id, j.text, j.score) for e, j in zip(rows, found, strict=False)
     ]
+
+
+def test_two_responses_side_by_side(own, rows, monkeypatch):
+    """The base model has never compared: what it writes has no preference, and that is said. What a judge that can writes
+    comes with the probability of each verdict."""
+    e, other = rows[0], rows[1]
+    asked = dict(instruction=e.instruction, response_a=e.response, response_b=other.response, rubric=e.rubric)
+    found = own.compare(**asked, reference_answer=e.reference_answer)
+    assert (found.score, found.preference) == (None, None)
+    assert found.failure in ("no_verdict", "cut_off")
+
+    ids = own.tokenizer("A greets. [RESULT] B", add_special_tokens=False)["input_ids"] + [own.tokenizer.eos_token_id]
+
+    def decode(model, prompts, owner, *, watch, **_):
+        assert "### Response B" in own.tokenizer.decode(prompts[0])
+        return [sample.Draw(ids, True, -0.5, np.zeros((len(ids), len(watch)))) for _ in owner]
+
+    monkeypatch.setattr(sample, "decode", decode)
+    found = own.compare(**asked)
+    assert (found.preference, found.score, found.failure, found.rationale) == ("B", None, None, "A greets.")
+    assert set(found.preference_probability) == {"A", "B", "tie"}
+    assert sum(found.preference_probability.values()) == pytest.approx(1, abs=1e-5)
+    assert (found.distribution, found.expected_score) == (None, None)
 
 
 def test_the_seed_makes_the_draw(own, rows):

@@ -12,6 +12,7 @@ from conftest import SHRUNKEN
 from rich.console import Console
 
 from srlib import params, pipeline, plots, runs, store
+from srlib.schema import Judgment
 
 pytestmark = pytest.mark.torch
 
@@ -85,6 +86,48 @@ def test_the_whole_method_then_cached_then_with_another_beta(project, quiet_kern
     assert reasons["sample_2"] == "input judges/sre_1 changed"
     assert reasons["dpo_2"] == "beta 0.1 -> 0.9, input judges/sre_1 changed"
     assert {reasons[name] for name in ("sft_score_only", "sft_careful_only", "data", "curate_1")} == {None}
+
+
+def test_a_judge_that_compares_as_well(project, quiet_kernels):
+    """Trained on both kinds of rows, then as a merge of two adapters; every stage takes both, and eval asks in both ways."""
+    both = {
+        "sft_mode": "mix",
+        "n_train_pairwise": 12,
+        "sample_prompts": 0,
+        "max_new_tokens": 180,
+        "strategy": "majority_vote",
+    }
+    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "iterations": 1}
+    stages, _ = go(project, **both, **small, arms="sft,sre_1")
+    assert list(stages) == ["data", "sft", "sample_1", "curate_1", "dpo_1", "eval"]
+    run = project / "runs" / "t"
+    drawn = store.read_rows(run / "judgments" / "1" / "judgments.jsonl", Judgment)
+    assert {j.example_id.split("-")[1] for j in drawn} == {"0", "pairwise"}
+    assert len(drawn) == 4 * (16 + 12)
+    assert store.read_json(run / "judges" / "sft" / "train.json")["rows"] == 16 + 12
+    check_both_ways(store.read_json(run / "results.json"), {"sft", "sre_1"})
+
+    merged, _ = go(project, **both | {"sft_mode": "merge"}, **small, arms="sft")
+    assert merged["data"] == ("cached", "")
+    assert "sft_mode 'mix' -> 'merge'" in merged["sft"][1]
+    facts = store.read_json(run / "judges" / "sft" / "train.json")
+    assert (facts["steps"], len(facts["log"])) == (12, 12)
+    check_both_ways(store.read_json(run / "results.json"), {"sft"})
+
+
+def check_both_ways(results: list[dict], arms: set[str]) -> None:
+    found = {(r["arm"], r["split"]): r["protocol"] for r in results if r["split"].startswith("pairwise")}
+    assert set(found) == {(arm, split) for arm in arms for split in ("pairwise", "pairwise_compared")}
+    assert all(("both orders" in how) == (split == "pairwise_compared") for (_, split), how in found.items())
+    metrics = {r["metric"] for r in results if r["split"] == "pairwise_compared"}
+    assert {
+        "accuracy",
+        "accuracy_as_given",
+        "accuracy_swapped",
+        "consistency",
+        "position_bias",
+        "parse_rate",
+    } <= metrics
 
 
 def check_results(results: list[dict]) -> None:

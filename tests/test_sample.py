@@ -389,6 +389,28 @@ def test_pairwise_sides_are_judged_like_any_example(tiny):
     assert [j.example_id for j in found] == [f"{comparison.id}#A", f"{comparison.id}#B"]
 
 
+def test_the_probability_of_each_preference_is_the_models(tiny, monkeypatch):
+    """The base model writes no preference by itself, so it is given one; `tie` is several tokens for its tokenizer."""
+    model, tokenizer = tiny
+    [asked] = world.training_comparisons("train", 0, 1)
+    prompt = prompts.prompt_ids(tokenizer, asked)
+    written = {v: prompts.completion_ids(tokenizer, prompts.completion("A is fine.", v)) for v in asked.verdicts}
+    assert len({len(ids) for ids in written.values()}) > 1
+
+    def decode(model, rows, owner, *, watch, **_):
+        return [sample.Draw(written["B"], True, -0.5, np.zeros((len(written["B"]), len(watch)))) for _ in owner]
+
+    monkeypatch.setattr(sample, "decode", decode)
+    [found] = judge(tiny, [asked])
+    assert (found.preference, found.rationale, found.score, found.distribution) == ("B", "A is fine.", None, None)
+    total = {}
+    for verdict, ids in written.items():
+        logprobs = forward(model, prompt + ids)[len(prompt) - 1 : -1]
+        total[verdict] = math.exp(logprobs[np.arange(len(ids)), ids].sum())
+    wanted = {verdict: p / sum(total.values()) for verdict, p in total.items()}
+    assert found.preference_probability == pytest.approx(wanted, abs=1e-4)
+
+
 # ---------------------------------------------------------------- the same rows to the bit, however they came about
 
 

@@ -113,7 +113,13 @@ ROWS = [
     Example(**(ROW | {"rubric": PARTIAL, "score": 2.75, "reference_answer": "Hé\u2028 \"llo\"\n", "group": "g"})),
     Example(**(ROW | {"score": None, "rationale": "ok", "meta": {"checks": [{"ok": True, "found": None}], "n": 1.5}})),
     Comparison(**PAIRWISE),
-    Comparison(**(PAIRWISE | {"preference": "tie", "meta": {"scores": [3, 1]}})),
+    Comparison(**(PAIRWISE | {"preference": "tie", "rationale": "Both greet.", "meta": {"scores": [3, 1]}})),
+    Comparison(**(PAIRWISE | {"preference": None})),
+    Judgment(example_id="c", text="[RESULT] B", preference="B", preference_probability={"A": 0.25, "B": 0.5, "tie": 0.25}),
+    Pair(
+        id="c#0>1", example_id="c", chosen="[RESULT] A", rejected="[RESULT] tie", chosen_id="c#0", rejected_id="c#1",
+        chosen_score="A", rejected_score="tie", target="A", margin=None, strategy="correct_answer", iteration=1,
+    ),
     Judgment(example_id="a", index=3, text="Kind. [RESULT] 3", rationale="Kind.", score=3, tokens=5, logprob=-0.25),
     Judgment(example_id="a", text="Kind.", rationale="Kind.", failure="cut_off"),
     Judgment(example_id="a", text="[RESULT] 3", score=3, distribution={1: 0.25, 2: 0.125, 3: 0.625}),
@@ -139,10 +145,19 @@ def test_rows_do_not_change(row):
         setattr(row, next(iter(type(row).model_fields)), "other")
 
 
-def test_a_judgment_has_a_score_or_a_failure_and_never_both():
-    either = "either a score or a named failure"
+def test_a_judgment_has_one_outcome_and_never_two():
+    either = "either a score or a preference or a named failure"
     assert either in refused(Judgment, dict(example_id="a", text="x"))
-    assert either in refused(Judgment, dict(example_id="a", text="x", score=1, failure="cut_off"))
+    for two in (
+        dict(score=1, failure="cut_off"),
+        dict(score=1, preference="A"),
+        dict(preference="A", failure="cut_off"),
+    ):
+        assert either in refused(Judgment, dict(example_id="a", text="x", **two))
+    assert Judgment(example_id="a", text="x", score=0).verdict == 0
+    assert Judgment(example_id="a", text="x", preference="tie").verdict == "tie"
+    assert Judgment(example_id="a", text="x", failure="cut_off").verdict is None
+    assert "preference\n" in refused(Judgment, dict(example_id="a", text="x", preference="C"))
     assert "failure\n" in refused(Judgment, dict(example_id="a", text="x", failure="gave_up"))
     assert "logprob\n" in refused(Judgment, dict(example_id="a", text="x", score=1, logprob=float("nan")))
 
@@ -162,3 +177,21 @@ def test_a_comparison_is_two_examples():
     assert a.score is None
     assert "preference\n" in refused(Comparison, PAIRWISE | {"preference": "C"})
     assert "response_b\n" in refused(Comparison, PAIRWISE | {"response_b": ""})
+    assert "preference\n  Field required" in refused(
+        Comparison, {k: v for k, v in PAIRWISE.items() if k != "preference"}
+    )
+
+
+@pytest.mark.parametrize(("preference", "other"), [("A", "B"), ("B", "A"), ("tie", "tie"), (None, None)])
+def test_a_swapped_comparison_says_the_same_of_the_other_order(preference, other):
+    given = dict(reference_answer="Hello there", rationale="A greets.", group="g", meta={"scores": [3, 1]})
+    row = Comparison(**(PAIRWISE | given | {"preference": preference}))
+    swapped = row.swapped()
+    assert (swapped.id, swapped.response_a, swapped.response_b, swapped.preference) == (
+        "c#swapped",
+        "Go",
+        "Hello",
+        other,
+    )
+    assert (swapped.rationale, swapped.meta) == (None, {})  # they speak of the given order
+    assert swapped.swapped() == row.model_copy(update={"id": "c#swapped#swapped", "rationale": None, "meta": {}})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srlib import adapters, models, prompts, store, train
+from srlib import adapters, models, prompts, store, train, world
 from srlib.schema import Pair
 
 pytestmark = pytest.mark.torch
@@ -96,6 +96,30 @@ def test_score_only_rows_and_chosen_sides(tiny, rows):
     for pair, row in zip(pairs, train.rft_rows(tokenizer, rows, pairs, "brief"), strict=True):
         text = tokenizer.decode(row["input_ids"][row["completion_mask"].index(1) :], skip_special_tokens=True)
         assert text == pair.chosen
+
+
+def test_comparisons_are_rows_like_examples(tiny, rows):
+    _, tokenizer = tiny
+    items = [*rows[:2], *world.training_comparisons("train", 0, 3)]
+    for item, row in zip(items, train.sft_rows(tokenizer, items, "brief"), strict=True):
+        cut = row["completion_mask"].index(1)
+        assert row["input_ids"][:cut] == prompts.prompt_ids(tokenizer, item)
+        written = tokenizer.decode(row["input_ids"][cut:], skip_special_tokens=True)
+        assert written == prompts.completion(item.rationale, item.gold)
+        assert prompts.parse(written, item).verdict == item.gold
+    c = items[-1]
+    texts = [prompts.completion(c.rationale, verdict) for verdict in ("A", "B")]
+    pair = Pair(
+        id="p", example_id=c.id, chosen=texts[0], rejected=texts[1], chosen_id="0", rejected_id="1", chosen_score="A",
+        rejected_score="B", target="A", margin=None, strategy="correct_answer", iteration=1,
+    )  # fmt: skip
+    [row] = train.dpo_rows(tokenizer, items, [pair], "brief")
+    assert row["prompt_ids"] == prompts.prompt_ids(tokenizer, c)
+    assert tokenizer.decode(row["rejected_ids"], skip_special_tokens=True) == texts[1]
+    [chosen] = train.rft_rows(tokenizer, items, [pair], "brief")
+    assert chosen["input_ids"] == row["prompt_ids"] + row["chosen_ids"]
+    with pytest.raises(ValueError, match="has no gold score or preference to learn"):
+        train.sft_rows(tokenizer, [c.model_copy(update={"preference": None})], "brief")
 
 
 @pytest.mark.parametrize(("n", "steps"), [(482, 31), (480, 30), (1, 1)])

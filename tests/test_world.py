@@ -12,8 +12,8 @@ from itertools import pairwise
 import pytest
 
 from srlib import lexicon, prompts, world
-from srlib.schema import Example
-from srlib.world import check_rationale
+from srlib.schema import Comparison, Example
+from srlib.world import check_comparison, check_rationale
 
 SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT_TOPICS = [topic for _, held_out in lexicon.TOPICS.values() for topic in held_out.split()]
@@ -239,6 +239,48 @@ def test_pairwise_prefers_the_higher_score():
     assert 60 < sum(c.preference == "A" for c in rows) < 140
     held_out = [c.instruction.startswith(HELD_OUT_OPENINGS) for c in rows]
     assert held_out == [i % 2 == 1 for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def training() -> list[Comparison]:
+    return world.training_comparisons("train", 0, 300)
+
+
+def test_training_comparisons_are_repeatable_and_shared_with_no_evaluation(training):
+    assert world.training_comparisons("train", 0, 20) == training[:20]
+    rows = [*training, *world.training_comparisons("train", 1, 100), *world.training_comparisons("validation", 0, 100)]
+    asked = [prompts.request(side) for c in rows for side in c.sides()]
+    judged = {prompts.request(side) for s in (0, 1) for c in world.comparisons(s, 200) for side in c.sides()}
+    judged |= {prompts.request(e) for split in SPLITS for e in world.examples(split, 0, 300)}
+    assert len(set(asked)) == len(asked)
+    assert not judged & set(asked)
+    assert len({c.id for c in rows} | {c.id for c in world.comparisons(0, 200)}) == len(rows) + 200
+    assert not any(c.instruction.startswith(HELD_OUT_OPENINGS) for c in rows)
+
+
+def test_every_gold_comparison_is_right(training):
+    assert {c.meta["annotator"] for c in training} == {"careful", "hasty"}
+    assert 110 < sum(c.preference == "A" for c in training) < 190
+    for c in training:
+        found = check_comparison(c, c.rationale)
+        assert [side.verdicts for side in found] == [1.0, 1.0], c.id
+        assert [side.follows for side in found] == c.meta["scores"]
+        assert c.preference == ("A" if found[0].follows > found[1].follows else "B")
+        if c.meta["annotator"] == "careful":
+            assert [side.evidence for side in found] == [1.0, 1.0]
+        else:
+            assert "says" not in c.rationale
+
+
+def test_a_comparison_is_checked_side_by_side(training):
+    wrong = 0
+    for c in training[:60]:
+        a, _, b = c.rationale.partition("Response B:")
+        swapped = check_comparison(c, f"Response A:{b} Response B:{a.removeprefix('Response A:')}")
+        wrong += swapped[0].verdicts < 1 and swapped[1].verdicts < 1
+        assert [side.verdicts for side in check_comparison(c, a)] == [1.0, 0.0]  # nothing is said of B
+        assert [side.verdicts for side in check_comparison(c, "")] == [0.0, 0.0]
+    assert wrong == 60, "their scores differ, so what is true of one is not of the other"
 
 
 def test_the_docstring_is_true():
