@@ -217,6 +217,9 @@ print("learned " + json.dumps(logs))
 
 
 def test_unsloth_learns_the_same(hub, trained, tmp_path):
+    """In a process of its own: Unsloth patches trl and transformers for good."""
+    from safetensors.torch import load_file
+
     command = [sys.executable, "-c", UNSLOTH, str(hub), str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -227,6 +230,9 @@ def test_unsloth_learns_the_same(hub, trained, tmp_path):
     )
     for kind in FAMILIES:
         assert found[kind] == pytest.approx(trained[1][kind], abs=2e-4), kind
+        ours, theirs = (load_file(root / kind / "dpo" / "model.safetensors") for root in (trained[0], tmp_path))
+        assert ours.keys() == theirs.keys()
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-4
     assert found["4bit"] == pytest.approx(trained[1]["4bit"], abs=2e-3)
     assert (
         models.base_of(tmp_path / "4bit" / "dpo") == models.base_of(trained[0] / "4bit" / "dpo") == str(hub / "llama")

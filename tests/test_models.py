@@ -199,48 +199,6 @@ def test_a_missing_unsloth_is_an_error_only_when_asked_for(monkeypatch):
         models.resolve_backend.__wrapped__("unsloth")
 
 
-TRAIN = """
-import sys
-from pathlib import Path
-from srlib import models, sample, train, world
-if models.resolve_backend("auto") != "unsloth":
-    sys.exit(print("no unsloth"))
-import torch
-torch.set_num_threads(1)
-torch.cpu._is_avx512_bf16_supported = lambda: False
-base, out = Path(sys.argv[1]), Path(sys.argv[2])
-rows = world.examples("train", 0, 32, care=0.5)
-model, tokenizer = models.load(base, backend="unsloth")
-settings = train.Settings(max_steps=3, backend="unsloth")
-train.sft(base, train.sft_rows(tokenizer, rows, "brief"), out, settings)
-judge, tokenizer = models.load(out, backend="unsloth")
-for j in sample.judgments(judge, tokenizer, rows[:4], n=2, temperature=1.0, max_new_tokens=50):
-    print("judgment", repr(j.text))
-"""
-
-
-def test_unsloth_trains_the_same_judge(base_dir, rows, tiny, tmp_path, fp32):
-    """In a process of its own: Unsloth patches trl and transformers for good."""
-    from safetensors.torch import load_file
-
-    from srlib import sample, train
-
-    printed = _python(TRAIN, base_dir, tmp_path / "unsloth")
-    if printed.startswith("no unsloth"):
-        pytest.skip("unsloth is not installed, or does not serve this machine")
-    settings = train.Settings(max_steps=3, backend="transformers")
-    train.sft(base_dir, train.sft_rows(tiny[1], rows, "brief"), tmp_path / "plain", settings)
-    base = load_file(base_dir / "model.safetensors")
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "unsloth"))
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[k] - base[k]).abs().max()) for k in ours) > 1e-3, "training moved nothing"
-    assert max(float((ours[k] - theirs[k]).abs().max()) for k in ours) < 1e-4
-    found = sample.judgments(*models.load(tmp_path / "plain"), rows[:4], n=2, temperature=1.0, max_new_tokens=50)
-    assert [line for line in printed.splitlines() if line.startswith("judgment")] == [
-        f"judgment {j.text!r}" for j in found
-    ]
-
-
 def _python(code: str, *arguments: object) -> str:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
