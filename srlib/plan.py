@@ -11,6 +11,7 @@ counted are as many as there can be. Time comes from docs/bench/, where this mac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from srlib import memory, runs, sample, shapes, store
 from srlib import params as parameters
 from srlib.machine import CARDS, Card
 from srlib.memory import Job
+from srlib.schema import Example
 from srlib.shapes import LINEAR, Shape
 
 GIB = 2**30
@@ -167,7 +169,8 @@ def _lengths(params: Mapping[str, Any], root: Path) -> Lengths:
     if path is None:
         rows = world.examples("train", params["seed"], 200, params["care"])
     elif path.is_file():
-        rows = [example for _, example in data.read_any(path)[0]][:200]
+        readable = (row for _, _, row, _, _ in data.read_rows(path, score_step=params["score_step"]))
+        rows = list(itertools.islice((row for row in readable if isinstance(row, Example)), 200))
     else:
         rows = []
     if not rows:
