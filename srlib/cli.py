@@ -39,12 +39,15 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="stages side by side")] = None,
     force: Annotated[bool, typer.Option("--force", help="run every stage again")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="also where the forecast says it cannot fit")] = False,
 ) -> None:
     """Run the whole method; what is already there and current is not run again."""
     with _messages():
         root = parameters.project_root()
         plans = _plans(yaml, p or [], run_dir, seeds, root)
         console = _console()
+        if not anyway:
+            _refuse_what_cannot_fit(plans[0][0], root)
         for values, where in plans:
             if len(plans) > 1:
                 console.print(f"== {where.name}", markup=False)
@@ -57,6 +60,13 @@ def run(
                 console.print(report.table(where))
         if len(plans) > 1:
             _compare([where for _, where in plans], None, console)
+
+
+def _refuse_what_cannot_fit(values: dict, root: Path) -> None:
+    from srlib import plan
+
+    if (reason := plan.refusal(values, root)) is not None:
+        raise RunError(reason)
 
 
 def _plans(yaml: Path, p: list[str], run_dir: Path | None, seeds: str | None, root: Path) -> list[tuple[dict, Path]]:
@@ -76,6 +86,50 @@ def _plans(yaml: Path, p: list[str], run_dir: Path | None, seeds: str | None, ro
         (parameters.load(yaml, [*p, f"seed={seed}"], root / "notebooks"), where.with_name(f"{where.name}-{seed}"))
         for seed in wanted
     ]
+
+
+@app.command()
+def plan(
+    yaml: Annotated[Path, typer.Argument(help="one flat file of parameters, such as params/paper.yaml")],
+    p: Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one parameter")] = None,
+    comment: Annotated[bool, typer.Option("--comment", help="print the lines that a recipe's head carries")] = False,
+) -> None:
+    """Forecast memory, tokens, time and disk of a run, and which GPU it fits; nothing is loaded."""
+    with _messages():
+        from srlib import plan as plans
+
+        root = parameters.project_root()
+        found = plans.forecast(parameters.load(yaml, p or [], root / "notebooks"), root)
+        console = _console()
+        if comment:
+            console.print(plans.header(found), markup=False, end="", soft_wrap=True)
+        else:
+            console.print(plans.show(found, root / "docs" / "bench"))
+
+
+@app.command()
+def bench(
+    shape: Annotated[str, typer.Option(help="tiny, 10m, 25m, 60m, llama-3.2-1b or llama-3.1-8b")] = "tiny",
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="of the shape, no download")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="the memory forecast against measured peaks")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="processes of each variant, in turn; medians are kept")] = 3,
+    rows: Annotated[int, typer.Option(min=0, help="rows, pairs and prompts at once; 0: the shape's default")] = 0,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
+    completion_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="directory [default: docs/bench]")] = None,
+) -> None:
+    """Measure training and judging: ratios and absolutes, backends side by side; a JSON file and a table."""
+    with _messages():
+        from srlib import bench as benches
+
+        root = parameters.project_root()
+        sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+        sizes = {name: value for name, value in sizes.items() if value}
+        if memory:
+            text = benches.memory(out or root / "docs" / "bench", root, **sizes)
+        else:
+            text = benches.bench(shape, out or root / "docs" / "bench", root, random_weights, rounds, **sizes)
+        _console().print(text, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -22,11 +22,12 @@ from srlib import store
 def code(notebook: Path, package: Path) -> dict[str, str]:
     """Hashes of the notebook's code cells and of every module of `package` behind its imports.
 
-    The parameters cell is left out: it counts by its values. Raises ValueError on a cell that is not Python.
+    The parameters cell is left out: it counts by its values. So is the set-up cell, which works in Colab alone. Raises ValueError on a cell that is not Python.
     """
     cells = [cell for cell in json.loads(notebook.read_bytes())["cells"] if cell["cell_type"] == "code"]
     tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
-    sources = ["".join(cell["source"]) for cell, tag in zip(cells, tags, strict=True) if "parameters" not in tag]
+    apart = {"parameters", "setup"}
+    sources = ["".join(cell["source"]) for cell, tag in zip(cells, tags, strict=True) if not apart & set(tag)]
     try:  # magics are no Python
         tree = ast.parse("\n".join(re.sub(r"(?m)^\s*[%!].*$", "", source) for source in sources))
     except SyntaxError as error:

@@ -1,0 +1,79 @@
+"""The machine this runs on, and the GPUs that a plan is compared with. Ground floor: imports nothing of ours, nor torch.
+
+found() -> Card("NVIDIA H100 80GB HBM3", 85520809984.0), or Card("this machine's RAM", ..., gpu=False)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, or a machine's RAM where there is none. `flops`: dense 16-bit peak of the datasheet, in TFLOP/s."""
+
+    name: str
+    bytes: float
+    flops: float = 0.0
+    gpu: bool = True
+
+
+# Memory as nvidia-smi names it; TFLOP/s from NVIDIA's datasheets (T4, Ada whitepaper, H100 SXM, H200 SXM), no sparsity.
+CARDS = (
+    Card("T4, 16 GB", 15360 * 2**20, 65),
+    Card("RTX 4090, 24 GB", 24564 * 2**20, 165),
+    Card("H100, 80 GB", 81559 * 2**20, 989),
+    Card("H200, 141 GB", 143771 * 2**20, 989),
+)
+
+
+def found() -> Card:
+    """The largest GPU that nvidia-smi names (unless CUDA_VISIBLE_DEVICES hides it), else this machine's RAM."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+    if not hidden and (smi := shutil.which("nvidia-smi")):
+        query = [smi, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):  # then there is a tool and no GPU
+            lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+            cards = [line.rsplit(",", 1) for line in lines if "," in line]
+            return max((Card(name.strip(), float(mib) * 2**20) for name, mib in cards), key=lambda card: card.bytes)
+    ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # a container may have less than its host; "max" is no limit
+        ram = min(ram, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return Card("this machine's RAM", ram, gpu=False)
+
+
+def facts() -> dict[str, Any]:
+    """What a figure needs beside it: device, cores, load. No host name and no path."""
+    card = found()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": card.name if card.gpu else cpu(),
+        "gpu": card.gpu,
+        "cpu": cpu(),
+        "cores": cores,
+        "memory_gib": round(card.bytes / 2**30, 1),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+    }
+
+
+def cpu() -> str:
+    """The processor's name: `"AMD EPYC"`."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor computes in bf16, as torch asks it (avx512_bf16): then training runs under autocast."""
+    with contextlib.suppress(OSError):
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    return False

@@ -1,0 +1,111 @@
+"""The bench on a model of a few thousand parameters: every kind of work really runs, through every way to run it."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from srlib import bench, plan, shapes, workload
+from srlib.machine import Card
+from srlib.workload import Work
+
+pytestmark = pytest.mark.torch
+
+ROOT = Path(__file__).parent.parent
+FEW = dict(rows=1, prompt_tokens=12, completion_tokens=6, n=2, steps=2)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, one_thread) -> Path:
+    shape = shapes.Shape("small", 64, 2, 4, 2, 32, 96, 2048, False)
+    directory = workload.random_model(shape, tmp_path_factory.mktemp("small"), ROOT / "models" / "tiny-base")
+    assert shapes.of_model(directory).parameters == shape.parameters
+    return directory
+
+
+def test_text_for_a_trainer_of_its_own_is_as_long_as_our_ids(small):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(small)
+    [ids] = workload._ids(Work("dpo", "trl", str(small)), 1, 200, "prompt")
+    assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
+    assert len(set(ids)) > 50
+
+
+def test_sampling_is_measured_in_a_process_of_its_own(small):
+    done = workload.run(Work("sample", "srlib,generate", str(small), **FEW))
+    assert {name: len(seconds) for name, seconds in done["seconds"].items()} == {"srlib": 2, "generate": 2}
+    assert done["tokens"] == 2 * 6
+
+
+def test_a_failing_process_is_named(small):
+    with pytest.raises(workload.WorkError, match="rest with srlib failed: ValueError: kind 'rest' is not one of"):
+        workload.run(Work("rest", "srlib", str(small), **FEW))
+
+
+def test_a_bench_on_random_weights_writes_figures_that_plan_reads(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setattr(bench, "TRAINERS", ("transformers", "trl"))  # Unsloth would patch the process of the tests
+    measured = {}
+
+    def run(work):
+        measured[work.kind, work.variant] = workload.measure(work)
+        return measured[work.kind, work.variant]
+
+    monkeypatch.setattr(workload, "run", run)
+    shape = shapes.Shape("small", 64, 2, 4, 2, 32, 96, 2048, False)
+    monkeypatch.setitem(shapes.RANDOM, "10m", shape)
+    text = bench.bench("10m", tmp_path, ROOT, random_weights=True, rounds=1, **FEW)
+    assert text == (tmp_path / "cpu-10m.md").read_text()
+    for word in ("TRL alone", "tokens/s", "pairs/s", "judgments/s", "generate(num_return_sequences=2)", "load average"):
+        assert word in text
+    for kind, tokens in (("sft", 18), ("dpo", 36)):
+        for variant in ("transformers", "trl"):
+            done = measured[kind, variant]
+            assert len(done["seconds"]) == FEW["steps"]
+            assert done["tokens"] == tokens
+            assert done["peak_bytes"] >= 0
+    found = json.loads((tmp_path / "cpu-10m.json").read_text())
+    assert found["sft"]["transformers"]["speed_against_transformers"] == 1.0
+    ours, theirs = found["sample"]["srlib"], found["sample"]["generate"]
+    assert ours["per_second"] > 0 < theirs["per_second"]
+    assert found["command"].startswith("srlib bench --shape 10m --random-weights")
+    raw = json.dumps(found)
+    assert socket.gethostname() not in raw
+    assert str(tmp_path) not in raw
+    rates = plan.throughput(found["device"], shape, tmp_path)
+    assert set(rates) == {"sft", "dpo", "sample"}
+
+
+def test_a_variant_that_fails_takes_no_other_with_it(tmp_path, monkeypatch, one_thread):
+    def run(work):
+        if work.kind != "sample":
+            raise workload.WorkError(f"{work.kind} with {work.variant} failed: on purpose")
+        return workload.measure(work)
+
+    monkeypatch.setattr(workload, "run", run)
+    text = bench.bench("tiny", tmp_path, ROOT, rounds=1, **FEW)
+    assert "on purpose" in text
+    assert "judgments/s" in text
+    assert set(json.loads((tmp_path / "cpu-tiny.json").read_text())["plan"]) == {"sample"}
+
+
+def test_what_cannot_be_measured_here_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench.machine, "found", lambda: Card("this machine's RAM", 2e10, gpu=False))
+    for shape, random_weights, why in [
+        ("huge", True, "is not one of"),
+        ("10m", False, "add --random-weights"),
+        ("llama-3.1-8b", True, "there is none here"),
+    ]:
+        with pytest.raises(bench.BenchError, match=why):
+            bench.bench(shape, tmp_path, ROOT, random_weights)
+
+
+def test_the_committed_figures_name_no_machine_but_its_processor():
+    committed = sorted((ROOT / "docs" / "bench").glob("*.json"))
+    assert committed
+    for path in committed:
+        found = json.loads(path.read_text())
+        if found["command"].startswith("srlib bench"):
+            assert found["load_average"]
+        assert not any(place in path.read_text() for place in ("/home/", "/tmp/", "/root/", "/work/"))
