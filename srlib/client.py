@@ -122,7 +122,8 @@ class Client:
         patience, told = self.patience, state.outcome.exception().retry_after or 0.0
         with self._lock:
             self.repeated += 1
-        wait = tenacity.wait_exponential_jitter(patience.first_wait, patience.longest_wait, jitter=patience.first_wait)
+        first, longest = patience.first_wait, patience.longest_wait
+        wait = tenacity.wait_exponential_jitter(multiplier=first, max=longest, jitter=first)
         return max(wait(state), told)
 
     def _wait_for(self, seconds: float) -> None:

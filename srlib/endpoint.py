@@ -117,7 +117,7 @@ class Endpoint:
                     pass
                 else:
                     before = None if named else set(self.unsupported)
-                    self.unsupported = self.unsupported | (named or offered)
+                    self.unsupported = self.unsupported | (named or set(OPTIONAL))
                     continue
                 raise
 
@@ -135,28 +135,26 @@ class Endpoint:
         if self.api == "auto":
             short = How(how.template, max_new_tokens=1)
 
-            def answers(api: str, attempts: int | None = 1) -> bool:
-                try:
-                    return bool(self.ask(example, 1, 0, short, api, attempts))
-                except (Refused, Failed) as error:
-                    if attempts is None or error.name not in _NO_CHAT or _too_long(error):
-                        raise
+            def answers(api: str) -> bool:
+                try:  # twice, for some servers hang up behind an error
+                    return bool(self.ask(example, 1, 0, short, api, attempts=2))
+                except (Refused, Failed):
                     return False
 
+            found = "chat"
             try:
-                chat = answers("chat")
-                found = "chat" if chat or not answers("completions") or answers("chat") else "completions"
-            except Failed:  # busy, or silent: no reason to prefer either
-                chat, found = False, "chat"
-            try:
-                if found == "chat" and not chat:
-                    answers("chat", None)
-            except Refused as refused:
-                if refused.status in (404, 405):
+                self.ask(example, 1, 0, short, "chat")
+            except (Refused, Failed) as error:
+                if error.name not in _NO_CHAT or _too_long(error):
+                    raise
+                if answers("completions"):
+                    found = "chat" if answers("chat") else "completions"
+                elif error.name in ("http_404", "http_405"):
                     raise EndpointError(
-                        f"{self.url} has neither {PATHS['chat']} nor {PATHS['completions']} ({refused}); does its URL end in /v1?"
+                        f"{self.url} has neither {PATHS['chat']} nor {PATHS['completions']} ({error}); does its URL end in /v1?"
                     ) from None
-                raise
+                else:
+                    raise
             self.api, self.answered = found, False  # the next request is the first one with everything in it
         return self.api
 

@@ -38,7 +38,8 @@ class Judge:
         cls,
         path: str | Path,
         *,
-        model: str | Path = "",
+        model: str = "",
+        directory: str | Path = "",
         backend: str = "transformers",
         quantization: str = "none",
         concurrency: int = 8,
@@ -46,27 +47,29 @@ class Judge:
     ) -> Judge:
         """A judge from its directory (or any causal language model); from the URL of an OpenAI-compatible server that
         has it under the name `model`, asked `concurrency` times at once (see endpoint.Endpoint, also for `left_out`);
-        or, with path "vllm", from the directory `model` through vLLM in this process.
+        or, with path "vllm", through vLLM in this process.
 
-        Where `model` is a directory here, template and length come from it. Raises models.ModelError or
-        client.EndpointError with the reason.
+        `directory` is where a served judge lies here, if it does: it says how prompts are written, and is the model's
+        name where none is given. Raises models.ModelError or client.EndpointError with the reason.
         """
-        info = models.judge_info(model or path)
+        directory = directory or (model if model and Path(model).is_dir() else "")
+        model = model or (str(Path(directory).resolve()) if directory else "")
         if is_url(path):
             from srlib import endpoint
 
             api = "auto"
-            if Path(model).is_dir() and str(model):  # whether there is a chat template need not be found out
-                api = "completions" if models.load_tokenizer(model).chat_template is None else "chat"
-            server = endpoint.Endpoint(str(path), str(model), api, concurrency, left_out)
+            if directory:  # whether there is a chat template need not be found out
+                api = "completions" if models.load_tokenizer(directory).chat_template is None else "chat"
+            server = endpoint.Endpoint(str(path), model, api, concurrency, left_out)
             sampler, told = functools.partial(endpoint.judgments, server), server.told
         elif str(path) == "vllm":
             from srlib import vllm
 
-            sampler, told = functools.partial(vllm.judgments, vllm.load(model, quantization)), str
+            sampler, told = functools.partial(vllm.judgments, vllm.load(directory or model, quantization)), str
         else:
-            loaded = models.load(path, backend=backend, quantization=quantization)
+            directory, loaded = path, models.load(path, backend=backend, quantization=quantization)
             sampler, told = functools.partial(sample.judgments, *loaded), str
+        info = models.judge_info(directory or model)
         return cls(sampler, info["template"], info["max_new_tokens"], told)
 
     def score(

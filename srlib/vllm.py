@@ -94,9 +94,8 @@ def judgments(
                 )
                 for example, i, _ in asked
             ]  # fmt: skip
-            answers = engine.llm.generate(
-                [{"prompt_token_ids": ids} for *_, ids in asked], params, lora_request=engine.lora, use_tqdm=False
-            )
+            given = [{"prompt_token_ids": ids} for *_, ids in asked]
+            answers = engine.llm.generate(given, params, lora_request=engine.lora, use_tqdm=False) if given else []
             rows += [
                 _judgment(example, i, ids, answer.outputs[0], distributions)
                 for (example, i, ids), answer in zip(asked, answers, strict=True)
