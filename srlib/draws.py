@@ -118,15 +118,18 @@ def distribution(tokens: Sequence[Token], scale: Sequence[float], score: float |
     None where they do not tell: no score, a score that takes several tokens, one that begins another (1 and 10), or
     scores that are not on the list and might have more than 1% together.
 
-    >>> distribution([(" 3", -0.2, {" 3": -0.22, " 2": -1.61, " x": -9.0})], (1.0, 2.0, 3.0), 3.0)
-    {1.0: 0.0, 2.0: 0.199421, 3.0: 0.800579}
+    >>> tokens = [("[RESULT]", -0.1, {}), (" 3", -0.22, {" 3": -0.22, " 2": -1.63, " x": -9.0})]
+    >>> distribution(tokens, (1.0, 2.0, 3.0), 3.0)
+    {1.0: 0.0, 2.0: 0.196234, 3.0: 0.803766}
     """
     written = {format_score(s): s for s in scale}
     if score is None or any(a != b and b.startswith(a) for a in written for b in written):
         return None
-    spelled = [text.strip() for text, _, _ in tokens]
-    last = next((k for k in range(len(tokens) - 1, -1, -1) if re.search(r"\d", spelled[k])), None)
-    if last is None or spelled[last] != format_score(score):
+    verdict = re.compile(rf"{re.escape(prompts.MARKER)}\s*{re.escape(format_score(score))}\s*\Z")
+    texts = [text for text, _, _ in tokens]
+    ends = (k for k in range(len(texts) - 1, -1, -1) if texts[k].strip() == format_score(score))
+    last = next((k for k in ends if verdict.search("".join(texts[: k + 1]))), None)
+    if last is None:
         return None
     own, logprob, others = tokens[last]
     likely = {text: math.exp(p) for text, p in ({own: logprob} | dict(others)).items() if p <= 0.01}

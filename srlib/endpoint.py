@@ -61,6 +61,7 @@ class Endpoint:
         self.honours_n: bool | None = None
         self.unsupported: set[str] = set()
         self.unfinished: dict[str, Exception] = {}  # prompts of the last pass without all their draws
+        self._lock = threading.Lock()
         self.used: Counter[str] = Counter()  # tokens, as the server counts them
         self.facts: dict[str, Any] = {}  # of the last pass, for told()
 
@@ -107,24 +108,18 @@ class Endpoint:
                 named = {name for name in offered if re.search(rf"\b{name}\b", refused.detail)}
                 if not named:
                     self._check_model(refused)
-                if before is not None:
-                    self.unsupported = before
-                elif (
-                    refused.status not in (400, 422)
-                    or _too_long(refused)
-                    or not (named or (offered and not self.answered))
-                ):
-                    pass
-                else:
-                    before = None if named else set(self.unsupported)
-                    self.unsupported = self.unsupported | (named or set(OPTIONAL))
-                    continue
-                raise
+                about_fields = refused.status in (400, 422) and bool(offered) and not _too_long(refused)
+                if before is not None or not about_fields or (self.answered and not named):
+                    self.unsupported = self.unsupported if before is None else before
+                    raise
+                before = None if named else set(self.unsupported)
+                self.unsupported = self.unsupported | (named or set(OPTIONAL))
 
     def _read(self, answer: dict[str, Any]) -> list[Choice]:
         found = choices(answer, self.model)
         read, written = usage(answer)
-        self.used.update(read=read, written=written)
+        with self._lock:
+            self.used.update(read=read, written=written)
         return found
 
     # ------------------------------------------------------------ what the server has

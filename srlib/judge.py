@@ -41,16 +41,17 @@ class Judge:
         model: str = "",
         directory: str | Path = "",
         backend: str = "transformers",
-        quantization: str = "none",
         concurrency: int = 8,
         left_out: float = 0.0,
+        **weights: Any,
     ) -> Judge:
         """A judge from its directory (or any causal language model); from the URL of an OpenAI-compatible server that
         has it under the name `model`, asked `concurrency` times at once (see endpoint.Endpoint, also for `left_out`);
         or, with path "vllm", through vLLM in this process.
 
         `directory` is where a served judge lies here, if it does: it says how prompts are written, and is the model's
-        name where none is given. Raises models.ModelError or client.EndpointError with the reason.
+        name where none is given. `weights` is what models.load takes besides (quantization, ...). Raises
+        models.ModelError or client.EndpointError with the reason.
         """
         directory = directory or (model if model and Path(model).is_dir() else "")
         model = model or (str(Path(directory).resolve()) if directory else "")
@@ -65,9 +66,10 @@ class Judge:
         elif str(path) == "vllm":
             from srlib import vllm
 
-            sampler, told = functools.partial(vllm.judgments, vllm.load(directory or model, quantization)), str
+            engine = vllm.load(directory or model, weights.get("quantization", "none"))
+            sampler, told = functools.partial(vllm.judgments, engine), str
         else:
-            directory, loaded = path, models.load(path, backend=backend, quantization=quantization)
+            directory, loaded = path, models.load(path, backend=backend, **weights)
             sampler, told = functools.partial(sample.judgments, *loaded), str
         info = models.judge_info(directory or model)
         return cls(sampler, info["template"], info["max_new_tokens"], told)

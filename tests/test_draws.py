@@ -96,6 +96,12 @@ def at_verdict(token, top, *, before=("[RESULT]",), behind=()):
     return [*plain[0], (token, math.log(top[token]), {t: math.log(p) for t, p in top.items()}), *plain[1]]
 
 
+def test_the_example_in_the_docstring():
+    import doctest
+
+    assert doctest.testmod(draws) == (0, 2)
+
+
 FIVE = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 
@@ -126,7 +132,8 @@ def test_the_token_that_was_drawn_counts_although_it_is_not_among_the_likely():
         (at_verdict(" 1", {" 1": 1.0}), (1.0, 10.0), 1.0),
         (at_verdict("25", {"25": 1.0}, before=(" 2", ".")), (1.0, 2.25), 2.25),
         (at_verdict(" 3", {" 3": 1.0}), FIVE, 4.0),
-        ([("no digit", -0.1, {})], FIVE, 3.0),
+        ([("[RESULT] 3", -0.1, {}), (" of 3", -0.1, {})], FIVE, 3.0),
+        ([("2 and", -0.1, {}), (" 3", -0.1, {" 3": -0.1}), (": fail. [RESULT] 3", -0.1, {})], FIVE, 3.0),
         ([], FIVE, 3.0),
     ],
 )

@@ -68,7 +68,7 @@ def test_every_draw_is_a_request_with_its_own_seed(taken, base_dir):
     assert settings["lora_request"] is None
     assert [(j.example_id, j.index) for j in found] == [(e.id, i) for e in ITEMS for i in range(2)]
     assert (found[0].failure, found[0].score, found[0].tokens, found[0].distribution) == ("cut_off", None, 2, None)
-    assert (found[1].score, found[1].tokens, found[1].logprob) == (3.0, 1, -0.2)
+    assert (found[1].score, found[1].tokens, found[1].logprob) == (3.0, 2, -0.3)
     assert found[1].distribution == pytest.approx({1: 0.0, 2: 0.175, 3: 0.825}, abs=1e-3)
 
 
