@@ -35,10 +35,9 @@ def taken(monkeypatch, base_dir):
                 7: SimpleNamespace(logprob=-0.2, decoded_token=" 3"),
                 8: SimpleNamespace(logprob=-1.75, decoded_token=" 2"),
             }
-            one = SimpleNamespace(token_ids=[7], logprobs=[top], text="Fine. [RESULT] 3", finish_reason="stop")
-            cut = SimpleNamespace(
-                token_ids=[7, 7], logprobs=[top, top], text="Fine. [RESULT] 3", finish_reason="length"
-            )
+            before = {6: SimpleNamespace(logprob=-0.4, decoded_token="Fine. [RESULT]")}
+            said = dict(token_ids=[6, 7], logprobs=[before, top], text="Fine. [RESULT] 3")
+            one, cut = (SimpleNamespace(**said, finish_reason=reason) for reason in ("stop", "length"))
             return [SimpleNamespace(outputs=[cut if k == 0 else one]) for k, _ in enumerate(asked)]
 
     package, lora, request = ModuleType("vllm"), ModuleType("vllm.lora"), ModuleType("vllm.lora.request")
