@@ -5,6 +5,8 @@
 Importing this is cheap: torch and its friends are imported by the functions that need them.
 """
 
+import importlib
+
 from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
 
 __all__ = ["Comparison", "Example", "Judge", "Judgment", "Pair", "Rubric"]
@@ -13,7 +15,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "Judge":
-        from srlib.judge import Judge
-
-        return Judge
+        # Not an import statement: those make a stage depend on a module (srlib.fingerprint), and every stage imports this.
+        return importlib.import_module("srlib.judge").Judge
     raise AttributeError(f"module 'srlib' has no attribute {name!r}")

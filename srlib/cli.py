@@ -19,6 +19,8 @@ from rich.text import Text
 
 from srlib import params as parameters
 from srlib import pipeline
+from srlib.draws import DrawsError
+from srlib.models import ModelError
 from srlib.params import ParamError
 from srlib.runs import RunError
 from srlib.store import LockedError, StoreError
@@ -165,22 +167,25 @@ def _compare(run_dirs: list[Path], out: Path | None, console: Console) -> None:
 
 @app.command()
 def judge(
-    judge: Annotated[Path, typer.Argument(help="a judge's directory, such as runs/tiny/judge")],
+    judge: Annotated[str, typer.Argument(help="a judge's directory, a server's URL (http://.../v1), or vllm")],
     rows: Annotated[Path, typer.Argument(help="what to judge: .jsonl or .jsonl.gz")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where the judgments go, .jsonl")],
     limit: Annotated[int | None, typer.Option(min=1, help="judge only the first rows")] = None,
+    model: Annotated[str, typer.Option(help="the judge's name on the server, or its directory for vllm")] = "",
 ) -> None:
-    """Judge the rows of a file; the same command resumes."""
+    """Judge the rows of a file; the same command resumes. A server's key comes from SRLIB_API_KEY or OPENAI_API_KEY."""
     with _messages():
         from srlib.judge import judge_file
 
-        told = judge_file(judge, rows, out, limit=limit)
+        told = judge_file(judge, rows, out, limit=limit, model=model)
         failed = ", ".join(f"{name} {n}" for name, n in sorted(told["failures"].items())) or "none"
         _console().print(
             f"{told['rows']} rows, {told['scored']} with a score; parse rate {told['parse_rate']:.1%} of the judged, "
             f"{told['judgments_per_second']:.1f} judgments/s; failures: {failed}",
             markup=False,
         )
+        if told["told"]:
+            _console().print(told["told"], markup=False)
 
 
 @app.command()
@@ -215,9 +220,9 @@ def _console() -> Console:
 def _messages() -> Iterator[None]:
     try:
         yield
-    except (RunError, LockedError) as error:
+    except (RunError, LockedError, ModelError) as error:
         _say(error, 2)
-    except StoreError as error:
+    except (StoreError, DrawsError) as error:
         _say(error, 1)
     except (ValueError, OSError) as error:  # ParamError and RowError are ValueErrors
         if not _is_ours(error):

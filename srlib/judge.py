@@ -6,14 +6,16 @@
     j.score, j.rationale, j.expected_score, j.distribution
     judge.compare(instruction="...", response_a="...", response_b="...", rubric=...).preference
 
-and for files, `judge_file`, which is what `srlib judge` calls.
+A judge that a server has is used alike: `Judge.load("http://localhost:8000/v1", model="judge")`. For files there is
+`judge_file`, which is what `srlib judge` calls.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +26,54 @@ from srlib.schema import Comparison, Example, Item, Judgment, Rubric
 
 @dataclass
 class Judge:
-    """A loaded judge. `template` and `max_new_tokens` are what it was trained with."""
+    """A loaded judge. `template` and `max_new_tokens` are what it was trained with; `sampler` is sample.judgments, or
+    endpoint.judgments or vllm.judgments, with the model bound; `told` is a summary of what a server did."""
 
-    model: Any
-    tokenizer: Any
+    sampler: Callable[..., list[Judgment]]
     template: str = "brief"
     max_new_tokens: int = 128
+    told: Callable[[], str] = str
 
     @classmethod
-    def load(cls, path: str | Path, backend: str = "transformers", quantization: str = "none") -> Judge:
-        """A judge from its directory (or any causal language model). Raises models.ModelError with the reason."""
-        info = models.judge_info(path)
-        model, tokenizer = models.load(path, backend=backend, quantization=quantization)
-        return cls(model, tokenizer, info["template"], info["max_new_tokens"])
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: str = "",
+        directory: str | Path = "",
+        backend: str = "transformers",
+        concurrency: int = 8,
+        left_out: float = 0.0,
+        **weights: Any,
+    ) -> Judge:
+        """A judge from its directory (or any causal language model); from the URL of an OpenAI-compatible server that
+        has it under the name `model`, asked `concurrency` times at once (see endpoint.Endpoint, also for `left_out`);
+        or, with path "vllm", through vLLM in this process.
+
+        `directory` is where a served judge lies here, if it does: it says how prompts are written, and is the model's
+        name where none is given. `weights` is what models.load takes besides (quantization, ...). Raises
+        models.ModelError or client.EndpointError with the reason.
+        """
+        directory = directory or (model if model and Path(model).is_dir() else "")
+        model = model or (str(Path(directory).resolve()) if directory else "")
+        if is_url(path):
+            from srlib import endpoint
+
+            api = "auto"
+            if directory:  # whether there is a chat template need not be found out
+                api = "completions" if models.load_tokenizer(directory).chat_template is None else "chat"
+            server = endpoint.Endpoint(str(path), model, api, concurrency, left_out)
+            sampler, told = functools.partial(endpoint.judgments, server), server.told
+        elif str(path) == "vllm":
+            from srlib import vllm
+
+            engine = vllm.load(directory or model, weights.get("quantization", "none"))
+            sampler, told = functools.partial(vllm.judgments, engine), str
+        else:
+            directory, loaded = path, models.load(path, backend=backend, **weights)
+            sampler, told = functools.partial(sample.judgments, *loaded), str
+        info = models.judge_info(directory or model)
+        return cls(sampler, info["template"], info["max_new_tokens"], told)
 
     def score(
         self,
@@ -82,27 +119,26 @@ class Judge:
         temperature: float = 0.0,
         seed: int = 0,
         out: Path | None = None,
+        **how: Any,
     ) -> list[Judgment]:
-        """`n` judgments of each example or comparison, ordered by example and index; with `out` it resumes, see sample.judgments."""
-        return sample.judgments(
-            self.model,
-            self.tokenizer,
-            examples,
-            template=self.template,
-            n=n,
-            temperature=temperature,
-            max_new_tokens=self.max_new_tokens,
-            seed=seed,
-            out=out,
-        )
+        """`n` judgments of each example or comparison, ordered by example and index; with `out` it resumes. `how` is whatever else
+        sample.judgments takes: top_p, max_new_tokens, batch_size, distributions, desc."""
+        how = {"template": self.template, "max_new_tokens": self.max_new_tokens} | how
+        return self.sampler(examples, n=n, temperature=temperature, seed=seed, out=out, **how)
 
 
-def judge_file(judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None) -> dict[str, Any]:
-    """Judge every row of a file; one line of `out` for each, in order: `{"line", "id", ...}` and then either a judgment's
-    fields and expected_score, or `"failure": "bad_row"` and a reason.
+def is_url(path: str | Path) -> bool:
+    return str(path).startswith(("http://", "https://"))
+
+
+def judge_file(
+    judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = ""
+) -> dict[str, Any]:
+    """Judge every row of a file by the judge that Judge.load(judge, model=model) gives; one line of `out` for each, in
+    order: `{"line", "id", ...}` and then either a judgment's fields and expected_score, or `"failure": "bad_row"` and a reason.
 
     Judgments are kept in `<out>.partial` as they come, so the same command resumes. Returns counts: rows, judged, scored,
-    failures by name, judgments a second. Raises data.DataError when the file holds no row at all, and when `out` would
+    failures by name, judgments a second, what a server did. Raises data.DataError when the file holds no row at all, and when `out` would
     replace it; models.ModelError when there is no judge.
     """
     out, started = Path(out), time.monotonic()
@@ -110,7 +146,9 @@ def judge_file(judge: str | Path, rows: str | Path, out: str | Path, limit: int 
         raise data.DataError(
             f"{out}: judgments do not go into the file of the rows or a .gz file; name a new .jsonl file"
         )
-    models.check_model(judge)
+    served = is_url(judge) or str(judge) == "vllm"
+    if not served:
+        models.check_model(judge)
     store.make_dir(out.resolve().parent)
     examples, failures = data.read_any(rows)
     if not examples and not failures:
@@ -121,8 +159,9 @@ def judge_file(judge: str | Path, rows: str | Path, out: str | Path, limit: int 
     lines = lines[:limit] if limit is not None else lines
     wanted = [row for _, row in lines if isinstance(row, Example)]
     partial = out.with_name(f"{out.name}.partial")
-    _start_over_unless_same(partial, judge, rows)
-    found = {j.example_id: j for j in Judge.load(judge).score_many(wanted, out=partial)}
+    _start_over_unless_same(partial, (model or judge) if served else judge, rows)
+    loaded = Judge.load(judge, model=model)
+    found = {j.example_id: j for j in loaded.score_many(wanted, out=partial)}
     records: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     for line, row in lines:
@@ -145,6 +184,7 @@ def judge_file(judge: str | Path, rows: str | Path, out: str | Path, limit: int 
         "failures": counts,
         "parse_rate": scored / max(1, len(wanted)),
         "judgments_per_second": len(wanted) / seconds,
+        "told": loaded.told(),
     }
 
 

@@ -35,7 +35,8 @@ from srlib import fingerprint, store
 from srlib import params as parameters
 
 # Where a run happens and who watches, not what it computes: these may change without anything running again.
-NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers")
+ENDPOINT = ("endpoint", "endpoint_concurrency", "endpoint_left_out")  # a server may move while its judgments are drawn
+NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers", *ENDPOINT)
 CONTENT = ("model", "data", "data_pairwise")  # parameters that may be local paths: what lies there counts, not its name
 SFT_ARMS = ("sft", "sft_score_only", "sft_careful_only")
 FROM_PAIRS = ("sft_continued", "rft")

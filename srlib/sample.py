@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from srlib import prefix, prompts, store
-from srlib.progress import progress
+from srlib import prefix, prompts
+from srlib.draws import Work, collect
 from srlib.schema import Comparison, Item, Judgment, Verdict
 
 ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n
@@ -198,33 +198,19 @@ def judgments(
     probability of each score of the rubric's scale after the rationale (arXiv 2312.09300). A prompt that leaves no room
     for a judgment in the model's context gets judgments that failed as `too_long`.
     """
-    if temperature == 0 and n != 1:
-        raise ValueError(f"n={n} judgments at temperature 0 are n times the same; set a temperature")
-    have: dict[tuple[str, int], Judgment] = {}
-    if out is not None and out.exists():
-        have = {(row.example_id, row.index): row for row in store.read_rows(out, Judgment, drop_torn_tail=True)}
     model.eval()
-    with progress(total=len(examples) * n, desc=desc) as bar:
-        bar.update(sum((example.id, i) in have for example in examples for i in range(n)))
-        todo = []
-        if any((example.id, i) not in have for example in examples for i in range(n)):
-            todo = [(example, prompts.prompt_ids(tokenizer, example, template), range(n)) for example in examples]
-        settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
+
+    def place(work: Work) -> Iterator[list[Judgment]]:
         # Batches are cut from all examples and computed as a whole, what is there already included: sums over another
         # batch differ in their last bits, and now and then that draws another token.
+        todo = [(example, prompts.prompt_ids(tokenizer, example, template), range(n)) for example, _ in work]
+        missing = {(example.id, i) for example, indices in work for i in indices}
+        settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
         for batch in _batches(todo, batch_size or max(1, ROWS // n)):
-            if all((example.id, i) in have for example, _, indices in batch for i in indices):
-                continue
-            rows = list(_judge_batch(model, tokenizer, batch, seed, distributions, settings))
-            rows = [row for row in rows if (row.example_id, row.index) not in have]
-            if out is not None:
-                store.append_rows(out, rows)
-            have |= {(row.example_id, row.index): row for row in rows}
-            bar.update(len(rows))
-    ordered = [have[example.id, i] for example in examples for i in range(n)]
-    if out is not None and list(have) != [(row.example_id, row.index) for row in ordered]:
-        store.write_rows(out, ordered)
-    return ordered
+            if any((example.id, i) in missing for example, _, indices in batch for i in indices):
+                yield list(_judge_batch(model, tokenizer, batch, seed, distributions, settings))
+
+    return collect(place, examples, n=n, temperature=temperature, out=out, desc=desc)
 
 
 def _batches(todo: list, batch_size: int) -> Iterator[list]:

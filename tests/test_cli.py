@@ -10,6 +10,8 @@ from throwaway import make_project
 from typer.testing import CliRunner
 
 from srlib import cli, pipeline
+from srlib.draws import DrawsError
+from srlib.models import ModelError
 from srlib.pipeline import StageReport
 from srlib.store import LockedError, StoreError
 
@@ -107,14 +109,39 @@ def test_compare_and_judge_pass_on_what_they_are_given(root, ran, monkeypatch):
     assert srlib("compare", "runs/a", "runs/b")[0] == 0
     assert ran.compared == [[Path("runs/a"), Path("runs/b")]]
     calls = []
-    told = {"rows": 3, "scored": 2, "failures": {"bad_row": 1}, "parse_rate": 1.0, "judgments_per_second": 9.5}
+    told = {
+        "rows": 3,
+        "scored": 2,
+        "failures": {"bad_row": 1},
+        "parse_rate": 1.0,
+        "judgments_per_second": 9.5,
+        "told": "3 requests",
+    }
     fake = SimpleNamespace(judge_file=lambda *args, **kw: calls.append((*args, kw)) or told)
     monkeypatch.setitem(sys.modules, "srlib.judge", fake)
     status, printed = srlib("judge", "runs/tiny/judge", "rows.jsonl", "-o", "out.jsonl", "--limit", "3")
     assert status == 0
     assert "3 rows, 2 with a score" in printed
     assert "bad_row 1" in printed
-    assert calls == [(Path("runs/tiny/judge"), Path("rows.jsonl"), Path("out.jsonl"), {"limit": 3})]
+    assert "3 requests" in printed
+    srlib("judge", "http://localhost:8000/v1", "rows.jsonl", "-o", "out.jsonl", "--model", "mine")
+    rest = (Path("rows.jsonl"), Path("out.jsonl"))
+    assert calls == [
+        ("runs/tiny/judge", *rest, {"limit": 3, "model": ""}),
+        ("http://localhost:8000/v1", *rest, {"limit": None, "model": "mine"}),
+    ]
+
+
+@pytest.mark.parametrize(("error", "code"), [(DrawsError("3 prompts"), 1), (ModelError("no such directory"), 2)])
+def test_judge_says_what_went_wrong(root, ran, monkeypatch, error, code):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "srlib.judge", SimpleNamespace(judge_file=fails))
+    status, printed = srlib("judge", "runs/tiny/judge", "rows.jsonl", "-o", "out.jsonl")
+    assert status == code
+    assert str(error) in printed
+    assert "Traceback" not in printed
 
 
 def test_outside_of_the_project_the_command_still_starts(tmp_path):
