@@ -82,7 +82,7 @@ def request(item: Item, template: str = "brief") -> str:
 
 def prompt_ids(tokenizer, item: Item, template: str = "brief") -> list[int]:
     """Token ids of the whole prompt, chat template and one BOS included."""
-    text = request(item, template)
+    text = defused(request(item, template), tokenizer)
     if tokenizer.chat_template is None:
         return tokenizer(text + "\n")["input_ids"]
     messages = [{"role": "user", "content": text}]
@@ -90,10 +90,21 @@ def prompt_ids(tokenizer, item: Item, template: str = "brief") -> list[int]:
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]  # the template wrote the BOS already
 
 
+def defused(text: str, tokenizer) -> str:
+    """The text without control tokens: a response that says `<|eot_id|>` shall not end the user's turn.
+
+    A zero-width space behind its first character keeps such a word readable and makes it ordinary text.
+    """
+    special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+    for token in filter(text.__contains__, special):
+        text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
+    return text
+
+
 def completion_ids(tokenizer, text: str) -> list[int]:
     """Token ids of a judgment and the end-of-sequence token. Prompt and completion are tokenized apart, in training and
     in sampling alike, so the prompt's ids are a prefix of prompt + completion by construction."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return tokenizer(defused(text, tokenizer), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
 
 def completion(rationale: str | None, verdict: Verdict) -> str:

@@ -72,10 +72,11 @@ def test_two_responses_side_by_side(own, rows, monkeypatch):
     assert (found.score, found.preference) == (None, None)
     assert found.failure in ("no_verdict", "cut_off")
 
-    ids = own.tokenizer("A greets. [RESULT] B", add_special_tokens=False)["input_ids"] + [own.tokenizer.eos_token_id]
+    _, tokenizer = own.sampler.args
+    ids = tokenizer("A greets. [RESULT] B", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
     def decode(model, prompts, owner, *, watch, **_):
-        assert "### Response B" in own.tokenizer.decode(prompts[0])
+        assert "### Response B" in tokenizer.decode(prompts[0])
         return [sample.Draw(ids, True, -0.5, np.zeros((len(ids), len(watch)))) for _ in owner]
 
     monkeypatch.setattr(sample, "decode", decode)

@@ -37,7 +37,7 @@ many = settings(max_examples=300, deadline=None)
 class Letters:
     """A tokenizer of one id a character, and the end-of-sequence id 0."""
 
-    eos_token_id, chat_template = 0, None
+    eos_token_id, chat_template, all_special_tokens, added_tokens_decoder = 0, None, (), {}
 
     def __call__(self, text, add_special_tokens=True):
         return {"input_ids": [ord(c) + 1 for c in text]}
