@@ -25,6 +25,16 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
+# Files that train or start kernels, the longest first: files are handed out in order, and a long one at the end would
+# leave the other worker without work.
+LONG = ("notebooks", "resume", "train", "adapters", "export", "architectures", "pipeline", "endpoint", "bench", "models")
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
     """A test that would ask a hub fails at once instead."""
