@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srlib import params as parameters
-from srlib import runs, store
+from srlib import runs, store, warm
 from srlib.runs import Stage
 
 PLAIN_EVERY = 30.0  # seconds between two progress lines of one stage, where there is no terminal
@@ -83,9 +83,12 @@ def run(
 
 def default_workers() -> int:
     """Stages side by side: 2 on a machine with at least two cores and no GPU, 1 otherwise; torch is not asked."""
-    gpu = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
-    return 1 if (gpu and not hidden) or cores() < 2 else 2
+    return 1 if _gpu() or cores() < 2 else 2
+
+
+def _gpu() -> bool:
+    found = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
+    return found and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1")
 
 
 def cores() -> int:
@@ -250,6 +253,8 @@ class _Kernels:
         self.started: list[Any] = []
         self.stopped = False
         self.guard = threading.Lock()
+        self.nursery: warm.Nursery | None = None
+        self.forks = warm.possible() and not _gpu()
 
     def manager(self, environment: Mapping[str, str], log: Path) -> type:
         """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars."""
@@ -265,15 +270,31 @@ class _Kernels:
             def kernel_spec(self) -> KernelSpec:
                 return spec
 
-            async def _async_launch_kernel(self, *args: Any, **kwargs: Any) -> None:
+            async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
                 with kernels.guard:
                     if kernels.stopped:
                         raise RuntimeError("the pipeline was stopped")
                     kernels.started.append(self)
+                if forked := kernels.fork(environment, kernel_cmd, kwargs, log):
+                    self.provisioner.process = forked
+                    self.provisioner.pid = self.provisioner.pgid = forked.pid
+                    self._reconcile_connection_info(self.provisioner.connection_info)
+                    return
                 with open(log, "wb") as output:
-                    await super()._async_launch_kernel(*args, **kwargs, stdout=output, stderr=output)
+                    await super()._async_launch_kernel(kernel_cmd, **kwargs, stdout=output, stderr=output)
 
         return KernelManager
+
+    def fork(
+        self, environment: Mapping[str, str], command: list[str], how: Mapping[str, Any], log: Path
+    ) -> warm.Forked | None:
+        """A kernel from the nursery, which the first kernel of a run founds; None where it has to be an ordinary one."""
+        if not self.forks:
+            return None
+        with self.guard:
+            if self.nursery is None:
+                self.nursery = warm.Nursery(environment)
+        return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log)
 
     def kill(self) -> None:
         """End every kernel that is still there, at once: what it wrote is safe by construction."""
@@ -284,6 +305,8 @@ class _Kernels:
             if process is not None and process.poll() is None:
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+        if self.nursery is not None:
+            self.nursery.close()
 
 
 def _heartbeat(run_dir: Path, stage: Stage) -> Path:
