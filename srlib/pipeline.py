@@ -116,7 +116,7 @@ class _Walk:
         self.screen = _Screen(console, run_dir, len(todo))
         self.reports: dict[str, StageReport] = {}
         self.running: dict[Future[StageReport], Stage] = {}
-        self.kernels = _Kernels()
+        self.kernels = _Kernels(params.get("backend"))
 
     def finish(self) -> list[StageReport]:
         pool = ThreadPoolExecutor(self.workers)
@@ -249,12 +249,12 @@ class _Kernels:
     Threads share os.environ; a kernelspec has an environment of its own, and papermill passes the manager's class on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str | None) -> None:
         self.started: list[Any] = []
         self.stopped = False
         self.guard = threading.Lock()
         self.nursery: warm.Nursery | None = None
-        self.forks = warm.possible() and not _gpu()
+        self.forks = warm.possible(backend) and not _gpu()
 
     def manager(self, environment: Mapping[str, str], log: Path) -> type:
         """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars."""

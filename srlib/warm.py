@@ -31,11 +31,14 @@ from typing import Any
 MODULES = ("ipykernel.kernelapp", "torch", "transformers", "datasets", "peft", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")  # fmt: skip
 
 
-def possible() -> bool:
-    """Whether a fork can be a kernel here: on Linux, and where Unsloth, which comes before all others, is not at hand."""
+def possible(backend: str | None) -> bool:
+    """Whether a fork can be a kernel here: on Linux, for notebooks that train, and not with Unsloth, which has to be
+    imported before all the others."""
     import importlib.util
 
-    return sys.platform == "linux" and importlib.util.find_spec("unsloth") is None
+    if sys.platform != "linux" or backend is None:
+        return False
+    return backend == "transformers" or (backend == "auto" and importlib.util.find_spec("unsloth") is None)
 
 
 class Nursery:
@@ -139,12 +142,13 @@ def _become_kernel(asked: dict[str, Any]) -> None:
     os.setsid()  # killed as a group of its own, like any kernel
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
-    os.environ.update(asked["env"], JPY_PARENT_PID=str(os.getppid()))  # without its parent, a kernel ends
+    os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = ["ipykernel_launcher", *asked["argv"]]
+    # A kernel ends when its parent is gone; who that is was read from the environment when ipykernel was imported.
+    sys.argv = ["ipykernel_launcher", *asked["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"]
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()

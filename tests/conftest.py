@@ -27,7 +27,18 @@ settings.load_profile("repeatable")
 
 # Files that train or start kernels, the longest first: files are handed out in order, and a long one at the end would
 # leave the other worker without work.
-LONG = ("notebooks", "resume", "train", "adapters", "export", "architectures", "pipeline", "endpoint", "bench", "models")
+LONG = (
+    "notebooks",
+    "resume",
+    "train",
+    "adapters",
+    "export",
+    "architectures",
+    "pipeline",
+    "endpoint",
+    "bench",
+    "models",
+)
 
 
 def pytest_collection_modifyitems(items):
