@@ -19,7 +19,7 @@ run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
 
 test: install $(VENV)/.unsloth lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: install
 	$(PYTHON) -m pytest -m "not torch"

@@ -73,6 +73,7 @@ def test_the_streams_are_disjoint(pretrain, monkeypatch):
             super().__init__(seed)
 
     class Tokenizer:
+        all_special_tokens, added_tokens_decoder = (), {}
         bos_token_id, eos_token_id = 1, 2
 
         def __call__(self, text, add_special_tokens=True):
