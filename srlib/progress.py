@@ -38,9 +38,7 @@ class Progress:
             from tqdm import tqdm  # the plain one: a widget leaves nothing in an executed notebook
 
             live = sys.stderr.isatty() or "ipykernel" in sys.modules
-            self.bar = tqdm(
-                total=self.total, desc=desc, mininterval=EVERY if live else 30, disable=None if live else False
-            )
+            self.bar = tqdm(total=self.total, desc=desc, mininterval=EVERY if live else 30, disable=False)
 
     def update(self, n: int = 1) -> None:
         self.done += n

@@ -1,6 +1,7 @@
 """A bar for a person, a heartbeat for the pipeline."""
 
 import json
+import sys
 
 import pytest
 
@@ -37,7 +38,13 @@ def test_a_heartbeat_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch)
     assert list(progress(iter([1, 2]))) == [1, 2]
 
 
-def test_a_plain_bar_without_the_variable(monkeypatch, capsys):
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_plain_bar_without_the_variable(monkeypatch, capsys, notebook):
     monkeypatch.delenv("SRLIB_PROGRESS", raising=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # which training sets, for the bars of TRL
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert list(progress([1, 2], desc="plain")) == [1, 2]
     assert "plain" in capsys.readouterr().err
