@@ -33,6 +33,7 @@ LONG = (
     "train",
     "adapters",
     "export",
+    "collections",
     "architectures",
     "pipeline",
     "endpoint",
