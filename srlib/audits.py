@@ -29,12 +29,14 @@ from srlib.evaluate import COMPARED, Arm, Settings
 from srlib.schema import Example, Judgment
 
 TOKENS = 2048  # of responses that are read side by side: their logits over the vocabulary are what takes memory
+Pairs = list[tuple[Example, float, float]]
 
-AGAINST = {  # what an altered copy is held against, and what was done to it
-    "padding": ("", "three neutral sentences appended"),
-    "markdown": ("plain", "in markdown, against the same text without its marks"),
-    **{f"injection_{family}": ("", f"one of six templates of the family {family}") for family in attacks.FAMILIES},
-}
+INJECTIONS = {f"injection_{family}": f"one of six templates of the family {family}" for family in attacks.FAMILIES}
+COPIES = {  # what was done to the altered copies
+    "padding": "three neutral sentences appended",
+    "markdown": "in markdown, against the same text without its marks",
+    "injection": "an injected instruction, all five families pooled and resampled by item",
+} | INJECTIONS
 
 
 def choose(items: Sequence[Example], n: int) -> list[Example]:
@@ -70,27 +72,23 @@ def altered_rows(
         raise ValueError(
             f"{len(missing)} of {len(wanted)} judgments are missing, {missing[0]} is the first: judge them all"
         )
-    of: dict[str, list[tuple[Example, float, float]]] = {"padding": [], "markdown": [], "injection": []}
-    for audit, (other, _) in AGAINST.items():
-        pairs = [
-            (item, _share(item, scores[f"{item.id}#{other}" if other else item.id]), _share(item, scores[f"{item.id}#{audit}"]))
-            for item in items
-        ]  # fmt: skip
-        of[audit] = pairs
-        if audit.startswith("injection_"):
-            of["injection"] += pairs
+
+    def pairs(audit: str, against: str = "") -> Pairs:
+        """Each item with its score before and after, as shares of the scale."""
+        return [(i, _share(i, scores[i.id + against]), _share(i, scores[f"{i.id}#{audit}"])) for i in items]
+
+    found = {"padding": pairs("padding"), "markdown": pairs("markdown", "#plain")}
+    found |= {audit: pairs(audit) for audit in INJECTIONS}
+    found["injection"] = [pair for audit in INJECTIONS for pair in found[audit]]
     rows = []
-    for audit, pairs in of.items():
-        what = AGAINST.get(audit, ("", "all five families pooled, resampled by item"))[1]
-        how = (
-            f"paired, greedy, {what}; share of the scale; gold taken as unchanged; rubrics that ask for a form left out"
-        )
-        found = _effects(pairs, n_boot)
-        rows += [_row(arm, f"audit_{audit}", metric, interval, seed, how) for metric, interval in found.items()]
+    for audit, what in COPIES.items():
+        how = f"paired, greedy, {what}; share of the scale; gold taken as unchanged; no rubrics that ask for a form"
+        effects = _effects(found[audit], n_boot)
+        rows += [_row(arm, f"audit_{audit}", metric, interval, seed, how) for metric, interval in effects.items()]
     return rows
 
 
-def _effects(pairs: Sequence[tuple[Example, float, float]], n_boot: int) -> dict[str, metrics.Interval]:
+def _effects(pairs: Pairs, n_boot: int) -> dict[str, metrics.Interval]:
     group = np.array([item.group or item.instruction for item, _, _ in pairs])
     before, after = np.array([[a, b] for _, a, b in pairs]).reshape(-1, 2).T
     both, below = np.isfinite(before) & np.isfinite(after), before < 1
@@ -114,18 +112,16 @@ def equal_gold_rows(
     """Rows of `audit_verbosity` and `audit_self_preference`: slope and correlation of the score at equal gold.
 
     `judged` (n,) are the judgments of `items` (n,), `logprobs` is what `response_logprobs` found. Items without a score,
-    a gold score or a log-probability are left out, and `n` says how many remain.
+    a gold score or a log-probability are left out, and `n` says how many remain. This is what was observed, not what was
+    done to a response: of two that deserve the same score the longer one may still say more. Padding says what length does.
     """
+    likely = (
+        "mean log-probability of a token of the response under the base model, given the instruction (perplexity, arXiv "
+        "2410.21819; a proxy: no response is the model's own)"
+    )
     features = {
-        "verbosity": (
-            {item.id: math.log2(len(item.response)) for item in items},
-            "log2 of the response's characters",
-        ),
-        "self_preference": (
-            logprobs,
-            "mean log-probability of a token of the response under the judge's base model (perplexity, arXiv 2410.21819: a proxy, no "
-            "response is the model's own)",
-        ),
+        "verbosity": ({item.id: math.log2(len(item.response)) for item in items}, "log2 of the response's characters"),
+        "self_preference": (logprobs, likely),
     }
     rows = []
     for audit, (feature, name) in features.items():
@@ -140,7 +136,7 @@ def equal_gold_rows(
             group = [item.group or item.instruction for item, _, _ in kept]
             x, y = [value for _, value, _ in kept], [score for _, _, score in kept]
             found = metrics.at_equal(x, y, gold, n_boot=n_boot, group=group)
-        how = f"greedy, at equal gold score; x: {name}; slope: share of the scale for one standard deviation of x"
+        how = f"greedy, observed at equal gold score; x: {name}; slope: share of the scale for one standard deviation of x"
         rows += [_row(arm, f"audit_{audit}", metric, interval, seed, how) for metric, interval in found.items()]
     return rows
 
