@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srlib import attacks, memory, runs, sample, shapes, store
 from srlib import machine as machines
-from srlib import memory, runs, sample, shapes, store
 from srlib import params as parameters
 from srlib.machine import CARDS, Card
 from srlib.memory import Job
@@ -221,9 +221,10 @@ def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: L
         items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + compared
         drawn = sum("consistency" in arm or "best_of_n" in arm for arm in params["arms"])
         greedy = len(params["arms"]) - drawn
-        return _reading(
-            "eval", items * (greedy + drawn), items * (greedy + drawn * params["eval_samples"]), per_token, lengths
-        )
+        audited = sum(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in params["arms"])
+        altered = params["audit_items"] * audited * attacks.COPIES
+        judgments = items * (greedy + drawn * params["eval_samples"]) + altered
+        return _reading("eval", items * (greedy + drawn) + altered, judgments, per_token, lengths)
     return None
 
 
