@@ -138,7 +138,7 @@ def _jobs(params: Mapping[str, Any], shape: Shape) -> dict[str, Job]:
         return Job("sample", rows, prompt, new, n, four_bit=same["four_bit"], dtype=same["dtype"])
 
     arms = " ".join(params["arms"])
-    n_eval = params["eval_samples"] if "consistency" in arms or "best_of_n" in arms else 1
+    n_eval = params["eval_samples"] if "consistency" in arms or "_of_n" in arms else 1
     rows = {kind: min(params["micro_batch_size"], params[f"{kind}_batch_size"]) for kind in ("sft", "dpo")}
     return {
         "sft": Job("sft", rows["sft"], longest, **same),
@@ -217,7 +217,7 @@ def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: L
         return _reading(stage.name, prompts, prompts * judgments, per_token, lengths)
     if stage.notebook == "06_eval":
         items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + 2 * params["n_pairwise"]
-        drawn = sum("consistency" in arm or "best_of_n" in arm for arm in params["arms"])
+        drawn = sum("consistency" in arm or "_of_n" in arm for arm in params["arms"])
         greedy = len(params["arms"]) - drawn
         return _reading(
             "eval", items * (greedy + drawn), items * (greedy + drawn * params["eval_samples"]), per_token, lengths

@@ -33,6 +33,8 @@ ARMS = {
     "rft": "SFT on the chosen side of the same pairs",
     "sft_self_consistency": "SFT, the majority of N samples",
     "sft_best_of_n": "SFT, the best of N samples by its selector",
+    "sft_mean_of_n": "SFT, the mean of N samples",
+    "sft_median_of_n": "SFT, the median of N samples",
     "sre_1": "self-rationalized once",
     "sre_2": "self-rationalized twice",
     "sre_2_self_consistency": "self-rationalized twice, the majority of N samples",
@@ -242,7 +244,13 @@ def compare(
     return figure
 
 
-SHARES = ("accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown as percentages
+SHARES = (
+    "accuracy",
+    "balanced_accuracy",
+    "parse_rate",
+    "rationale_accuracy",
+    "rationale_win_rate",
+)  # shown as percentages
 
 
 def _axes(
