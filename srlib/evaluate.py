@@ -26,7 +26,8 @@ import numpy as np
 
 from srlib import data, metrics, selective, store, world
 from srlib.progress import progress
-from srlib.readings import Arm, arm, confidence, on_scale, read, scores
+from srlib.readings import Arm, confidence, on_scale, read, scores
+from srlib.readings import arm as arm  # also by this name
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
 
 COMPARED = "pairwise_compared"  # the split whose comparisons are shown to the judge as such
@@ -194,12 +195,13 @@ def as_rows(base: Mapping[str, Any], found: Mapping[str, metrics.Interval]) -> l
 
 
 def groups(items: Split) -> list[str] | None:
-    """(n,) what each item shares with others, its group or else its instruction; None where hardly any two share one.
+    """(n,) what each item shares with others, its group or else its instruction; None where hardly any two share one, or
+    all the same.
 
     Many responses to one question stand or fall together: then questions are resampled, not responses.
     """
     found = [item.group or item.instruction for item in items]
-    return found if len(set(found)) < len(found) * 0.9 else None
+    return found if 1 < len(set(found)) < len(found) * 0.9 else None
 
 
 def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dict[str, metrics.Interval]:

@@ -82,9 +82,9 @@ def agreement(
 
     right, scored, n_scored = x == y, ~np.isnan(y), int(np.isfinite(scores).sum())
     bootstrapped = {
-        "accuracy": (counts @ right / counts.sum(1), len(gold)),
+        "accuracy": (_ratio(counts @ right, counts.sum(1)), len(gold)),
         "balanced_accuracy": (_balanced(x, right, counts), len(gold)),
-        "parse_rate": (counts @ scored / counts.sum(1), len(gold)),
+        "parse_rate": (_ratio(counts @ scored, counts.sum(1)), len(gold)),
         "mae": (_ratio(counts[:, scored] @ np.abs(x - y)[scored], counts[:, scored].sum(1)), n_scored),
     }
     found = {name: interval(values, n, level, units) for name, (values, n) in bootstrapped.items()}
@@ -163,7 +163,7 @@ def mean(values: Array, n_boot: int = 2000, seed: int = 0, level: float = 0.95, 
     cells, counts = resample(values, n_boot, seed, group)
     tables, units = _leave_one_out(values, counts[0], group)
     counts = np.vstack([counts, tables])
-    return interval(counts @ cells / counts.sum(1), len(values), level, units)
+    return interval(_ratio(counts @ cells, counts.sum(1)), len(values), level, units)
 
 
 def paired_difference(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,7 @@ class Estimate(NamedTuple):
     classical: Interval  # from the labels alone
     weight: float  # PPI++'s lambda: how much the judge counts, 0 not at all, 1 as much as in plain PPI
     effective_n: float  # so many labels would give the same interval without a judge
+    rows: int  # labelled or not
 
     @property
     def saved(self) -> float:
@@ -42,9 +43,9 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
     """Mean of the labels that all rows would get, for labels (n,), the judge's predictions on the same rows (n,) and on N
     rows without a label (N,). Rows are independent, and which were labelled was left to chance.
 
-    `labels = [1, 2, 3, 4], predictions = [1, 2, 3, 4], unlabeled = [2, 4]`: the weight is N / (n + N) = 1/3, the mean
-    2.5 + (3 - 2.5) / 3 = 2.667, which is the mean of all six rows. Intervals are Student's t with n - 1 degrees of
-    freedom, which is exact for few labels where the normal one is too narrow.
+    `labels = [1, 2, 3, 4], predictions = [1, 2, 3, 4], unlabeled = [2, 4]`: covariance 5/3, variance of all predictions
+    22/15, so the weight is (5/3) / ((1 + 4/2) 22/15) = 0.379 and the mean 2.5 + 0.379 (3 - 2.5) = 2.689. Intervals are
+    Student's t with n - 1 degrees of freedom: with few labels the normal one is too narrow.
     """
     from scipy.stats import t
 
@@ -68,7 +69,21 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
         return Interval(center, center - half, center + half, n)
 
     effective = n * alone / variance if variance > 0 else math.inf if alone > 0 else float(n)
-    return Estimate(around(value, variance), around(float(y.mean()), alone), weight, effective)
+    return Estimate(around(value, variance), around(float(y.mean()), alone), weight, float(effective), n + more)
+
+
+def told(found: Estimate, missing: Mapping[str, int], level: float) -> str:
+    """The estimate in words, as `srlib ppi` prints it."""
+    n, percent = found.mean.n, f"{100 * level:g}%"
+    worth = f"as narrow as {found.effective_n:.0f} labels alone would make it; labels saved {found.saved:.0%}"
+    lines = [
+        f"labels and judge: {found.mean.value:.4f} [{found.mean.low:.4f}, {found.mean.high:.4f}]  {percent}, {n} labels, "
+        f"{found.rows - n} rows without one; {worth}",
+        f"labels alone:     {found.classical.value:.4f} [{found.classical.low:.4f}, {found.classical.high:.4f}]  {percent}",
+        f"the judge's weight (lambda of PPI++) is {found.weight:.3f}; rows count as independent, and as labelled by chance",
+    ]
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(missing.items())) or "none"
+    return "\n".join([*lines, f"without a score: {counts}"])
 
 
 class Judged(BaseModel):
