@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlib import metrics
+from srlib import metrics, selective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,6 +198,23 @@ def reliability(
     axes.plot(claimed, was, color=BLUE, linewidth=1, alpha=0.5)
     axes.scatter(claimed, was, s=[20 + 160 * row.n / most for row in rows], color=BLUE, zorder=3)
     axes.set_aspect("equal", adjustable="box")
+    return figure
+
+
+def risk_coverage(
+    curves: Mapping[str, selective.Curve], target: float | None = None, title: str = "Risk against coverage"
+) -> Figure:
+    """Share of wrong answers among the surest, for every share of items that is answered: `selective.curve` by arm."""
+    figure, (axes,) = _axes(title, "items answered", "of them wrong")
+    for (arm, curve), color in zip(curves.items(), _palette(len(curves)), strict=True):
+        axes.plot(curve.coverage, curve.risk, color=color, label=arm, linewidth=1.8)
+    if target is not None:
+        axes.axhline(target, color=INK, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1.01), ylim=(0, None))
+    _percent(axes.xaxis)
+    _percent(axes.yaxis)
+    if curves:
+        _legend(axes)
     return figure
 
 
