@@ -179,7 +179,8 @@ def results(
             else:
                 found = _agreement(items, scores(own), n_boot)
                 found |= _rationales(own, chosen.get("sft"), items, n_boot)
-                found |= calibration(items, own, n_boot)
+                if a.read in ("greedy", "likelihood"):  # what is made of several draws has no distribution of its own
+                    found |= calibration(items, own, n_boot)
             rows += as_rows(base, found)
             cost = store.read_json(out / a.judged_in / f"{split}.done")
             n = len(to_judge(split, items))
@@ -220,7 +221,7 @@ def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dic
 
 def calibration(items: Sequence[Example], own: Sequence[Judgment | None], n_boot: int) -> dict[str, metrics.Interval]:
     """ece, auroc and aurc of a judge's confidence in its own score, over the items on which it has one; empty where there
-    is none at all: judgments without a distribution, or one score made of several draws."""
+    is none at all."""
     sure = confidence(own)
     kept = np.flatnonzero(np.isfinite(sure))
     if not len(kept):

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -31,6 +31,7 @@ def test_groups_are_exchanged_as_a_whole():
     assert inference.permutation_test(a, np.zeros(40), group=group) == 2 / 8
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=8), st.integers(0, 3))
 def test_swapping_the_arms_changes_no_p_value(differences, seed):
     a, b = np.array(differences), np.zeros(len(differences))

@@ -461,3 +461,23 @@ def test_a_prompt_of_one_token(one_thread):
     model = random_model("LlamaConfig", {})
     found = sample.decode(model, [[90]], [0, 0], max_new_tokens=12, eos=2)
     assert [d.token_ids for d in found] == [generated(model, [90], 12, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    "scale", [{1: "bad", 2.5: "fair", 10: "good"}, {float(i): "x" for i in range(1, 11)}], ids=["apart", "1-10"]
+)
+def test_10_is_a_score_of_its_own_and_not_a_1_that_goes_on(scale, tiny, rows):
+    """Each candidate counts with all its tokens and the end behind it; together they are the mass on the scale."""
+    model, tokenizer = tiny
+    example = rows[0].model_copy(update={"rubric": Rubric(criterion="Is it?", levels=scale), "score": None})
+    [found] = [j for j in judge(tiny, [example], max_new_tokens=80) if j.score is not None] or pytest.skip("no score")
+    prompt = prompts.prompt_ids(tokenizer, example)
+    shared = len(prompts.completion_ids(tokenizer, f"{found.rationale} [RESULT]".strip())) - 1
+    direct = []
+    for score in example.rubric.scale:
+        whole = prompts.completion_ids(tokenizer, prompts.completion(found.rationale, score))
+        logprobs = forward(model, prompt + whole)
+        direct.append(sum(logprobs[len(prompt) + k - 1, whole[k]] for k in range(shared, len(whole))))
+    assert list(found.distribution.values()) == pytest.approx(_normalized(direct), abs=1e-4)
+    assert found.on_scale == pytest.approx(np.exp(direct).sum(), abs=1e-3)
+    assert found.expected_score == pytest.approx(sum(s * p for s, p in found.distribution.items()))

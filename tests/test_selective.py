@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -22,6 +22,7 @@ def test_a_curve_by_hand():
     assert selective.curve([NAN], [0]).coverage.tolist() == []
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(answers)
 def test_auroc_is_sklearns(rows):
     confidence, correct = zip(*rows, strict=True)
@@ -32,6 +33,7 @@ def test_auroc_is_sklearns(rows):
         assert got.value == pytest.approx(roc_auc_score(correct, confidence))
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(answers, st.permutations(range(12)))
 def test_order_changes_nothing_and_a_constant_has_the_overall_risk(rows, order):
     shuffled = [rows[i] for i in order if i < len(rows)]
@@ -72,12 +74,12 @@ def test_a_guarantee_takes_items():
 
 
 def test_the_guarantee_holds_on_new_items():
-    """The true risk of items with confidence c is 1 - c; a threshold whose risk is above 0.2 is chosen in under 5%."""
+    """The true risk of items with confidence c is 1 - c; a threshold whose risk is above 0.3 is chosen in under 5%."""
     rng, broken, answered = np.random.default_rng(0), 0, 0
     for _ in range(300):
-        confidence = rng.random(300)
-        got = selective.threshold_for(confidence, (rng.random(300) < confidence).astype(float), risk=0.2, delta=0.05)
-        broken += got.coverage > 0 and (1 - got.value) / 2 > 0.2
+        confidence = rng.random(600)
+        got = selective.threshold_for(confidence, (rng.random(600) < confidence).astype(float), risk=0.3, delta=0.05)
+        broken += got.coverage > 0 and (1 - got.value) / 2 > 0.3
         answered += got.coverage > 0
     assert answered > 250
     assert broken / 300 <= 0.05
