@@ -196,6 +196,19 @@ def judge(
 
 
 @app.command()
+def ppi(
+    judged: Annotated[Path, typer.Argument(help="judgments, as srlib judge writes them: .jsonl or .jsonl.gz")],
+    labels: Annotated[Path, typer.Argument(help="people's scores of some of these rows: id and score, .jsonl")],
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+) -> None:
+    """The mean score that people would give, from a few of their scores and all of a judge's; prediction-powered."""
+    with _messages():
+        from srlib import ppi
+
+        _console().print(ppi.told(*ppi.of_files(judged, labels, level), level), markup=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="the directory of a run that has ended, such as runs/tiny")],
     to: Annotated[Path, typer.Option(help="where the judge goes, a new directory")],

@@ -1,7 +1,6 @@
 """Every arm on every split: judge once, then compute every number from what was judged.
 
-An arm is a judge and a way to read it: `greedy` (one judgment), `majority` (self-consistency over N draws) or
-`likelihood` (best of N by the judge's own mean token log-probability). Arms that read the same draws share one pass.
+Arms that read the same draws share one pass (see readings).
 Judgments lie in <eval>/<pass>/<split>.jsonl and are never computed twice; results are rows
 
     {arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}
@@ -16,10 +15,8 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,40 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from srlib import data, metrics, store, world
+from srlib import data, metrics, selective, store, world
 from srlib.progress import progress
+from srlib.readings import Arm, confidence, on_scale, read, scores
+from srlib.readings import arm as arm  # also by this name
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
 
 COMPARED = "pairwise_compared"  # the split whose comparisons are shown to the judge as such
 Split = Sequence[Example] | Sequence[Comparison]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of the result table: which judge (None: the base model), and how its judgments become a score."""
-
-    name: str
-    judge: str | None
-    read: str = "greedy"  # greedy, majority, likelihood
-
-    @property
-    def judged_in(self) -> str:
-        """The judging pass that this arm reads: arms with the same draws share one."""
-        return (self.judge or "base") + ("" if self.read == "greedy" else "_draws")
-
-    @property
-    def iteration(self) -> int:
-        match = re.match(r"sre_(\d+)", self.name)
-        return int(match[1]) if match else 0
-
-
-def arm(name: str) -> Arm:
-    """`"sre_2_self_consistency" -> Arm(judge="sre_2", read="majority")`, `"base" -> Arm(judge=None)`."""
-    if name.endswith("_self_consistency"):
-        return Arm(name, name.removesuffix("_self_consistency"), "majority")
-    if name.endswith("_best_of_n"):
-        return Arm(name, name.removesuffix("_best_of_n"), "likelihood")
-    return Arm(name, None if name == "base" else name)
 
 
 @dataclass(frozen=True)
@@ -172,36 +143,6 @@ def to_judge(split: str, rows: Split) -> list[Item]:
     return [e for row in rows for e in (row.sides() if isinstance(row, Comparison) else (row,))]
 
 
-def read(arm: Arm, judged: Sequence[Judgment]) -> list[Judgment | None]:
-    """One judgment per example: the greedy one, or of its N draws one of the majority's verdict, or the most likely one
-    that has a verdict. None where the arm ends up with none."""
-    groups: dict[str, list[Judgment]] = {}
-    for judgment in judged:
-        groups.setdefault(judgment.example_id, []).append(judgment)
-    if arm.read == "greedy":
-        return [group[0] for group in groups.values()]
-    scored = [[j for j in group if j.verdict is not None] for group in groups.values()]
-    if arm.read == "likelihood":
-        return [max(group, key=lambda j: j.logprob, default=None) for group in scored]
-    if arm.read != "majority":
-        raise ValueError(f"arm {arm.name} is read as {arm.read!r}; there are greedy, majority, likelihood")
-    return [_of_majority(group) if group else None for group in scored]
-
-
-def _of_majority(group: list[Judgment]) -> Judgment:
-    """Among equally frequent scores the nearest to the mean, among equally frequent preferences the likeliest draw's."""
-    if group[0].preference is not None:
-        votes = Counter(j.preference for j in group)
-        return max(group, key=lambda j: (votes[j.preference], j.logprob))
-    score = float(metrics.majority([[j.score for j in group]])[0])
-    return max((j for j in group if j.score == score), key=lambda j: j.logprob)
-
-
-def scores(judgments: Sequence[Judgment | None]) -> np.ndarray:
-    """(n,) parsed scores, NaN where there is none."""
-    return np.array([math.nan if j is None or j.score is None else j.score for j in judgments])
-
-
 def quality(rows: Sequence[Example], judgments: Sequence[Judgment | None]) -> np.ndarray | None:
     """(n, 2) shares of right verdicts and of right verdicts with right evidence; None where no program can check them."""
     if not all("checks" in row.meta for row in rows):
@@ -227,17 +168,20 @@ def results(
             continue
         chosen = {a.name: read(a, judged[a.judged_in][split]) for a in arms}
         for a in arms:
-            own, how = chosen[a.name], protocol(a, split, settings)
-            base = dict(arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=how)
+            own = chosen[a.name]
+            base = dict(
+                arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=protocol(a, split, settings)
+            )
             if split == COMPARED:
                 found = _compared(own, items, n_boot)
             elif split == "pairwise":
                 found = _pairwise(a, judged[a.judged_in][split], own, items, n_boot)
             else:
                 found = _agreement(items, scores(own), n_boot)
-                if (compared := _rationales(own, chosen.get("sft"), items, n_boot)) is not None:
-                    found |= compared
-            rows += [base | dict(metric=name, **_fields(interval)) for name, interval in found.items()]
+                found |= _rationales(own, chosen.get("sft"), items, n_boot)
+                if a.read in ("greedy", "likelihood"):  # what is made of several draws has no distribution of its own
+                    found |= calibration(items, own, n_boot)
+            rows += as_rows(base, found)
             cost = store.read_json(out / a.judged_in / f"{split}.done")
             n = len(to_judge(split, items))
             rows += [
@@ -246,25 +190,58 @@ def results(
     return rows
 
 
+def as_rows(base: Mapping[str, Any], found: Mapping[str, metrics.Interval]) -> list[dict[str, Any]]:
+    """Rows of results.json: `base` holds arm, split, seed, iteration and protocol, `found` a metric's interval by its name."""
+    return [dict(base) | dict(metric=name, **_fields(interval)) for name, interval in found.items()]
+
+
+def groups(items: Split) -> list[str] | None:
+    """(n,) what each item shares with others, its group or else its instruction; None where hardly any two share one, or
+    all the same.
+
+    Many responses to one question stand or fall together: then questions are resampled, not responses.
+    """
+    found = [item.group or item.instruction for item in items]
+    return found if 1 < len(set(found)) < len(found) * 0.9 else None
+
+
 def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dict[str, metrics.Interval]:
-    scale = sorted({s for item in items for s in item.rubric.scale})
-    group = [item.group or item.instruction for item in items]
-    group = group if len(set(group)) < len(group) * 0.9 else None  # many responses to one question: resample questions
-    return metrics.agreement([item.score for item in items], values, scale, n_boot=n_boot, group=group)
+    """What is right is told of the nearest score on the scale (a mean of draws is most often between two); what is close,
+    of the value itself."""
+    gold, rounded = [item.score for item in items], on_scale(items, values)
+    scale = {s for item in items for s in item.rubric.scale}
+    how = dict(n_boot=n_boot, group=groups(items))
+    found = metrics.agreement(gold, rounded, sorted(scale), **how)
+    if np.array_equal(values, rounded, equal_nan=True):
+        return found
+    between = metrics.agreement(gold, values, sorted(scale | set(values[np.isfinite(values)])), **how)
+    of_rounded = ("accuracy", "balanced_accuracy", "parse_rate")
+    return between | {name: found[name] for name in of_rounded}
+
+
+def calibration(items: Sequence[Example], own: Sequence[Judgment | None], n_boot: int) -> dict[str, metrics.Interval]:
+    """ece, auroc and aurc of a judge's confidence in its own score, over the items on which it has one; empty where there
+    is none at all."""
+    sure = confidence(own)
+    kept = np.flatnonzero(np.isfinite(sure))
+    if not len(kept):
+        return {}
+    right = np.array([own[i].score == items[i].score for i in kept], dtype=float)
+    group = groups(items)
+    how = dict(n_boot=n_boot, group=None if group is None else [group[i] for i in kept])
+    return {"ece": metrics.ece(sure[kept], right, **how)} | selective.summary(sure[kept], right, **how)
 
 
 def _rationales(
     own: Sequence[Judgment | None], against: Sequence[Judgment | None] | None, items: Sequence[Example], n_boot: int
-) -> dict[str, metrics.Interval] | None:
+) -> dict[str, metrics.Interval]:
     """Only for arms that write rationales, and where a program can check them."""
-    if not any(j is not None and j.rationale for j in own):
-        return None
-    mine = quality(items, own)
-    if mine is None:
-        return None
-    found = {"rationale_accuracy": metrics.mean(mine[:, 0], n_boot=n_boot)}
+    if not any(j is not None and j.rationale for j in own) or (mine := quality(items, own)) is None:
+        return {}
+    group = groups(items)
+    found = {"rationale_accuracy": metrics.mean(mine[:, 0], n_boot=n_boot, group=group)}
     if against is not None:
-        won = metrics.win_rate(mine, quality(items, against), n_boot=n_boot)
+        won = metrics.win_rate(mine, quality(items, against), n_boot=n_boot, group=group)
         found["rationale_win_rate"] = metrics.Interval(won.value, won.low, won.high, won.n)
     return found
 
@@ -273,15 +250,12 @@ def _pairwise(
     a: Arm, judged: Sequence[Judgment], own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int
 ) -> dict[str, metrics.Interval]:
     if a.read == "majority":  # of N draws the mean: a majority would tie more often
-        groups: dict[str, list[float]] = {}
-        for j in judged:
-            groups.setdefault(j.example_id, []).append(math.nan if j.score is None else j.score)
-        values = [np.nanmean(g) if np.isfinite(g).any() else math.nan for g in groups.values()]
-    else:
-        values = [math.nan if j is None or j.score is None else j.expected_score for j in own]
-    preference = [item.preference for item in items]
-    found = metrics.pairwise_accuracy(values[::2], values[1::2], preference, n_boot=n_boot)
-    parsed = metrics.mean(np.isfinite(values).astype(float), n_boot=n_boot)
+        own = read(Arm(a.name, a.judge, "mean"), judged)
+    values = [math.nan if j is None or j.score is None else j.expected_score for j in own]
+    preference, group = [item.preference for item in items], groups(items)
+    found = metrics.pairwise_accuracy(values[::2], values[1::2], preference, n_boot=n_boot, group=group)
+    both = None if group is None else [name for name in group for _ in "AB"]
+    parsed = metrics.mean(np.isfinite(values).astype(float), n_boot=n_boot, group=both)
     return {"accuracy": found, "parse_rate": parsed}
 
 
@@ -301,7 +275,7 @@ def _compared(own: Sequence[Judgment | None], items: Sequence[Comparison], n_boo
         "accuracy": sum(right) / 2, "accuracy_as_given": right[0], "accuracy_swapped": right[1],
         "consistency": agree, "position_bias": first, "parse_rate": parsed,
     }  # fmt: skip
-    return {name: metrics.mean(values, n_boot=n_boot) for name, values in found.items()}
+    return {name: metrics.mean(values, n_boot=n_boot, group=groups(items)) for name, values in found.items()}
 
 
 def _credit(said: Preference | None, comparison: Comparison) -> float:
@@ -321,7 +295,7 @@ def baselines(
         for name, values in data.baselines(train, items):
             base = dict(arm=name, split=split, seed=seed, iteration=0, protocol="no judge; see srlib.data.baselines")
             found = _agreement(items, np.array(values), n_boot)
-            rows += [base | dict(metric=metric, **_fields(interval)) for metric, interval in found.items()]
+            rows += as_rows(base, found)
     return rows
 
 
@@ -354,15 +328,20 @@ def protocol(a: Arm, split: str, settings: Settings) -> str:
         "greedy": "greedy",
         "majority": f"majority of {n} draws at T={t}",
         "likelihood": f"best of {n} draws at T={t}, selector: mean token log-probability",
+        "mean": f"mean of {n} draws at T={t}",
+        "median": f"median of {n} draws at T={t}",
     }[a.read]
     if split == COMPARED:
+        how = how.replace(a.read, "majority") if a.read in ("mean", "median") else how
         bias = "position_bias: how much more often the first is preferred than the second"
         return f"pairwise in both orders, {how}; tie 0.5, no verdict 0; accuracy is the mean of the two orders; {bias}"
     if split == "pairwise":
-        value = "mean of the draws" if a.read == "majority" else "expected score"
+        value = {"majority": "mean of the draws", "mean": "mean of the draws", "median": "median of the draws"}
+        value = value.get(a.read, "expected score")
         return f"pointwise on both responses, {how}; compares the {value}; tie 0.5, no score 0"
     ceiling = "; a ceiling: told which annotators are careful" if a.name == "sft_careful_only" else ""
-    return f"pointwise, {how}, parsed score; no score counts as wrong{ceiling}"
+    rounded = "; accuracies of the nearest score of the scale" if a.read in ("mean", "median") else ""
+    return f"pointwise, {how}, parsed score; no score counts as wrong{rounded}{ceiling}"
 
 
 def _fields(interval: metrics.Interval) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _jobs(params: Mapping[str, Any], shape: Shape) -> dict[str, Job]:
         return Job("sample", rows, prompt, new, n, four_bit=same["four_bit"], dtype=same["dtype"])
 
     arms = " ".join(params["arms"])
-    n_eval = params["eval_samples"] if "consistency" in arms or "best_of_n" in arms else 1
+    n_eval = params["eval_samples"] if "consistency" in arms or "_of_n" in arms else 1
     rows = {kind: min(params["micro_batch_size"], params[f"{kind}_batch_size"]) for kind in ("sft", "dpo")}
     return {
         "sft": Job("sft", rows["sft"], longest, **same),
@@ -219,7 +219,7 @@ def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: L
     if stage.notebook == "06_eval":
         compared = params["n_pairwise"] * (2 if params["sft_mode"] == "pointwise" else 4)  # both sides; both orders
         items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + compared
-        drawn = sum("consistency" in arm or "best_of_n" in arm for arm in params["arms"])
+        drawn = sum("consistency" in arm or "_of_n" in arm for arm in params["arms"])
         greedy = len(params["arms"]) - drawn
         audited = sum(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in params["arms"])
         altered = params["audit_items"] * audited * attacks.COPIES

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlib import metrics
+from srlib import metrics, selective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +33,8 @@ ARMS = {
     "rft": "SFT on the chosen side of the same pairs",
     "sft_self_consistency": "SFT, the majority of N samples",
     "sft_best_of_n": "SFT, the best of N samples by its selector",
+    "sft_mean_of_n": "SFT, the mean of N samples",
+    "sft_median_of_n": "SFT, the median of N samples",
     "sre_1": "self-rationalized once",
     "sre_2": "self-rationalized twice",
     "sre_2_self_consistency": "self-rationalized twice, the majority of N samples",
@@ -240,6 +242,23 @@ AUDITS = {  # how the figure calls them; the families of injections have their o
 }
 
 
+def risk_coverage(
+    curves: Mapping[str, selective.Curve], target: float | None = None, title: str = "Risk against coverage"
+) -> Figure:
+    """Share of wrong answers among the surest, for every share of items that is answered: `selective.curve` by arm."""
+    figure, (axes,) = _axes(title, "items answered", "of them wrong")
+    for (arm, curve), color in zip(curves.items(), _palette(len(curves)), strict=True):
+        axes.plot(curve.coverage, curve.risk, color=color, label=arm, linewidth=1.8)
+    if target is not None:
+        axes.axhline(target, color=INK, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1.01), ylim=(0, None))
+    _percent(axes.xaxis)
+    _percent(axes.yaxis)
+    if curves:
+        _legend(axes)
+    return figure
+
+
 def score_entropy(
     values: Sequence[float], n_scores: int | None = None, title: str = "Entropy of the N scores"
 ) -> Figure:
@@ -283,7 +302,13 @@ def compare(
     return figure
 
 
-SHARES = ("accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown as percentages
+SHARES = (
+    "accuracy",
+    "balanced_accuracy",
+    "parse_rate",
+    "rationale_accuracy",
+    "rationale_win_rate",
+)  # shown as percentages
 
 
 def _axes(

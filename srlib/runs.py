@@ -65,11 +65,14 @@ def stages(params: Mapping[str, Any]) -> list[Stage]:
     iterations, arms = params.get("iterations", 2), set(params.get("arms", ARMS))
     chain = {}
     for arm in sorted(arms - set(ARMS)):
-        match = re.fullmatch(r"sre_(\d{1,3})(?:_self_consistency)?", arm)
+        match = re.fullmatch(r"(?:sft|sre_(\d{1,3}))(?:_self_consistency|_best_of_n|_mean_of_n|_median_of_n)?", arm)
         if not match:
             raise RunError(
-                f"arm {store.shorten(arm)} is unknown; there are {', '.join(ARMS)}, sre_N, sre_N_self_consistency"
+                f"arm {store.shorten(arm)} is unknown; there are {', '.join(ARMS)}, sre_N, and of sft and sre_N "
+                "_self_consistency, _best_of_n, _mean_of_n and _median_of_n"
             )
+        if match[1] is None:  # another reading of sft
+            continue
         if not 1 <= int(match[1]) <= iterations:
             raise RunError(
                 f"arm {arm} needs iteration {match[1]}, and there are {iterations}; set iterations, or leave it out"

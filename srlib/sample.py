@@ -23,7 +23,7 @@ import numpy as np
 
 from srlib import prefix, prompts
 from srlib.draws import Work, collect
-from srlib.schema import Comparison, Item, Judgment, Verdict
+from srlib.schema import Comparison, Item, Judgment
 
 ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n
 PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
@@ -40,7 +40,7 @@ class Draw:
     token_ids: list[int]  # with the end-of-sequence token, where it was reached
     finished: bool
     logprob: float  # mean over the tokens, in nats, of the untempered distribution
-    watched: np.ndarray  # (tokens, K) logits of the watched token ids, before each token was chosen
+    watched: np.ndarray  # (tokens, K) log-probabilities of the watched token ids, before each token was chosen
 
 
 def uniforms(seed: int, name: str, index: int, n: int) -> np.ndarray:
@@ -86,9 +86,10 @@ def decode(
             token = _choose(logits, temperature, top_p, None if u is None else u[alive, step])
             ended = torch.isin(token, ending)
             out[alive, step] = torch.where(ended, eos, token)
-            logprobs[alive, step] = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
+            total = logits.logsumexp(-1, keepdim=True)
+            logprobs[alive, step] = (logits.gather(1, token[:, None]) - total)[:, 0]
             if len(watch):
-                watched[alive, step] = logits[:, watched_ids]
+                watched[alive, step] = logits[:, watched_ids] - total
             done |= ended
             position = position + 1
             n_alive = len(done) - int(done.sum())
@@ -142,10 +143,14 @@ def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[in
     return written[0][:shared], [ids[shared:] for ids in written]
 
 
-def _softmax(verdicts: Sequence[Verdict], logits: Sequence[float]) -> dict[Verdict, float]:
-    weights = np.exp(np.asarray(logits, dtype=np.float64) - max(logits))
-    probabilities = (weights / weights.sum()).tolist()
-    return {v: round(p, 6) for v, p in zip(verdicts, probabilities, strict=True)}  # as it will be read back from a file
+def _distribution(item: Item, logprobs: Sequence[float]) -> dict[str, Any]:
+    """The fields of a judgment that its verdicts' log-probabilities make: of each verdict, and of all together."""
+    weights = np.exp(np.asarray(logprobs, dtype=np.float64) - max(logprobs))
+    rounded = [round(p, 6) for p in (weights / weights.sum()).tolist()]  # as it will be read back from a file
+    of_verdict = dict(zip(item.verdicts, rounded, strict=True))
+    if isinstance(item, Comparison):
+        return {"preference_probability": of_verdict}
+    return {"distribution": of_verdict, "on_scale": round(min(float(np.exp(logprobs).sum()), 1.0), 6)}
 
 
 def score_candidates(
@@ -267,8 +272,7 @@ def _judge_batch(
             rest = [option[0] for option in options[p][1]] if all(len(o) == 1 for o in options[p][1]) else []
             verdict = len(draw.token_ids) - 2  # the token before the end-of-sequence token
             if rest and draw.token_ids[verdict] in rest:
-                logits = [draw.watched[verdict, watch.index(token)] for token in rest]
-                row[_field(example)] = _softmax(example.verdicts, logits)
+                row |= _distribution(example, [draw.watched[verdict, watch.index(token)] for token in rest])
             else:
                 unscored.append((len(rows), p))
         rows.append(row)
@@ -278,10 +282,6 @@ def _judge_batch(
         contexts = [[*batch[p][1], *shared] for (_, p), (shared, _) in zip(part, written, strict=True)]
         ended = [[[*option, settings["eos"]] for option in rest] for _, rest in written]  # or 2 would begin 2.25
         for (k, p), logprobs in zip(part, score_candidates(model, contexts, ended), strict=True):
-            rows[k][_field(batch[p][0])] = _softmax(batch[p][0].verdicts, logprobs)
+            rows[k] |= _distribution(batch[p][0], logprobs)
     for row in rows:
         yield Judgment(**row)
-
-
-def _field(item: Item) -> str:
-    return "preference_probability" if isinstance(item, Comparison) else "distribution"

@@ -203,7 +203,10 @@ class Judgment(Row):
     tokens: int = 0  # generated tokens
     prompt_tokens: int = 0
     logprob: float | None = None  # mean log-probability of a generated token, in nats
-    distribution: dict[float, float] | None = None  # score -> probability, after the rationale
+    distribution: dict[float, float] | None = (
+        None  # score -> probability, after the rationale, given that it is on the scale
+    )
+    on_scale: float | None = None  # the probability of that: what is missing to 1 is none of the rubric's scores
     preference_probability: dict[Preference, float] | None = None  # the same of A, B and tie
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from srlib import evaluate, store, world
+from srlib import evaluate, readings, store, world
 from srlib.evaluate import COMPARED, Arm, Settings, arm, read
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
@@ -58,6 +58,8 @@ def table(arms, judgments, splits, out, **settings):
         ("rft", "rft", "greedy", "rft", 0),
         ("sft_self_consistency", "sft", "majority", "sft_draws", 0),
         ("sft_best_of_n", "sft", "likelihood", "sft_draws", 0),
+        ("sft_mean_of_n", "sft", "mean", "sft_draws", 0),
+        ("sre_2_median_of_n", "sre_2", "median", "sre_2_draws", 2),
         ("sre_1", "sre_1", "greedy", "sre_1", 1),
         ("sre_2_self_consistency", "sre_2", "majority", "sre_2_draws", 2),
         ("sre_12", "sre_12", "greedy", "sre_12", 12),
@@ -97,15 +99,93 @@ def test_likelihood_reads_the_likeliest_draw_that_has_a_score():
 
 
 def test_an_unknown_way_to_read_is_refused():
-    with pytest.raises(ValueError, match="arm x is read as 'median'; there are greedy, majority, likelihood"):
-        read(Arm("x", "sft", "median"), greedy(1))
+    with pytest.raises(
+        ValueError, match="arm x is read as 'mode'; there are greedy, majority, likelihood, mean, median"
+    ):
+        read(Arm("x", "sft", "mode"), greedy(1))
+
+
+def test_mean_and_median_are_scores_between_scores():
+    draws = judged("a", 5, 4, 1, 1, 1, None, logprobs=[-2, -1, -5, -4, -3, 0]) + judged("b", None, None)
+    mean, nothing = read(arm("sft_mean_of_n"), draws)
+    assert (mean.score, mean.id, mean.expected_score, nothing) == (
+        2.4,
+        "a#4",
+        2.4,
+        None,
+    )  # the likeliest of the nearest
+    draws = judged("a", 4, 1, 5, 2)
+    assert scores_of(read(arm("sre_1_median_of_n"), draws)) == [3]
+    assert evaluate.on_scale(examples(1, 1, 1), [3.5, math.nan, 2.6]).tolist()[::2] == [3, 3]
+    assert math.isnan(evaluate.on_scale(examples(1), [math.nan])[0])
+
+
+def test_a_mean_is_right_where_the_nearest_score_is(tmp_path):
+    draws = [
+        j
+        for name, own in zip("abcd", [(1, 1, 2), (2, 3, 3), (4, 5, 4), (None, 5, 4)], strict=True)
+        for j in judged(name, *own)
+    ]
+    rows = table([arm("sft_mean_of_n")], {"sft_draws": {"test": draws}}, {"test": examples(1, 2, 4, 4)}, tmp_path)
+    assert of(rows, metric="accuracy")["value"] == 0.75  # 1.33, 2.67, 4.33 and 4.5, of which the lower
+    assert of(rows, metric="mae")["value"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3 + 1 / 2) / 4, abs=1e-6)
+    assert "mean of 4 draws at T=0.7" in rows[0]["protocol"]
+    assert "accuracies of the nearest score of the scale" in rows[0]["protocol"]
+
+
+def silent(draws):
+    """What a server that gives no log-probabilities returns."""
+    return [j.model_copy(update={"logprob": None}) for j in draws]
+
+
+def test_draws_without_log_probabilities_can_be_counted_but_not_ranked():
+    draws = silent(judged("a", 4, 4, 1))
+    assert [j.id for j in read(arm("sft_self_consistency"), draws)] == ["a#0"]
+    assert scores_of(read(arm("sft_mean_of_n"), draws)) == [3]
+    votes = [Judgment(example_id="p0", index=i, text="", preference=p) for i, p in enumerate("BAA")]
+    assert [j.id for j in read(arm("sft_self_consistency"), votes)] == ["p0#1"]
+    assert [j.id for j in read(arm("sft_median_of_n"), votes)] == ["p0#1"]  # preferences have no median
+    with pytest.raises(ValueError, match="judgment a#0 has no log-probability, so the best of 3 cannot be told"):
+        read(arm("sft_best_of_n"), draws)
+
+
+def test_a_judge_abstains_where_no_score_is_likely():
+    sure = {4.0: 0.8, 5.0: 0.2}
+    given = [
+        judged("a", 4)[0].model_copy(update={"distribution": sure, "on_scale": on_scale})
+        for on_scale in (None, 1.0, 0.9, 0.4)
+    ]
+    found = readings.confidence([*given, judged("b", None)[0], judged("c", 4)[0], None])
+    np.testing.assert_allclose(found, [0.8, 0.8, 0.72, math.nan, math.nan, math.nan, math.nan])
+    np.testing.assert_allclose(
+        readings.distributions([given[0], None], [3.0, 4.0, 5.0]), [[math.nan, 0.8, 0.2], [math.nan] * 3]
+    )
+
+
+def test_confidence_makes_rows_where_there_are_distributions(tmp_path):
+    own = [
+        j.model_copy(update={"distribution": {j.score: p, 6 - j.score: round(1 - p, 6)}})
+        for j, p in zip(greedy(1, 2, 4, 5), (0.9, 0.8, 0.7, 0.6), strict=True)
+    ]
+    rows = table([arm("sft")], {"sft": {"test": own}}, {"test": examples(1, 2, 4, 4)}, tmp_path)
+    assert [of(rows, metric=name)["value"] for name in ("auroc", "aurc")] == [1.0, 0.25 / 4]
+    assert of(rows, metric="ece")["value"] == pytest.approx((0.1 + 0.2 + 0.3 + 0.6) / 4)
+    assert {row["metric"] for row in rows if row["n"] == 4} >= {"ece", "auroc", "aurc", "balanced_accuracy"}
+
+
+def test_comparisons_of_one_prompt_are_drawn_together():
+    items = [*comparisons("A", "B"), *comparisons("A", "B")]
+    assert evaluate.groups(items) is None  # one prompt for all is no group
+    items[0] = items[0].model_copy(update={"group": "other"})
+    assert evaluate.groups(items) == ["other", "Greet.", "Greet.", "Greet."]
+    assert evaluate.groups(examples(1, 2, 3)) is None
 
 
 def test_a_failed_parse_is_wrong_and_leaves_the_correlations(tmp_path):
     arms = [arm("sft")]
     rows = table(arms, {"sft": {"test": greedy(1, 2, 3, None)}}, {"test": examples(1, 2, 4, 5)}, tmp_path)
     assert {row["metric"] for row in rows} == {
-        "accuracy", "pearson", "spearman", "kendall", "qwk", "mae", "parse_rate", "seconds", "tokens",
+        "accuracy", "balanced_accuracy", "pearson", "spearman", "kendall", "qwk", "mae", "parse_rate", "seconds", "tokens",
     }  # fmt: skip
     assert (of(rows, metric="accuracy")["value"], of(rows, metric="accuracy")["n"]) == (0.5, 4)
     assert (of(rows, metric="parse_rate")["value"], of(rows, metric="parse_rate")["n"]) == (0.75, 4)

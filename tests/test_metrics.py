@@ -28,6 +28,7 @@ def plain(gold, scores, name):
     x, y = gold[scored], scores[scored]
     return {
         "accuracy": lambda: np.mean(gold == scores),
+        "balanced_accuracy": lambda: np.mean([np.mean(scores[gold == g] == g) for g in np.unique(gold)]),
         "parse_rate": lambda: np.mean(scored),
         "pearson": lambda: stats.pearsonr(x, y)[0],
         "spearman": lambda: stats.spearmanr(x, y)[0],
@@ -42,7 +43,7 @@ def plain(gold, scores, name):
 def test_values_equal_the_libraries(scale, seed):
     gold, scores = noisy(seed, scale)
     got = metrics.agreement(gold, scores, scale, n_boot=2)
-    assert set(got) == {"accuracy", "pearson", "spearman", "kendall", "qwk", "mae", "parse_rate"}
+    assert set(got) == {"accuracy", "balanced_accuracy", "pearson", "spearman", "kendall", "qwk", "mae", "parse_rate"}
     for name, interval in got.items():
         assert interval.value == pytest.approx(plain(gold, scores, name), abs=1e-12), name
     assert got["accuracy"].n == 120
@@ -61,15 +62,60 @@ def test_qwk_is_sklearns_on_an_even_scale(scale):
 def test_bootstrap_agrees_with_resampling_items_one_by_one():
     gold, scores = noisy(2, SCALES["1-5"], n=80)
     got = metrics.agreement(gold, scores, SCALES["1-5"], n_boot=4000)
-    rng = np.random.default_rng(7)
-    picks = rng.integers(len(gold), size=(1500, len(gold)))
-    for name, interval in got.items():
-        draws = [plain(gold[pick], scores[pick], name) for pick in picks]
-        low, high = np.quantile(draws, [0.025, 0.975])
+    for name in ("accuracy", "balanced_accuracy", "parse_rate", "mae"):
+        interval = got[name]
+        own = stats.bootstrap(
+            (np.arange(len(gold)),), lambda pick, name=name: plain(gold[pick], scores[pick], name), method="BCa",
+            n_resamples=1500, vectorized=False, rng=7,
+        )  # fmt: skip
         # A 2.5% quantile of 1,500 draws has a standard error of about 0.07 deviations; shares go in steps of 1/80.
-        tolerance = 1.01 / 80 if name in ("accuracy", "parse_rate") else 0.25 * np.std(draws)
-        assert interval.low == pytest.approx(low, abs=tolerance), name
-        assert interval.high == pytest.approx(high, abs=tolerance), name
+        tolerance = 1.01 / 80 if name in ("accuracy", "parse_rate") else 0.25 * own.standard_error
+        assert interval.low == pytest.approx(own.confidence_interval.low, abs=tolerance), name
+        assert interval.high == pytest.approx(own.confidence_interval.high, abs=tolerance), name
+
+
+CORRELATIONS = ("pearson", "spearman", "kendall", "qwk")
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_correlations_interval_is_that_of_its_z_and_a_jackknife(name, size):
+    gold, scores = noisy(2, SCALES["1-5"], n=80, missing=0)
+    group = np.arange(80) // size
+    got = metrics.agreement(gold, scores, SCALES["1-5"], n_boot=2, group=None if size == 1 else group.tolist())[name]
+    without = [plain(gold[group != g], scores[group != g], name) for g in np.unique(group)]
+    error = stats.tstd(without) * (len(without) - 1) / len(without) ** 0.5
+    half = stats.t.ppf(0.975, len(without) - 1) * error / (1 - got.value**2)
+    wanted = np.tanh([np.arctanh(got.value) - half, np.arctanh(got.value) + half])
+    assert (got.low, got.high) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_where_one_item_decides_a_correlation_nothing_is_known_of_it():
+    got = metrics.agreement([1, 1, 1, 2], [1, 2, 1, 2], [1, 2], n_boot=2)
+    assert got["pearson"] == pytest.approx((1 / 3**0.5, -1, 1, 4))
+    got = metrics.agreement([1, 1, 2, 3], [1, 1, 2, 3], [1, 2, 3], n_boot=2)
+    assert got["qwk"] == (1, 1, 1, 4)
+
+
+def test_balanced_accuracy_gives_a_constant_its_share_of_the_scale():
+    got = metrics.agreement([3] * 90 + [1] * 6 + [2] * 4, [3] * 100, [1, 2, 3])
+    assert got["accuracy"].value == 0.9
+    assert got["balanced_accuracy"].value == pytest.approx(1 / 3)
+
+
+def test_groups_reach_every_interval():
+    """Ten answers to each of eight questions, all right or all wrong: eight things to draw from, not eighty."""
+    right, group = np.repeat([1, 1, 1, 0, 1, 0, 1, 0], 10), np.repeat(range(8), 10).tolist()
+    one = np.ones(80)
+    for metric in (
+        lambda g: metrics.mean(right, group=g),
+        lambda g: metrics.win_rate(right, one, group=g),
+        lambda g: metrics.pairwise_accuracy(right, one, ["tie"] * 80, group=g),
+        lambda g: metrics.ece(one * 0.9, right, group=g),
+    ):
+        alone, together = metric(None), metric(group)
+        assert alone.value == together.value
+        assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
 def test_intervals_cover_the_truth():
@@ -87,7 +133,8 @@ def test_same_seed_same_interval():
     gold, scores = noisy(3, SCALES["1-5"])
     run = lambda seed: metrics.agreement(gold, scores, SCALES["1-5"], n_boot=200, seed=seed)  # noqa: E731
     assert run(0) == run(0)
-    assert run(0)["pearson"] != run(1)["pearson"]
+    assert run(0)["mae"] != run(1)["mae"]
+    assert run(0)["pearson"] == run(1)["pearson"]  # nothing is drawn for it
 
 
 def test_a_group_is_drawn_as_one():

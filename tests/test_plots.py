@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from srlib import metrics, plots
+from srlib import metrics, plots, selective
 
 pytest.importorskip("seaborn")
 NAN = float("nan")
@@ -107,6 +107,15 @@ def test_reliability_leaves_out_empty_bins():
     table = metrics.reliability([0.05, 0.95, 0.9], [0, 1, 0], bins=10)
     dots = plots.reliability(table).axes[0].collections[0].get_offsets()
     assert np.allclose(dots, [[0.05, 0], [0.925, 0.5]])
+
+
+def test_risk_coverage_has_a_line_for_each_arm_and_one_for_the_target():
+    curves = {"sft": selective.curve([0.9, 0.5], [1, 0]), "sre_2": selective.curve([0.9, np.nan], [1, 0])}
+    [axes] = plots.risk_coverage(curves, target=0.2).axes
+    assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[0.5, 1.0], [0.5]]
+    assert axes.lines[2].get_ydata() == [0.2, 0.2]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft", "sre_2"]
+    assert plots.risk_coverage({}).axes[0].get_legend() is None
 
 
 def test_score_entropy_says_how_many_agree():

@@ -67,6 +67,8 @@ def test_all_arms_need_all_stages_in_order():
         (["base"], "data sft eval"),
         (["base", "sft_best_of_n", "sft_self_consistency"], "data sft eval"),
         (["sft_score_only"], "data sft sft_score_only eval"),
+        (["sft_mean_of_n", "sft_median_of_n"], "data sft eval"),
+        (["sre_1_median_of_n"], "data sft sample_1 curate_1 dpo_1 eval"),
         (["sre_1_self_consistency"], "data sft sample_1 curate_1 dpo_1 eval"),
         (["rft"], "data sft sample_1 curate_1 dpo_1 rft eval"),
     ],

@@ -310,6 +310,9 @@ def test_distribution_is_the_models_after_the_rationale(tiny, rows):
         assert list(judgment.distribution) == [1, 2, 3, 4, 5]
         assert list(judgment.distribution.values()) == pytest.approx(wanted, abs=1e-4)
         assert judgment.expected_score == pytest.approx(sum(s * p for s, p in judgment.distribution.items()))
+        assert judgment.on_scale == pytest.approx(
+            np.exp(forward(model, context)[-1][[ids[0] for ids in options]]).sum(), abs=1e-3
+        )
         assert judgment.score == max(judgment.distribution, key=judgment.distribution.get)
     assert all(j.distribution is None for j in found if j.score is None)
 
@@ -461,3 +464,27 @@ def test_a_prompt_of_one_token(one_thread):
     model = random_model("LlamaConfig", {})
     found = sample.decode(model, [[90]], [0, 0], max_new_tokens=12, eos=2)
     assert [d.token_ids for d in found] == [generated(model, [90], 12, 2)] * 2
+
+
+TEN = {float(i): "x" for i in range(1, 11)}
+
+
+@pytest.mark.parametrize("levels", [{1: "bad", 2.5: "fair", 10: "good"}, TEN], ids=["apart", "1-10"])
+def test_10_is_a_score_of_its_own_and_not_a_1_that_goes_on(levels, tiny, rows, monkeypatch):
+    """Each candidate counts with all its tokens and the end behind it; together they are the mass on the scale."""
+    model, tokenizer = tiny
+    example = rows[0].model_copy(update={"rubric": Rubric(criterion="Is it?", levels=levels), "score": None})
+    written = prompts.completion_ids(tokenizer, prompts.completion("Fine: pass.", 10))
+    draw = sample.Draw(written, True, -0.1, np.zeros((len(written), 0), dtype=np.float32))
+    monkeypatch.setattr(sample, "decode", lambda *_, **__: [draw])
+    [found] = judge(tiny, [example])
+    assert (found.score, found.rationale) == (10, "Fine: pass.")
+    prompt = prompts.prompt_ids(tokenizer, example)
+    shared = len(prompts.completion_ids(tokenizer, "Fine: pass. [RESULT]")) - 1
+    direct = []
+    for score in example.rubric.scale:
+        whole = prompts.completion_ids(tokenizer, prompts.completion("Fine: pass.", score))
+        logprobs = forward(model, prompt + whole)
+        direct.append(sum(logprobs[len(prompt) + k - 1, whole[k]] for k in range(shared, len(whole))))
+    assert list(found.distribution.values()) == pytest.approx(_normalized(direct), abs=1e-4)
+    assert found.on_scale == pytest.approx(np.exp(direct).sum(), abs=1e-3)
