@@ -107,15 +107,14 @@ def energy() -> float | None:
         import pynvml
     except ImportError:
         return None
+    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")]
+    if shown in ([""], ["-1"]):
+        return None
     try:
         pynvml.nvmlInit()
-        names = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
-        chosen = names.split(",") if names not in ("", "-1", "all") else []
-        if names in ("", "-1"):
-            return None
         every = range(pynvml.nvmlDeviceGetCount())
-        numbers = [int(name) for name in chosen if name.strip().isdigit()] or every
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in numbers]
-        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000  # it counts mJ
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in every if shown == ["all"] or str(i) in shown]
+        counted = [pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles]  # in mJ
     except pynvml.NVMLError:
         return None
+    return sum(counted) / 1000 if counted else None

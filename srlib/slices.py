@@ -104,9 +104,10 @@ def named(rows: Sequence[Features]) -> list[Slice]:
     for name, column in _columns(rows).items():
         numbers = all(isinstance(value, float) for value in column)
         if numbers and len(set(column)) > VALUES:
-            low, high = (float(cut) for cut in np.quantile(column, [1 / 3, 2 / 3]))
-            thirds = [[("<=", low)], [(">", low), ("<=", high)], [(">", high)]]
-            found += [tuple(Condition(name, *part) for part in third) for third in thirds]
+            cuts = sorted({float(cut) for cut in np.quantile(column, [1 / 3, 2 / 3], method="lower")})
+            above, below = [(), *([(">", cut)] for cut in cuts)], [*([("<=", cut)] for cut in cuts), ()]
+            parts = zip(above, below, strict=True)
+            found += [tuple(Condition(name, *end) for end in (*low, *high)) for low, high in parts]
         elif 1 < len(set(column)) <= CATEGORIES:
             found += [(Condition(name, "is", value),) for value in sorted(set(column), key=lambda v: (str(type(v)), v))]
     return [Slice(conditions, "feature") for conditions in found]
