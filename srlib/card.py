@@ -44,7 +44,8 @@ def card(run: Path, settings: Mapping[str, Any], info: Mapping[str, Any], how: s
     sections = {
         "": f"A judge that reads an instruction, a response and a rubric, writes a rationale and then a score. Made by "
         f"self-rationalization ([arXiv 2410.05495](https://arxiv.org/abs/2410.05495)) from {_code(base)}, exported as "
-        f"{how} from the run {_code(run.resolve().name)}, where it is the arm {_code(arm or 'not known')}.\n\n"
+        f"{how} from the run {_code(run.resolve().name)}, where it is the arm {_code(arm or 'not known')}"
+        f"{', the best one on the validation split' if settings.get('keep') == 'best' else ''}.\n\n"
         + USE.format(name=run.resolve().name),
         "Base and licence": f"{_code(base)}: "
         + (licence or "its licence is not known here; see the base's own page")

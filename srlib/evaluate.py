@@ -299,28 +299,6 @@ def baselines(
     return rows
 
 
-def costs(run: Path, arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """What the judge of each arm took to make: training seconds and tokens, and those of drawing its training judgments."""
-    rows = []
-    for a in arms:
-        lineage = [a.judge] if a.judge else []
-        if a.iteration or a.judge in ("sft_continued", "rft"):
-            lineage = ["sft", *(f"sre_{t}" for t in range(1, a.iteration + 1)), *lineage[: not a.iteration]]
-        training = [store.read_json(run / "judges" / name / "train.json") for name in lineage]
-        drawn = range(1, (1 if a.judge == "rft" else a.iteration) + 1)
-        drawing = [store.read_json(run / "judgments" / str(t) / "manifest.json")["facts"] for t in drawn]
-        rows.append(
-            {
-                "arm": a.name,
-                "training s": sum(t["seconds"] for t in training),
-                "training tokens": sum(t["tokens"] for t in training),
-                "drawing s": sum(d["seconds"] for d in drawing),
-                "drawn tokens": sum(d["tokens"] for d in drawing),
-            }
-        )
-    return rows
-
-
 def protocol(a: Arm, split: str, settings: Settings) -> str:
     """In words, how a number came about."""
     n, t = settings.n_samples, f"{settings.temperature:g}"

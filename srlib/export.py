@@ -119,7 +119,8 @@ def write(judge: Path, out: Path, how: str, how_loaded: Mapping[str, str]) -> No
     """The judge's files in one of the formats, not yet compared with anything."""
     if how == "adapter":
         with store.writing(out):
-            shutil.copytree(judge, out, ignore=shutil.ignore_patterns("manifest.json", "train.json", "reference.json"))
+            of_the_run = shutil.ignore_patterns("manifest.json", "train.json", "reference.json", "alarms.json")
+            shutil.copytree(judge, out, ignore=of_the_run)
         return
     tokenizer = models.load_tokenizer(judge)
     merged = merge(judge, **how_loaded)

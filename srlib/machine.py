@@ -1,4 +1,5 @@
-"""The machine this runs on, and the GPUs that a plan is compared with. Ground floor: imports nothing of ours, nor torch.
+"""The machine this runs on, what a process takes of it, and the GPUs that a plan is compared with. Ground floor: imports
+nothing of ours, nor torch.
 
 found() -> Card("NVIDIA H100 80GB HBM3", 85520809984.0), or Card("this machine's RAM", ..., gpu=False)
 """
@@ -10,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,3 +79,42 @@ def cpu_has_bf16() -> bool:
     with contextlib.suppress(OSError):
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     return False
+
+
+def peak_memory() -> int | None:
+    """Most bytes of RAM that this process, or one child of it that has ended, ever held; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def peak_gpu_memory() -> int | None:
+    """Most bytes that torch held on any one GPU in this process; None without a GPU, or where torch was not needed."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return max(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count()))
+
+
+def energy() -> float | None:
+    """Joules that the GPUs have used since their driver was loaded: of two looks, the difference counts. All processes
+    on them are in it. None without an NVIDIA GPU or the package nvidia-ml-py, and on GPUs that do not count (before Volta).
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "all").split(",")]
+    if shown in ([""], ["-1"]):
+        return None
+    try:
+        pynvml.nvmlInit()
+        every = range(pynvml.nvmlDeviceGetCount())
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in every if shown == ["all"] or str(i) in shown]
+        counted = [pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles]  # in mJ
+    except pynvml.NVMLError:
+        return None
+    return sum(counted) / 1000 if counted else None

@@ -184,6 +184,29 @@ def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[fl
     return figure
 
 
+def error_heatmap(cells: Sequence[Mapping[str, Any]], title: str = "Error by slice") -> Figure:
+    """Error rates, slices (rows, in the order given) against arms: `[{"slice": ..., "n": 32, "arm": "sft", "error": 0.6}]`.
+    Numbers in %; darker is worse, and the whole range 0 to 100% has one colour scale."""
+    import seaborn
+
+    labels = list(dict.fromkeys((cell["slice"], cell["n"]) for cell in cells))
+    names = in_order([cell["arm"] for cell in cells])
+    value = {(cell["slice"], cell["arm"]): _number(cell["error"]) for cell in cells}
+    table = np.array([[value.get((part, arm), np.nan) for arm in names] for part, _ in labels])
+    width = max(4.0, 1.1 * len(names)) + 3.6
+    figure, (axes,) = _axes(title, "", "", height=1.0 + 0.3 * max(len(labels), 1), width=width)
+    if len(labels):
+        ticks = [f"{text}  (n {n})" for text, (_, n) in zip(_plain([p for p, _ in labels], 48), labels, strict=True)]
+        seaborn.heatmap(
+            100 * table, ax=axes, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, linewidths=1,
+            linecolor=GRID, xticklabels=_plain(names), yticklabels=ticks,
+        )  # fmt: skip
+    axes.set(xlabel="wrong, %", ylabel="")
+    axes.tick_params(length=0, rotation=0)
+    axes.grid(visible=False)
+    return figure
+
+
 def reliability(
     table: Sequence[metrics.Bin], title: str = "Calibration", labels: tuple[str, str] | None = None
 ) -> Figure:

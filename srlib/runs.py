@@ -31,16 +31,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from srlib import fingerprint, store
+from srlib import fingerprint, machine, store
 from srlib import params as parameters
 
 # Where a run happens and who watches, not what it computes: these may change without anything running again.
 ENDPOINT = ("endpoint", "endpoint_concurrency", "endpoint_left_out")  # a server may move while its judgments are drawn
-NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers", *ENDPOINT)
+ALARMS = (
+    "stop_on_alarm", "alarm_score_drift", "alarm_saturation", "alarm_parse_fall", "alarm_length_growth",
+    "alarm_distinct_fall", "alarm_entropy_fall", "alarm_logp_fall", "alarm_meta_higher",
+)  # fmt: skip
+NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers", "keep", *ENDPOINT, *ALARMS)
 CONTENT = ("model", "data", "data_pairwise")  # parameters that may be local paths: what lies there counts, not its name
 SFT_ARMS = ("sft", "sft_score_only", "sft_careful_only")
 FROM_PAIRS = ("sft_continued", "rft")
 ARMS = ("base", *SFT_ARMS, *FROM_PAIRS, "sft_self_consistency", "sft_best_of_n")
+USED = ("seconds", "peak_memory", "peak_gpu_memory", "energy")
 PACKAGES = ("srlib", "torch", "transformers", "trl", "peft", "unsloth", "numpy")
 
 
@@ -93,8 +98,9 @@ def every_stage(iterations: int) -> list[Stage]:
     made = [Stage("data", "01_data", {}, (), "data"), Stage("sft", "02_sft", {"arm": "sft"}, ("data",), "judges/sft")]
     judge = "judges/sft"
     for t in range(1, iterations + 1):
+        before = (f"judgments/{t - 1}",) if t > 1 else ()  # what the draws are held against
         made += [
-            Stage(f"sample_{t}", "03_sample", {"iteration": t}, ("data", judge), f"judgments/{t}"),
+            Stage(f"sample_{t}", "03_sample", {"iteration": t}, ("data", judge, *before), f"judgments/{t}"),
             Stage(f"curate_{t}", "04_curate", {"iteration": t}, ("data", f"judgments/{t}", judge), f"pairs/{t}"),
             Stage(f"dpo_{t}", "05_dpo", {"iteration": t}, ("data", f"pairs/{t}", judge), f"judges/sre_{t}"),
         ]
@@ -191,7 +197,7 @@ class OpenStage:
         self.inputs = {name: run / name for name in stage.inputs}
         self.parts, self.key = now, key(now)
         self._output, self._partial = run / stage.output, partial_of(run / stage.output)
-        self._started = time.monotonic()
+        self._started, self._energy = time.monotonic(), machine.energy()
         self.done = self._is_current(self._output)
         if not self.done:
             self._open_partial()
@@ -213,6 +219,17 @@ class OpenStage:
         """What `finish` was told when this stage was done; empty before."""
         return (manifest(self.path) or {}).get("facts", {})
 
+    @property
+    def used(self) -> dict[str, float | None]:
+        """What the stage took so far: seconds, peak memory (bytes) of its largest process and of a GPU, joules of the
+        GPUs; None where there is none or nobody counts. Of a resumed stage, that of its last session."""
+        if self.done:
+            return {name: (manifest(self.path) or {}).get(name) for name in USED}
+        energy = machine.energy()
+        joules = None if energy is None or self._energy is None else round(energy - self._energy, 1)
+        seconds = round(time.monotonic() - self._started, 3)
+        return dict(zip(USED, (seconds, machine.peak_memory(), machine.peak_gpu_memory(), joules), strict=True))
+
     def finish(self, **facts: Any) -> None:
         """Write the manifest and give the directory its name; `facts` are what this stage wants remembered.
 
@@ -227,7 +244,7 @@ class OpenStage:
             "inputs": {name: self.parts[f"input {name}"] for name in self.stage.inputs},
             "versions": _versions(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._started, 3),
+            **self.used,
             "facts": facts,
             "parts": self.parts,
         }
@@ -302,10 +319,28 @@ def link_last(run: Path, root: Path) -> None:
             os.replace(temporary, link)
 
 
-def take_home(run: Path, params: Mapping[str, Any]) -> Path:
-    """Copy the last judge of the chain to <run>/judge, where users look for it; nothing when it is there already."""
+def kept(run: Path, params: Mapping[str, Any]) -> str:
+    """The judge that a run takes home, `"judges/sre_2"`: with `keep: last` the last one of the chain, with `best` the one
+    whose accuracy on the validation split is highest in results.json, on ties the earlier. Only arms were evaluated, so
+    only arms can be best. RunError where none was."""
     judges = [s.output for s in stages(params) if s.notebook == "05_dpo" or s.name == "sft"]
-    source, target = run / judges[-1], run / "judge"
+    if params.get("keep", "last") == "last":
+        return judges[-1]
+    rows = [r for r in store.read_json(run / "results.json") if (r["split"], r["metric"]) == ("validation", "accuracy")]
+    accuracy = {f"judges/{row['arm']}": row["value"] for row in rows if row["value"] is not None}
+    evaluated = [judge for judge in judges if judge in accuracy]
+    if not evaluated:
+        names = ", ".join(Path(judge).name for judge in judges)
+        raise RunError(
+            f"{run.name}: keep is best, but none of {names} was evaluated on the validation split; put them into arms, "
+            "and see that there are validation examples, or set keep to last"
+        )
+    return max(evaluated, key=accuracy.__getitem__)  # the first of equals
+
+
+def take_home(run: Path, params: Mapping[str, Any]) -> Path:
+    """Copy the judge that is `kept` to <run>/judge, where users look for it; nothing when it is there already."""
+    source, target = run / kept(run, params), run / "judge"
     if manifest(source) == (manifest(target) or {}):
         return target
     temporary = run / ".judge.tmp"

@@ -105,7 +105,8 @@ class Example(Row):
     """One thing to judge, with the gold rationale and score where a person gave them.
 
     `group` names what must stay in one split (all responses to one instruction, say). `meta` is for the source's own
-    columns; no code below the notebooks reads it, except `world.py`, which wrote it.
+    columns; no code below the notebooks reads it, except `world.py`, which wrote it, and `slices.features`, which is
+    given it by name.
     """
 
     id: str = Field(min_length=1)

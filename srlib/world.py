@@ -265,7 +265,8 @@ def draw_case(rng: random.Random, held_out: bool = False) -> Case:
 def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
     """`n` examples of a split, deterministic in (split, seed); `ood` draws the held-out topics, templates, combinations.
 
-    A share `care` of the annotators is careful. `meta` holds the checks, for `check_rationale`, and who annotated.
+    A share `care` of the annotators is careful. `meta` holds the checks, for `check_rationale`, what they
+    are about, and who annotated.
     """
     rng = random.Random(f"world {split} {seed}")
     rows = []
@@ -283,6 +284,8 @@ def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
                 score=case.score,
                 meta={
                     "criteria": "+".join(case.criteria),
+                    "genre": case.task.genre,
+                    "topic": case.task.topic,
                     "annotator": "careful" if careful else "hasty",
                     "checks": [asdict(check) for check in case.checks],
                     "key": case.key,

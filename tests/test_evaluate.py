@@ -413,28 +413,3 @@ def test_baselines_are_rows_like_any(tmp_path):
     assert {row["arm"] for row in rows} == {"question_mean", "word_overlap"}
     assert of(rows, arm="question_mean", metric="accuracy")["value"] == round(2 / 3, 6)
     assert all(row["protocol"].startswith("no judge") and row["seed"] == 3 for row in rows)
-
-
-def test_costs_count_the_whole_lineage(tmp_path):
-    for i, name in enumerate(["sft", "sft_score_only", "sft_continued", "rft", "sre_1", "sre_2"]):
-        store.write_json(tmp_path / "judges" / name / "train.json", {"seconds": 10**i, "tokens": 7 * 10**i})
-    for t in (1, 2):
-        store.write_json(
-            tmp_path / "judgments" / str(t) / "manifest.json", {"facts": {"seconds": 3 * t, "tokens": 50 * t}}
-        )
-    names = [
-        "base",
-        "sft",
-        "sft_self_consistency",
-        "sft_score_only",
-        "sft_continued",
-        "rft",
-        "sre_1",
-        "sre_2_self_consistency",
-    ]
-    rows = evaluate.costs(tmp_path, [arm(name) for name in names])
-    assert [row["arm"] for row in rows] == names
-    assert [row["training s"] for row in rows] == [0, 1, 1, 10, 101, 1001, 10_001, 110_001]
-    assert [row["training tokens"] for row in rows] == [7 * row["training s"] for row in rows]
-    assert [row["drawing s"] for row in rows] == [0, 0, 0, 0, 0, 3, 3, 9]
-    assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 0, 50, 50, 150]

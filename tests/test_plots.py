@@ -103,6 +103,20 @@ def test_confusion_counts_and_has_a_column_for_no_score():
     assert full.axes[0].collections[0].get_array().reshape(2, 2).tolist() == [[1, 0], [0, 1]]
 
 
+def test_error_heatmap_has_a_row_for_each_slice_and_a_column_for_each_arm():
+    cells = [
+        {"slice": name, "n": n, "arm": arm, "error": error}
+        for name, n, of_arm in (("gold is 4", 83, (0.602, 0.7)), ("x" * 90, 20, (0.05, NAN)))
+        for arm, error in zip(("sre_1", "sft"), of_arm, strict=True)
+    ]
+    axes = plots.error_heatmap(cells).axes[0]
+    first, second = y_labels(axes)
+    assert first == "gold is 4  (n 83)"
+    assert second.endswith("…  (n 20)")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["sft", "sre_1"]
+    assert [text.get_text() for text in axes.texts] == ["70", "60", "5"]  # what is not known is left blank
+
+
 def test_reliability_leaves_out_empty_bins():
     table = metrics.reliability([0.05, 0.95, 0.9], [0, 1, 0], bins=10)
     dots = plots.reliability(table).axes[0].collections[0].get_offsets()
@@ -178,6 +192,7 @@ def test_figures_are_closed_and_legible():
         lambda: plots.arms([], "accuracy", "test"),
         lambda: plots.compare([]),
         lambda: plots.audits([]),
+        lambda: plots.error_heatmap([]),
         lambda: plots.score_entropy([]),
         lambda: plots.score_entropy([NAN]),
         lambda: plots.lengths({"prompt": []}),

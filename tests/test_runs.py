@@ -53,7 +53,8 @@ def test_all_arms_need_all_stages_in_order():
         *("sft_score_only", "sft_careful_only", "sft_continued", "rft", "eval"),
     ]
     by_name = {stage.name: stage for stage in made}
-    assert by_name["sample_2"].inputs == ("data", "judges/sre_1")
+    assert by_name["sample_1"].inputs == ("data", "judges/sft")
+    assert by_name["sample_2"].inputs == ("data", "judges/sre_1", "judgments/1")
     assert by_name["dpo_2"] == runs.Stage(
         "dpo_2", "05_dpo", {"iteration": 2}, ("data", "pairs/2", "judges/sre_1"), "judges/sre_2"
     )
@@ -97,9 +98,14 @@ def test_a_stage_is_partial_until_it_is_finished(root):
     assert (made["stage"], made["facts"], made["inputs"]) == ("data", {"rows": 3}, {})
     assert made["params"] == {"data": "world", "seed": 0}
     assert {"python", "srlib", "numpy"} <= made["versions"].keys()
+    assert 0 <= made["seconds"] < 60
+    assert made["peak_memory"] > 2**20
+    assert {"peak_gpu_memory", "energy"} <= made.keys()
+    assert stage.used == {name: made[name] for name in runs.USED}
     again = runs.open_stage("01_data", namespace(root, "01_data"), root)
     assert again.done
     assert again.path == run / "data"
+    assert again.used == stage.used
     again.finish(rows=4)
     assert store.read_json(run / "data" / "manifest.json") == made
 
@@ -267,6 +273,53 @@ def test_the_judge_to_take_home_follows_the_last_one(root):
     finish(root, "02_sft", lr=0.2)
     runs.take_home(run, values(root))
     assert (target / "out.txt").read_text() == "sft"
+
+
+def best(root, accuracy, **changes):
+    """The judge that a run with `keep: best` takes home, by its accuracies on validation; others must not count."""
+    run = root / "runs" / "t"
+    rows = [dict(arm=arm, split="validation", metric="accuracy", value=value) for arm, value in accuracy.items()]
+    rows += [dict(arm="sft", split="test", metric="accuracy", value=1.0)]
+    rows += [dict(arm="sft", split="validation", metric="pearson", value=1.0)]
+    rows += [dict(arm="sft_careful_only", split="validation", metric="accuracy", value=1.0)]
+    store.write_json(run / "results.json", rows)
+    return runs.kept(run, {"iterations": 2, "arms": ARMS, "keep": "best"} | changes)
+
+
+def test_the_best_judge_on_validation_is_kept_where_that_is_asked(root):
+    assert best(root, {"sft": 0.4, "sre_1": 0.6, "sre_2": 0.5}) == "judges/sre_1"
+    assert best(root, {"sft": 0.4, "sre_1": 0.6, "sre_2": 0.7}) == "judges/sre_2"
+    assert best(root, {"sft": 0.6, "sre_1": 0.6, "sre_2": 0.6}) == "judges/sft"  # of equals the earlier
+    assert best(root, {"sft": 0.4, "sre_2": 0.5}) == "judges/sre_2"
+    assert best(root, {"sft": 0.4, "sre_1": 0.6, "sre_2": 0.5}, keep="last") == "judges/sre_2"
+    with pytest.raises(RunError, match="none of sft, sre_1, sre_2 was evaluated on the validation split"):
+        best(root, {"sft": None})
+
+
+def test_the_best_judge_is_copied_and_changing_the_mind_reruns_nothing(root):
+    finish(root, "01_data")
+    finish(root, "02_sft")
+    for notebook in ("03_sample", "04_curate", "05_dpo"):
+        finish(root, notebook)
+    run, wanted = root / "runs" / "tiny", values(root, "arms=sft,sre_1")
+    store.write_json(
+        run / "results.json",
+        [
+            dict(arm=arm, split="validation", metric="accuracy", value=value)
+            for arm, value in {"sft": 0.7, "sre_1": 0.6}.items()
+        ],
+    )
+    assert (runs.take_home(run, wanted) / "out.txt").read_text() == "dpo_1"
+    assert (runs.take_home(run, wanted | {"keep": "best"}) / "out.txt").read_text() == "sft"
+    assert (runs.take_home(run, wanted) / "out.txt").read_text() == "dpo_1"
+
+
+def test_what_an_alarm_says_changes_no_result():
+    known = params.declared()
+    assert [name for name in known if name.startswith("alarm_") or name == "stop_on_alarm"] == sorted(
+        runs.ALARMS, key=list(known).index
+    )
+    assert {"keep", *runs.ALARMS} <= set(runs.NOT_IDENTITY)
 
 
 def test_code_follows_imports_inside_functions_and_relative_ones(tmp_path):
