@@ -4,8 +4,8 @@ The look is set in `_axes` and nowhere else: ink on a plain ground, no box, ligh
 colour-blind reader tells apart (seaborn's "colorblind"), legible at 100 dpi. Figures are closed as they are made, so a
 notebook shows each once, as the value of its cell. Text is drawn as it is: a `$` in a label is no formula.
 
-    figure = arms(results, "accuracy", "test")
-    figure.savefig("arms.png")
+    figure = forest(results)
+    figure.savefig("forest.png")
 """
 
 from __future__ import annotations
@@ -141,24 +141,74 @@ def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to 
     return figure
 
 
-def arms(results: Sequence[Mapping[str, Any]], metric: str, split: str, title: str | None = None) -> Figure:
-    """Every arm as a dot with its interval, in the order of ARMS; `results` are rows of results.json."""
-    rows = {row["arm"]: row for row in results if (row["metric"], row["split"]) == (metric, split)}
-    rows = {arm: row for arm, row in rows.items() if _number(row["value"]) == _number(row["value"])}
-    names = in_order(list(rows))
-    share = metric in SHARES
-    figure, (axes,) = _axes(title or f"{_words(metric)} on {split}", "", "", height=1.0 + 0.36 * len(names))
-    for i, arm in enumerate(names):
-        value, low, high = (_number(rows[arm][key]) for key in ("value", "ci_low", "ci_high"))
-        color = _arm_color(arm)
-        axes.plot([low, high], [i, i], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
-        axes.plot(value, i, "o", color=color, markersize=8)
-        text = f"{100 * value:.1f}" if share else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
-        axes.annotate(text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
-    axes.set_yticks(range(len(names)), _plain(names))
+def forest(
+    results: Sequence[Mapping[str, Any]],
+    columns: Sequence[tuple[str, str]] = (("accuracy", "test"), ("accuracy", "ood"), ("accuracy", "pairwise")),
+    reference: str = "sft",
+) -> Figure:
+    """Every arm as a dot with its interval, in the order of ARMS, a panel for each (metric, split) that `results`, rows of
+    results.json, have; the dashed line is the arm `reference`."""
+    defined = [row for row in results if _number(row["value"]) == _number(row["value"])]
+    columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in defined)]
+    names = in_order([row["arm"] for row in defined if (row["metric"], row["split"]) in columns])
+    height = 1.0 + 0.36 * len(names)
+    figure, panels = _axes(
+        "", "", "", panels=max(len(columns), 1), height=height, width=2.9 if columns else None, left=2.0
+    )
+    for axes, (metric, split) in zip(panels, columns, strict=False):
+        rows = {row["arm"]: row for row in defined if (row["metric"], row["split"]) == (metric, split)}
+        share = metric in SHARES
+        if reference in rows:
+            axes.axvline(rows[reference]["value"], color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        for i, arm in enumerate(names):
+            if arm not in rows:
+                continue
+            value, low, high = (_number(rows[arm][key]) for key in ("value", "ci_low", "ci_high"))
+            color = _arm_color(arm)
+            axes.plot([low, high], [i, i], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
+            axes.plot(value, i, "o", color=color, markersize=8)
+            text = f"{100 * value:.1f}" if share else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+            axes.annotate(text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
+        _title(axes, f"{_words(metric)} on {split}")
+        axes.set_yticks(range(len(names)), _plain(names) if axes is panels[0] else [""] * len(names))
+        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
+        if share:
+            _percent(axes.xaxis)
+    return figure
+
+
+def alarms(rows: Sequence[Mapping[str, Any]], title: str = "Alarms, as shares of their thresholds") -> Figure:
+    """Each alarm of each iteration as a dot at value / threshold; right of the red line it has fired."""
+    rows = [row for row in rows if row["value"] is not None and row["threshold"]]
+    names = list(dict.fromkeys(row["alarm"] for row in rows))
+    figure, (axes,) = _axes(title, "value / threshold", "", height=1.2 + 0.34 * len(names))
+    for iteration, color in zip(sorted({row["iteration"] for row in rows}), _palette(9), strict=False):
+        mine = [row for row in rows if row["iteration"] == iteration]
+        places = [names.index(row["alarm"]) + 0.12 * (iteration - 1) for row in mine]
+        axes.plot(
+            [row["value"] / row["threshold"] for row in mine], places, "o", color=color, label=f"iteration {iteration}"
+        )
+    axes.axvline(1, color=RED, linewidth=1.8)
+    axes.set_yticks(range(len(names)), _plain([name.replace("_", " ") for name in names]))
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    if share:
-        _percent(axes.xaxis)
+    if rows:
+        _legend(axes)
+    return figure
+
+
+def costs(rows: Sequence[Mapping[str, Any]], title: str = "Tokens that each arm took") -> Figure:
+    """What each arm needed before it judged, from ledger.arms: tokens trained on, and tokens drawn to learn from."""
+    rows = [row for row in rows if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
+    figure, (axes,) = _axes(title, "million tokens", "", height=1.2 + 0.3 * len(rows))
+    start = np.zeros(len(rows))
+    for key, label, color in (("training tokens", "trained on", BLUE), ("drawn tokens", "drawn", ORANGE)):
+        values = np.array([(row[key] or 0) / 1e6 for row in rows])
+        axes.barh(range(len(rows)), values, 0.7, left=start, color=color, label=label)
+        start = start + values
+    axes.set_yticks(range(len(rows)), _plain([row["arm"] for row in rows]))
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    if rows:
+        _legend(axes)
     return figure
 
 

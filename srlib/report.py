@@ -4,33 +4,24 @@ A run directory holds `results.json`, rows `{arm, split, metric, value, ci_low, 
 with values as shares (0.468), null where undefined; this module shows shares as percentages (46.8).
 
     print(table("runs/tiny"))                                   # arms x metrics
-    write("runs/tiny", {"Accuracy on test": plots.arms(...)})   # runs/tiny/report.html
-    compare(["runs/tiny-0", "runs/tiny-1"])                     # runs/compare-tiny/compare.{json,md,png}
-
-The HTML is one file without scripts, and a content policy that allows none: it opens offline, and text that a model
-or a data file wrote is escaped wherever it stands.
+    write("runs/tiny", {"Is it better?": [Part(...)]})          # runs/tiny/report.html
+    compare(["runs/tiny-0", "runs/tiny-1"])                     # runs/compare-tiny/compare.{json,md,png,html}
 """
 
 from __future__ import annotations
 
-import html
-import io
 import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
-from srlib import metrics, plots
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from srlib import metrics, page, plots, sentences
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -82,21 +73,21 @@ def table(run_dir: str | Path) -> Table:
     return shown
 
 
-def write(run_dir: str | Path, figures: Mapping[str, Figure], notes: Sequence[str] = ()) -> Path:
-    """`run_dir`/report.html: the table, the notes (plain paragraphs), the figures under their titles, the executed
-    notebooks (linked, and rendered to HTML where nbconvert is installed), the parameters. Returns its path."""
+def write(run_dir: str | Path, sections: Mapping[str, Sequence[page.Part]], notes: Sequence[str] = ()) -> Path:
+    """`run_dir`/report.html: the table, the notes (plain paragraphs; alarms among them stand out), a section for each
+    question with its figures and readings, the executed notebooks, the parameters. Returns its path."""
     run_dir = Path(run_dir)
     results, params = load(run_dir), run_dir / "params.yaml"
-    body = [f"<h1>{_escape(run_dir.name)}</h1>", *(f"<p class=lead>{_escape(line)}</p>" for line in _headline(results))]
-    body += ["<section><h2>Results</h2>", _html_table(results), f"<p class=small>{_escape(CAPTION)}</p>"]
-    body += [*(f"<p>{_escape(note)}</p>" for note in notes), "</section>"]
-    for title, figure in figures.items():
-        body.append(f"<section><h2>{_escape(title)}</h2><figure>{_svg(figure, title)}</figure></section>")
-    body.append(_links(run_dir))
+    body = [f"<h1>{page.escape(run_dir.name)}</h1>"]
+    body += [f"<p class=lead>{page.escape(line)}</p>" for line in _headline(results)]
+    body += [f"<p{' class=alarm' * note.startswith('Alarm')}>{page.escape(note)}</p>" for note in notes]
+    body += ["<section><h2>Results</h2>", _html_table(results), f"<p class=small>{page.escape(CAPTION)}</p></section>"]
+    body += [page.section(question, parts) for question, parts in sections.items() if parts]
+    body.append(page.links(run_dir))
     if params.exists():
-        text = _escape(params.read_text("utf-8"))
+        text = page.escape(params.read_text("utf-8"))
         body.append(f"<details><summary>Parameters</summary><pre>{text}</pre></details>")
-    return _save(run_dir / "report.html", PAGE.format(title=_escape(run_dir.name), css=CSS, body="\n".join(body)))
+    return page.save(run_dir / "report.html", page.page(run_dir.name, body))
 
 
 def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -> Table:
@@ -125,15 +116,37 @@ def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -
     out = Path(out_dir) if out_dir else next(iter(runs.values())).parent / f"compare-{stem or 'runs'}"
     out.mkdir(parents=True, exist_ok=True)
     record = {"runs": {str(seed): path.name for seed, path in sorted(runs.items())}, "arms": means}
-    _save(out / "compare.json", json.dumps(record | {"differences": differences}, indent=1, allow_nan=False) + "\n")
-    _save(out / "compare.md", _markdown(title, ["arm", *header], lines))
+    page.save(out / "compare.json", json.dumps(record | {"differences": differences}, indent=1, allow_nan=False) + "\n")
+    page.save(out / "compare.md", _markdown(title, ["arm", *header], lines))
     figure = plots.compare(rows, [(column.metric, column.split) for column in COMPARED[:3] + COMPARED[5:6]])
     figure.savefig(out / "compare.png", dpi=120)
+    page.save(out / "compare.html", _compared_page(title, header, lines, len(arms), figure, differences))
 
     shown = _table(title, header)
     for i, (name, *texts) in enumerate(lines):
         shown.add_row(Text(name), *texts, end_section=i == len(arms) - 1)
     return shown
+
+
+def _compared_page(
+    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], n_arms: int, figure: Any, differences: Rows
+) -> str:
+    """The comparison as one HTML file: the same table, the figure, and what the paired differences say."""
+    rows = []
+    for i, (name, *texts) in enumerate(lines):
+        cells = [f"<td>{page.escape(text)}</td>" for text in texts]
+        rows.append(
+            ("ours" if name.startswith("sre") else "", _arm_cell(name) if i < n_arms else page.escape(name), cells)
+        )
+    readings = sentences.over_seeds(
+        [row for row in differences if (row["metric"], row["split"]) == ("accuracy", "test")]
+    )
+    body = [f"<h1>{page.escape(title)}</h1>", *(f"<p class=lead>{page.escape(line)}</p>" for line in readings[:1])]
+    body.append(f"<section><h2>Results</h2>{page.table(['arm', *header], rows)}</section>")
+    body.append(
+        page.section("Is it better?", [page.Part("A dot a seed; mean and t interval", figure, " ".join(readings))])
+    )
+    return page.page("compare", body)
 
 
 def _checked(paths: Sequence[Path]) -> dict[int, Path]:
@@ -242,7 +255,6 @@ def _headline(results: Rows) -> list[str]:
 
 
 def _html_table(results: Rows) -> str:
-    head = "".join(f"<th>{_escape(column.title)}</th>" for column in COLUMNS)
     lines = []
     for arm in plots.in_order([row["arm"] for row in results]):
         cells = []
@@ -250,133 +262,11 @@ def _html_table(results: Rows) -> str:
             row = _find(results, arm, column)
             value, *interval = _show(row, column, interval=True).split(" ", 1)
             hover = f"n = {row['n']}, {row['protocol']}" if row else ""
-            small = f"<small>{_escape(interval[0])}</small>" if interval and i < 3 else ""
-            cells.append(f'<td title="{_escape(hover)}">{_escape(value)}{small}</td>')
-        name = f"{_escape(arm)}<small>{_escape(plots.ARMS.get(arm, ''))}</small>"
-        ours = " class=ours" if arm.startswith("sre") else ""
-        lines.append(f"<tr{ours}><th>{name}</th>{''.join(cells)}</tr>")
-    rows = "\n".join(lines)
-    return f"<div class=scroll><table><thead><tr><th>arm</th>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
+            small = f"<small>{page.escape(interval[0])}</small>" if interval and i < 3 else ""
+            cells.append(f'<td title="{page.escape(hover)}">{page.escape(value)}{small}</td>')
+        lines.append(("ours" if arm.startswith("sre") else "", _arm_cell(arm), cells))
+    return page.table(["arm", *(column.title for column in COLUMNS)], lines)
 
 
-def _links(run_dir: Path) -> str:
-    items = []
-    for path in sorted((run_dir / "notebooks").glob("*.ipynb"), key=_stage):
-        name, url = _escape(path.stem), f"notebooks/{quote(path.stem)}"
-        link = f'<a href="{url}.html">{name}</a> ' if _render(path) else f"{name} "
-        items.append(f'<li>{link}<a class=small href="{url}.ipynb">.ipynb</a></li>')
-    return f"<section><h2>Executed notebooks</h2><ul>{''.join(items)}</ul></section>" if items else ""
-
-
-def _stage(path: Path) -> tuple[int, int, int, str]:
-    """data, sft, then sample, curate, dpo of each iteration, then eval."""
-    phases = {"data": (0, 0), "sft": (0, 1), "sample": (1, 0), "curate": (1, 1), "dpo": (1, 2), "eval": (2, 0)}
-    name = re.sub(r"^\d+_", "", path.stem)
-    iteration = re.search(r"_(\d+)$", name)
-    phase, place = phases.get(name.split("_")[0], (3, 0))
-    return phase, int(iteration[1]) if iteration else 0, place, path.stem
-
-
-def _render(notebook: Path) -> bool:
-    """<stage>.html beside <stage>.ipynb, sanitized and without scripts; False where nbconvert is not installed."""
-    target = notebook.with_suffix(".html")
-    if target.exists() and target.stat().st_mtime >= notebook.stat().st_mtime:
-        return True
-    try:
-        import bleach
-        from nbconvert import HTMLExporter
-    except ImportError:
-        return False
-
-    def clean(text: str) -> str:  # nbconvert's own cleaning would escape headings and table heads
-        text = re.sub(r"<style\b.*?</style>", "", str(text), flags=re.DOTALL | re.IGNORECASE)  # what pandas adds
-        return bleach.clean(text, tags=HARMLESS, attributes={"*": ["class", "id"], "a": ["href", "title"]})
-
-    exporter = HTMLExporter(sanitize_html=True)
-    exporter.register_filter("clean_html", clean)
-    page, _ = exporter.from_filename(str(notebook))
-    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL | re.IGNORECASE)  # the template's own
-    _save(target, page.replace("<head>", f"<head>{POLICY}", 1))
-    return True
-
-
-def _svg(figure: Figure, title: str) -> str:
-    """A figure as inline SVG whose ink and grid follow the reader's light or dark."""
-    import matplotlib
-
-    buffer, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    same = [
-        text for text in figure.findobj(matplotlib.text.Text) if text.get_text() == title
-    ]  # the heading says it already
-    with matplotlib.rc_context(
-        {"svg.fonttype": "path", "svg.hashsalt": title}
-    ):  # the salt: ids that no other figure has
-        for text in same:
-            text.set_visible(False)
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        for text in same:
-            text.set_visible(True)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor").replace(plots.GRID, "var(--grid)")
-    width = round(figure.get_figwidth() * 100)
-    size = f'style="width:100%;max-width:{width}px;min-width:{min(width, max(440, round(width * 0.7)))}px"'
-    tag = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">")])
-    return f'{tag} {size} role="img" aria-label="{_escape(title)}"{svg[svg.index(">") :]}'
-
-
-def _escape(text: object) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _save(path: Path, text: str) -> Path:
-    """All of it or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
-    return path
-
-
-HARMLESS = [
-    "a", "b", "blockquote", "br", "code", "div", "em", "h1", "h2", "h3", "h4", "hr", "i", "li", "ol", "p", "pre",
-    "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
-]  # fmt: skip
-POLICY = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:\">"
-)
-CSS = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #222; --soft: #6b6b6b; --grid: #e3e3e3;
-  --tint: #0173b212; --link: #0173b2 }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --ink: #e6e6e6; --soft: #9a9a9a; --grid: #34383d; --tint: #56b4e91c; --link: #56b4e9 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 68rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 1.7rem; margin: 0; overflow-wrap: anywhere }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem }
-p { max-width: 46rem }
-.lead { font-size: 1.1rem; margin: .4rem 0 0 }
-.small, small { color: var(--soft); font-size: .8rem }
-.scroll, figure { overflow-x: auto; margin: 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem }
-th, td { padding: .38rem .8rem; text-align: right; vertical-align: top; white-space: nowrap;
-  border-bottom: 1px solid var(--grid) }
-thead th { color: var(--soft); font-weight: 500 }
-tr > :first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--paper) }
-tbody th { font-weight: 500 }
-td small, th small { display: block; font-weight: 400; font-size: .74rem }
-th small { white-space: normal; max-width: 16rem; line-height: 1.3 }
-.ours td { background: var(--tint) }
-a { color: var(--link) }
-pre { overflow-x: auto; font-size: .85rem }
-ul { padding-left: 1.1rem }
-details { margin-top: 2.4rem }
-summary { cursor: pointer; font-weight: 600 }
-@media (max-width: 40rem) { th small { display: none } th, td { padding: .38rem .5rem } }
-"""
-PAGE = (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    + POLICY
-    + '\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
-    + "<style>{css}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-)
+def _arm_cell(arm: str) -> str:
+    return f"{page.escape(arm)}<small>{page.escape(plots.ARMS.get(arm, ''))}</small>"
