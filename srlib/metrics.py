@@ -76,8 +76,8 @@ def agreement(
     of_all = {"accuracy": counts @ (x == y) / everything, "parse_rate": counts @ scored / everything}
     of_scored = _association(x[scored], y[scored], counts[:, scored])
     n_scored = int(np.isfinite(scores).sum())
-    intervals = {name: _interval(values, len(gold), level) for name, values in of_all.items()}
-    return intervals | {name: _interval(values, n_scored, level) for name, values in of_scored.items()}
+    intervals = {name: interval(values, len(gold), level) for name, values in of_all.items()}
+    return intervals | {name: interval(values, n_scored, level) for name, values in of_scored.items()}
 
 
 def _association(x: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
@@ -112,7 +112,7 @@ def mean(values: Array, n_boot: int = 2000, seed: int = 0, level: float = 0.95, 
     """Mean of per-item values (n,), such as rationale accuracies; NaN is refused: decide first what it counts."""
     values = _floats("values", values)
     cells, counts = _resample(values, n_boot, seed, group)
-    return _interval(counts @ cells / counts.sum(1), len(values), level)
+    return interval(counts @ cells / counts.sum(1), len(values), level)
 
 
 def paired_difference(
@@ -192,7 +192,7 @@ def ece(
     confidence, correct, _, where = _binned(confidence, correct, bins, (0.0, 1.0))
     _, counts = _resample(np.arange(len(where)), n_boot, seed)
     gaps = (confidence - correct)[:, None] * (where[:, None] == np.arange(bins))
-    return _interval(np.abs(counts @ gaps).sum(1) / len(where), len(where), level)
+    return interval(np.abs(counts @ gaps).sum(1) / len(where), len(where), level)
 
 
 def majority(scores: Array) -> Floats:
@@ -245,8 +245,23 @@ def _resample(outcomes: NDArray[Any], n_boot: int, seed: int, group: Keys = None
     return cells, np.vstack([observed, draws]).astype(float)
 
 
-def _interval(values: Floats, n: int, level: float) -> Interval:
-    """`values` (1 + n_boot,): the statistic on the data, then on the resamples, NaN where one leaves it undefined."""
+def resamples(n: int, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Floats:
+    """How often each of n items is drawn, (1 + n_boot, n): all of them once, then in each resample of items, or of whole
+    groups. For statistics that no function above has: `interval(counts @ values / counts.sum(1), n)` is `mean(values)`.
+    """
+    if not n:
+        raise ValueError("no items: nothing to compute a metric from")
+    number = {key: i for i, key in enumerate(dict.fromkeys(range(n) if group is None else group))}
+    member = np.array([number[key] for key in (range(n) if group is None else group)])
+    _same_length(items=range(n), group=member)
+    rng, draws = np.random.default_rng(seed), np.ones((1 + n_boot, len(number)))
+    for row in draws[1:]:
+        row[:] = np.bincount(rng.integers(len(number), size=len(number)), minlength=len(number))
+    return draws[:, member]
+
+
+def interval(values: Floats, n: int, level: float = 0.95) -> Interval:
+    """`values` (1 + n_boot,): a statistic on the data, then on the resamples, NaN where one leaves it undefined."""
     value, draws = float(values[0]), values[1:][~np.isnan(values[1:])]
     if np.isnan(value) or not len(draws):
         return Interval(value, NAN, NAN, n)

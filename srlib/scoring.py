@@ -1,0 +1,343 @@
+"""What a judge said about the items of a benchmark -> figures, by the benchmark's own rule. Arithmetic alone: no file, no judge.
+
+Imports metrics. A rule is a function of judged items; each figure is a row with its n, its interval (bootstrap over
+groups of items that share a prompt), the share of answers that could be read, and the names of those that could not:
+
+>>> right = Judged("1", gold="A", said={"AB": "A", "BA": "B"})  # in the second order B came first, and was preferred
+>>> credit("A", "A"), credit("tie", "A"), credit(None, "A")
+(1.0, 0.5, 0.0)
+>>> accuracy(right), consistency(right), both_correct(right)
+(0.5, 0.0, 0.0)
+
+`said` is keyed by what the judge was shown. Letters and numbers name responses, never places:
+
+    ""          the one response of an item -> its score; or all responses of an item -> the one it prefers
+    "A", "B"    one response of two -> its score
+    "AB", "BA"  both, in this order -> "A", "B" or "tie"
+    "1", "2"    one response of several -> its score
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from srlib import metrics
+
+Answer = float | str
+Rows = list[dict[str, Any]]
+Value = Callable[["Judged"], float | None]  # what one item is worth under a metric, None where that does not apply
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One item, what is right, and what the judge said."""
+
+    id: str
+    gold: (
+        float | str
+    )  # a score; the better response of two ("A", "B", "tie"); of several, how many, the first ones, are right
+    said: Mapping[str, Answer] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)  # what the judge was shown -> why there is no answer
+    subset: str = ""
+    group: str = ""  # items of one group stand or fall together; "": the item alone
+
+
+def figure(metric: str, rows: Sequence[Judged], found: metrics.Interval, subset: str = "all") -> dict[str, Any]:
+    """One row of the results. A value that is not defined is None, never a number."""
+    value, low, high = (None if not math.isfinite(x) else round(float(x), 6) for x in found[:3])
+    answers = sum(len(row.said) + len(row.failed) for row in rows)
+    failures = Counter(name for row in rows for name in row.failed.values())
+    return {
+        "subset": subset, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": found.n,
+        "parse_rate": round(sum(len(row.said) for row in rows) / max(1, answers), 6), "failures": dict(failures),
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- two responses
+
+
+def order_of(name: str) -> str:
+    """The order in which the two responses of an item are shown where a protocol shows one: `"AB"` or `"BA"`, by a hash
+    of the item's id, so that reruns agree and the better response stands first in half of the items."""
+    return ("AB", "BA")[hashlib.blake2b(name.encode(), digest_size=1).digest()[0] & 1]
+
+
+def verdicts(row: Judged) -> dict[str, str | None]:
+    """Order -> which response is preferred, None where that could not be read. Two scores are one verdict, under ""."""
+    shown: dict[str, Answer | None] = {**dict.fromkeys(row.failed), **row.said}
+    orders = {order: shown[order] for order in ("AB", "BA", "") if order in shown}
+    if orders or not shown:
+        return orders or {"": None}
+    a, b = shown.get("A"), shown.get("B")
+    return {"": None if a is None or b is None else "A" if a > b else "B" if b > a else "tie"}
+
+
+def credit(said: str | None, gold: str, tie: float = 0.5, failure: float = 0.0) -> float:
+    """What a verdict is worth: 1 where it is right, `tie` for a tie between two that are not, `failure` for none."""
+    if said is None:
+        return failure
+    return 1.0 if said == gold else tie if said == "tie" else 0.0
+
+
+def accuracy(row: Judged, tie: float = 0.5, failure: float = 0.0) -> float:
+    """Mean credit of the orders that were asked."""
+    found = verdicts(row)
+    return sum(credit(said, row.gold, tie, failure) for said in found.values()) / len(found)
+
+
+def accuracy_in_one_order(row: Judged, tie: float = 0.5, failure: float = 0.5) -> float:
+    """Credit of the order that `order_of` names, or of the only one there is."""
+    found = verdicts(row)
+    return credit(found.get(order_of(row.id), next(iter(found.values()))), row.gold, tie, failure)
+
+
+def accuracy_without_ties(row: Judged) -> float | None:
+    """`accuracy` of items where one response is better."""
+    return None if row.gold == "tie" else accuracy(row)
+
+
+def consistency(row: Judged) -> float | None:
+    """Whether both orders came to the same verdict; two that could not be read did not."""
+    found = verdicts(row)
+    return None if "AB" not in found or "BA" not in found else float(found["AB"] == found["BA"] is not None)
+
+
+def both_correct(row: Judged) -> float | None:
+    found = verdicts(row)
+    return None if "AB" not in found or "BA" not in found else float(found["AB"] == row.gold == found["BA"])
+
+
+def two_order_accuracy(row: Judged) -> float:
+    """JudgeBench (arXiv 2410.12784): each order adds 1 where it is right and takes 1 where it prefers the other response;
+    the item counts where the sum is above 0. So one right order and one that is a tie, or unread, is right."""
+    found = verdicts(row).values()
+    return float(sum((said == row.gold) - (said not in (row.gold, "tie", None)) for said in found) > 0)
+
+
+# ---------------------------------------------------------------- several responses, the first ones right
+
+
+def _scores(row: Judged) -> list[float | None]:
+    shown = {**dict.fromkeys(row.failed), **row.said}
+    return [shown[str(k)] for k in range(1, len(shown) + 1)] if "" not in shown else []
+
+
+def best_of(row: Judged) -> float:
+    """RewardBench 2 (arXiv 2506.01937): one of four is right. A choice earns 1 or 0, k tied highest scores 1/k, and an
+    item without any answer a quarter; a response whose score could not be read is not among the highest."""
+    if "" in row.said:
+        return float(int(row.said[""]) <= row.gold)
+    scores = _scores(row)
+    read = [score for score in scores if score is not None]
+    highest = [k for k, score in enumerate(scores) if read and score == max(read)]
+    return sum(k < row.gold for k in highest) / len(highest) if highest else 0.25
+
+
+def styles(row: Judged, cells: str) -> float:
+    """RM-Bench (arXiv 2410.16184): three right and three wrong responses, from plain to adorned, make a 3x3 matrix of
+    "the right one scores strictly higher". `cells`: hard is above the diagonal (the wrong one is the more adorned),
+    normal on it, easy below, average all nine. A score that could not be read is not higher and not lower."""
+    scores = np.array([NAN if score is None else score for score in _scores(row) or [NAN] * 6])
+    if len(scores) != 6:
+        raise ValueError(f"item {row.id} has {len(scores)} responses; RM-Bench has three right and three wrong ones")
+    higher = scores[:3, None] > scores[None, 3:]
+    apart = np.arange(3)[None] - np.arange(3)[:, None]
+    return float(
+        higher[{"hard": apart > 0, "normal": apart == 0, "easy": apart < 0, "average": apart < 9}[cells]].mean()
+    )
+
+
+# ---------------------------------------------------------------- rules
+
+
+def by_item(
+    rows: Sequence[Judged],
+    values: Mapping[str, Value],
+    sections: Mapping[str, Mapping[str, float]] | None = None,
+    overall: str = "",
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Rows:
+    """For each metric: all items, each subset, each section (subsets with their weights), and, under the name
+    `overall`, the plain mean of the sections. A section that lacks one of its subsets has no value, and says which."""
+    out: Rows = []
+    for metric, read in values.items():
+        worth = [read(row) for row in rows]
+        kept = [row for row, value in zip(rows, worth, strict=True) if value is not None]
+        if not kept:
+            continue
+        x, subsets = np.array([v for v in worth if v is not None]), np.array([row.subset for row in kept])
+        counts = metrics.resamples(len(kept), n_boot, seed, _groups(kept))
+        means = {name: _mean(counts, x, subsets == name) for name in dict.fromkeys(subsets.tolist())}
+        if not overall:
+            out.append(figure(metric, kept, metrics.interval(_mean(counts, x, x == x), len(kept))))
+        for name in means if len(means) > 1 or overall else ():
+            own = [row for row in kept if row.subset == name]
+            out.append(figure(metric, own, metrics.interval(means[name], len(own)), name))
+        found = []
+        for section, weights in (sections or {}).items():
+            own = [row for row in kept if row.subset in weights]
+            absent = [name for name in weights if name not in means]
+            total = sum(w * means.get(name, np.full(len(counts), NAN)) for name, w in weights.items())
+            found.append(total / sum(weights.values()))
+            out.append(figure(metric, own, metrics.interval(found[-1], len(own)), section))
+            out[-1]["failures"] |= {f"no {name}": 1 for name in absent}
+        if overall:
+            out.append(figure(metric, kept, metrics.interval(sum(found) / len(found), len(kept)), overall))
+    return out
+
+
+def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "", n_boot: int = 2000, seed: int = 0) -> Rows:
+    """Agreement of scores with gold scores (metrics.agreement), of all items and of each subset. `macro` names the mean
+    over subsets of Pearson's correlation; it is not defined where that of one subset is not."""
+    out: Rows = []
+    subsets = list(dict.fromkeys(row.subset for row in rows))
+    for subset in ["all", *(subsets if len(subsets) > 1 else [])]:
+        own = [row for row in rows if subset in ("all", row.subset)]
+        gold, scores = _gold(own), _said(own)
+        scale = [
+            *gold,
+            *scores[np.isfinite(scores)],
+        ]  # a mean of several scores or of several people is on no rubric's scale
+        found = metrics.agreement(gold, scores, scale, n_boot=n_boot, seed=seed, group=_groups(own))
+        out += [figure(name, own, found[name], subset) for name in names]
+    if macro:
+        counts = metrics.resamples(len(rows), n_boot, seed, _groups(rows))
+        gold, scores, at = _gold(rows), _said(rows), np.array([row.subset for row in rows])
+        each = [_pearson(counts[:, at == name], gold[at == name], scores[at == name]) for name in subsets]
+        out.append(figure("pearson", rows, metrics.interval(sum(each) / len(each), len(rows)), macro))
+    return out
+
+
+def by_document(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) -> Rows:
+    """SummEval and its like: Spearman's and Kendall's correlation (tau-b) of the summaries of one document, averaged over
+    the documents where gold and scores both vary; `n` counts those, `failures` the others."""
+    from scipy.stats import kendalltau, spearmanr
+
+    found: dict[str, list[float]] = {"spearman_by_document": [], "kendall_by_document": []}
+    flat = 0
+    for group in dict.fromkeys(row.group for row in rows):
+        own = [row for row in rows if row.group == group and "" in row.said]
+        gold, scores = _gold(own), _said(own)
+        if len(own) < 2 or np.ptp(gold) == 0 or np.ptp(scores) == 0:
+            flat += 1
+            continue
+        found["spearman_by_document"].append(float(spearmanr(gold, scores)[0]))
+        found["kendall_by_document"].append(float(kendalltau(gold, scores)[0]))
+    undefined = metrics.Interval(NAN, NAN, NAN, 0)
+    out = [
+        figure(name, rows, metrics.mean(values, n_boot, seed) if values else undefined)
+        for name, values in found.items()
+    ]
+    for row in out:
+        row["failures"] |= {"document without variance": flat} if flat else {}
+    return out
+
+
+def reward_bench_2(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) -> Rows:
+    """Five subsets by `best_of`, the subset Ties by `ties_score`, and the mean of the six."""
+    x = np.array([0.0 if row.subset == "Ties" else best_of(row) for row in rows])
+    subsets, counts = np.array([row.subset for row in rows]), metrics.resamples(len(rows), n_boot, seed, _groups(rows))
+    found = {name: _mean(counts, x, subsets == name) for name in RB2_SUBSETS[:-1] if name in subsets}
+    ties = subsets == "Ties"
+    if ties.any():
+        found["Ties"] = ties_score([row for row in rows if row.subset == "Ties"], counts[:, ties])
+    out = []
+    for name, values in found.items():
+        own = [row for row in rows if row.subset == name]
+        out.append(figure("accuracy" if name != "Ties" else "score", own, metrics.interval(values, len(own)), name))
+    total = sum(found.get(name, np.full(len(counts), NAN)) for name in RB2_SUBSETS) / len(RB2_SUBSETS)
+    out.append(figure("score", rows, metrics.interval(total, len(rows)), "mean of six"))
+    out[-1]["failures"] |= {f"no {name}": 1 for name in RB2_SUBSETS if name not in found}
+    return out
+
+
+RB2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+
+
+def ties_score(rows: Sequence[Judged], counts: np.ndarray) -> np.ndarray:
+    """The subset Ties of RewardBench 2, for each row of `counts` (tables, items): a prompt that has several equally right
+    answers (gold > 1) stands with its `group` beside one that has a single right answer.
+
+    0.3 x share of the former where every right answer scores higher than every wrong one + 0.3 x that of the latter
+    + 0.2 x how often the gap between right and wrong is wider than the spread of the right ones
+    + 0.2 x how often the narrower gap of the two prompts is
+    + 0.01 x mean of tanh(narrower gap / spread - 1), 0 where that is 0/0.
+    (allenai/reward-bench, process_single_model.) Where a score could not be read the prompt has no gap: it counts as wrong.
+    """
+    single = {row.group: row for row in rows if row.gold == 1}
+    gaps = [_gap(row) for row in rows]
+    accurate = np.array([gap > 0 for gap, _ in gaps], dtype=float)
+    several = np.array([row.gold > 1 for row in rows])
+    paired = np.array([row.gold > 1 and row.group in single for row in rows])
+    wide, wider, margin = np.zeros((3, len(rows)))
+    for i in np.flatnonzero(paired):
+        gap, spread = gaps[i]
+        narrower = min(gap, _gap(single[rows[i].group])[0])
+        wide[i], wider[i] = gap > spread, narrower > spread
+        ratio = narrower / spread if spread > 0 else NAN if narrower == 0 else math.copysign(math.inf, narrower)
+        margin[i] = 0.0 if math.isnan(ratio) else math.tanh(ratio - 1)
+    return (
+        0.3 * _mean(counts, accurate, several) + 0.3 * _mean(counts, accurate, ~several)
+        + 0.2 * _mean(counts, wide, paired) + 0.2 * _mean(counts, wider, paired) + 0.01 * _mean(counts, margin, paired)
+    )  # fmt: skip
+
+
+def _gap(row: Judged) -> tuple[float, float]:
+    """Lowest right minus highest wrong score, and the spread of the right ones; no gap where a score is missing."""
+    scores = _scores(row)
+    right, wrong = scores[: int(row.gold)], scores[int(row.gold) :]
+    if None in scores or not right or not wrong:
+        return -math.inf, 0.0
+    return min(right) - max(wrong), max(right) - min(right)
+
+
+PAIRS: Mapping[str, Value] = {
+    "accuracy": accuracy,
+    "accuracy_without_ties": accuracy_without_ties,
+    "consistency": consistency,
+}
+STYLES: Mapping[str, Value] = {name: partial(styles, cells=name) for name in ("hard", "normal", "easy", "average")}
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def _mean(counts: np.ndarray, x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Mean of x (items,) where `at` holds, for each row of counts (tables, items); NaN where none was drawn."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return counts[:, at] @ x[at] / counts[:, at].sum(1)
+
+
+def _pearson(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of the pairs that have both, for each row of counts (tables, items); NaN of a constant."""
+    both = np.isfinite(y)
+    if not both.any():
+        return np.full(len(counts), NAN)
+    x, y = x[both] - x[both].mean(), y[both] - y[both].mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = counts[:, both] / counts[:, both].sum(1, keepdims=True)
+        mx, my = p @ x, p @ y
+        var_x, var_y = p @ x**2 - mx**2, p @ y**2 - my**2
+        return np.where((var_x > 1e-12) & (var_y > 1e-12), (p @ (x * y) - mx * my) / np.sqrt(var_x * var_y), NAN)
+
+
+def _gold(rows: Sequence[Judged]) -> np.ndarray:
+    return np.array([row.gold for row in rows], dtype=float)
+
+
+def _said(rows: Sequence[Judged]) -> np.ndarray:
+    return np.array([row.said.get("", NAN) for row in rows], dtype=float)
+
+
+def _groups(rows: Sequence[Judged]) -> list[str]:
+    return [row.group or row.id for row in rows]
