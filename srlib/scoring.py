@@ -105,6 +105,11 @@ def accuracy_without_ties(row: Judged) -> float | None:
     return None if row.gold == "tie" else accuracy(row)
 
 
+def accuracy_where_read(row: Judged) -> float | None:
+    """`accuracy` of items where every verdict could be read: what a judge that fails often is worth when it does not."""
+    return None if None in verdicts(row).values() else accuracy(row)
+
+
 def consistency(row: Judged) -> float | None:
     """Whether both orders came to the same verdict; two that could not be read did not."""
     found = verdicts(row)
@@ -302,10 +307,8 @@ def _gap(row: Judged) -> tuple[float, float]:
 
 
 PAIRS: Mapping[str, Value] = {
-    "accuracy": accuracy,
-    "accuracy_without_ties": accuracy_without_ties,
-    "consistency": consistency,
-}
+    "accuracy": accuracy, "accuracy_where_read": accuracy_where_read, "consistency": consistency,
+}  # fmt: skip
 STYLES: Mapping[str, Value] = {name: partial(styles, cells=name) for name in ("hard", "normal", "easy", "average")}
 
 

@@ -67,13 +67,8 @@ BIGGEN_BENCH = Benchmark(
     ties=NO_TIE,
     failures=f"{LEFT_OUT}; a gold score of -1 is none",
     columns={
-        "id": "id",
-        "model_name": "model_name",
-        "system_prompt": "system_prompt",
-        "instruction": "input",
-        "response": "response",
-        "reference_answer": "reference_answer",
-        "rubric": "score_rubric",
+        "id": "id", "model_name": "model_name", "system_prompt": "system_prompt", "instruction": "input",
+        "response": "response", "reference_answer": "reference_answer", "rubric": "score_rubric",
         "subset": "capability",
     },
     optional=("system_prompt", "reference_answer"),
@@ -91,7 +86,7 @@ BIGGEN_BENCH = Benchmark(
             ("Prometheus-2-8x7B", "gpt4", 0.67),
         )
     ),
-)
+)  # fmt: skip
 
 # Sections and weights of allenai/reward-bench (arXiv 2403.13787). Math has 447 pairs and weighs as much as all code.
 REWARD_BENCH_SECTIONS = {
@@ -196,9 +191,10 @@ JUDGE_BENCH_SOURCES = {
 
 
 def _judge_bench(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield row | {
-        "subset": next(name for source, name in JUDGE_BENCH_SOURCES.items() if row["subset"].startswith(source))
-    }
+    category = next((name for source, name in JUDGE_BENCH_SOURCES.items() if row["subset"].startswith(source)), None)
+    if category is None:
+        raise ValueError(f"source {row['subset'][:60]!r} is none of {', '.join(JUDGE_BENCH_SOURCES)}")
+    yield row | {"subset": category}
 
 
 JUDGE_BENCH = Benchmark(
@@ -207,19 +203,19 @@ JUDGE_BENCH = Benchmark(
     ties="each order adds 1 if right and takes 1 if wrong, a tie does neither; right if the sum is above 0",
     failures="as a tie in its order",
     columns={
-        "id": "pair_id",
-        "instruction": "question",
-        "response_a": "response_A",
-        "response_b": "response_B",
-        "preference": "label",
-        "subset": "source",
+        "id": "pair_id", "instruction": "question", "response_a": "response_A", "response_b": "response_B",
+        "preference": "label", "subset": "source",
     },
     verdicts={"A>B": "A", "B>A": "B"},
     expand=_judge_bench,
     criterion=RIGHT,
     hub="ScalerLab/JudgeBench",
     split="gpt",  # what the leaderboard is on; for the other split give its file
-)
+    published=(
+        Published("o1-mini, Arena-Hard prompt", 0.6571, "its released judgments, arXiv 2410.12784"),
+        Published("Skywork-Reward-Llama-3.1-8B", 0.6229, "its released judgments, arXiv 2410.12784"),
+    ),
+)  # fmt: skip
 
 
 def _rm_bench(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -258,12 +254,8 @@ LLMBAR = Benchmark(
     ties=HALF,
     failures=WRONG,
     columns={
-        "id": "id",
-        "instruction": "input",
-        "response_a": "output_1",
-        "response_b": "output_2",
-        "preference": "label",
-        "subset": "subset",
+        "id": "id", "instruction": "input", "response_a": "output_1", "response_b": "output_2",
+        "preference": "label", "subset": "subset",
     },
     optional=("id", "subset"),
     verdicts={1: "A", 2: "B"},
@@ -279,7 +271,7 @@ LLMBAR = Benchmark(
             ("Manual", 0.804),
         )
     ),
-)
+)  # fmt: skip
 
 SHARED = "the project's shared data"
 
@@ -295,7 +287,7 @@ HHH_ALIGNMENT = Benchmark(
 
 PANDALM_HUMAN = Benchmark(
     name="pandalm_human",
-    rule=partial(scoring.by_item, values=scoring.PAIRS),
+    rule=partial(scoring.by_item, values={**scoring.PAIRS, "accuracy_without_ties": scoring.accuracy_without_ties}),
     ties=f"{HALF}; accuracy_without_ties leaves out items whose gold is a tie",
     failures=WRONG,
     criterion=QUALITY,
