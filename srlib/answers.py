@@ -42,9 +42,8 @@ class Said(Row):
         return values
 
 
-Answers = Mapping[
-    str, Mapping[str, tuple[Answer | None, str]]
-]  # item -> what was shown -> (answer, else name of the failure)
+# item -> what was shown -> (answer, or None and the name of the failure)
+Answers = Mapping[str, Mapping[str, tuple[Answer | None, str]]]
 
 
 def of_judgments(source: Source, judgments: Iterable[Judgment]) -> Answers:
@@ -55,6 +54,8 @@ def of_judgments(source: Source, judgments: Iterable[Judgment]) -> Answers:
         if j.example_id not in places:
             raise store.RowError(f"judgment of {store.shorten(j.example_id)}: the benchmark has no such item")
         question, shown = places[j.example_id]
+        if shown in found.get(question.id, {}):
+            raise store.RowError(f"judgment of {store.shorten(j.example_id)} is there twice; keep one of the draws")
         answer: Answer | None = j.expected_score if shown else j.score
         if j.preference is not None:
             answer = OTHER_WAY[j.preference] if shown == "BA" else j.preference

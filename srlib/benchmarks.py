@@ -95,7 +95,7 @@ def results(
         "mode": _mode(source, given),
         "reference": f"in {with_reference} of {len(firsts)} items",
         **(told or dict.fromkeys(GREEDY, "not told")),
-        "orders": "both" if {"AB", "BA"} <= shown else "one" if shown & {"AB", "BA"} else "none",
+        "orders": "both" if {"AB", "BA"} <= shown else "one" if shown & {"AB", "BA"} else "one response at a time",
         "ties": benchmark.ties,
         "parse_failures": benchmark.failures,
         "interval": f"95%, percentile bootstrap over prompts, {n_boot} resamples",

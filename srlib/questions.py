@@ -108,7 +108,10 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> Sou
         left_out["of another split"] += not items
         for item in items:
             found = _question(benchmark, {"id": f"{benchmark.name}-{row.number}"} | item, where)
-            left_out["without a gold score"] += not found.gold
+            left_out.update(
+                f"without a gold score {part}".strip() for part in item.keys() & benchmark.parts.keys() - found.gold
+            )
+            left_out["without a gold score"] += not found.gold and not benchmark.parts
             if questions.setdefault(found.id, found) is not found:
                 raise store.RowError(f"{where}: id {store.shorten(found.id)} is there twice; ids must be unique")
     if not questions:
@@ -152,7 +155,7 @@ def _items(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[dic
 
 def _question(benchmark: Benchmark, item: dict[str, Any], where: str) -> Question:
     name, subset = str(item["id"]), str(item.pop("subset", None) or "")
-    group, gold = item.pop("group", None), {part: item.pop(part) for part in benchmark.parts}
+    group, gold = item.pop("group", None), {part: item.pop(part) for part in benchmark.parts if part in item}
     if not item.get("rubric") and "orig_criteria" not in item:
         levels = [f"Score {n}: {text}" for n, text in enumerate(LEVELS, start=1)]
         item["rubric"] = "\n".join([f"[{item.get('criterion') or benchmark.criterion}]", *levels])
@@ -164,7 +167,7 @@ def _question(benchmark: Benchmark, item: dict[str, Any], where: str) -> Questio
             )
         texts = {str(k): text for k, text in enumerate([*right, *wrong], start=1)}
         rows = {
-            k: _example(item | {"id": f"{name}#{k}", "response": text or EMPTY}, where) for k, text in texts.items()
+            k: _example(item | {"id": f"{name}#{k}", "response": _filled(text)}, where) for k, text in texts.items()
         }
         whole, gold = rows["1"], {"": len(right)}
     else:

@@ -1,6 +1,6 @@
 """The benchmarks: of each its columns, groups, rule, pinned set on the hub, and what others reported on it.
 
-Imports questions and scoring. To add one, write a Benchmark and put it into the tuple at the end. A pinned revision is a commit
+Imports questions, scoring and listwise. To add one, write a Benchmark and put it into the tuple at the end. A pinned revision is a commit
 of the hub set; without one the commit is asked for (--revision), or a file with the same columns (--data).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from srlib import scoring
+from srlib import listwise, scoring
 from srlib.questions import Benchmark, Published
 
 HALF = "half credit where one response is better, full where the gold is a tie"
@@ -162,7 +162,7 @@ def _reward_bench_2(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 REWARD_BENCH_2 = Benchmark(
     name="reward_bench_2",
-    rule=scoring.reward_bench_2,
+    rule=listwise.reward_bench_2,
     ties="k tied highest scores earn 1/k; subset Ties: its own weighted score",
     failures="a score that cannot be read is not the highest; an item without any answer earns 0.25; in Ties a prompt with such "
     "a score counts as wrong (the official code takes it as -1)",
@@ -229,7 +229,7 @@ RM_BENCH = Benchmark(
     name="rm_bench",
     rule=partial(
         scoring.by_item,
-        values=scoring.STYLES,
+        values=listwise.STYLES,
         sections={"mean of four": {"chat": 1, "code": 1, "math": 1, "safety": 1}},
     ),
     ties="not strictly higher, so wrong: a judge that always says the same has 0",
@@ -356,7 +356,7 @@ def _summeval(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "instruction": f"Summarize this text.\n\n{row['instruction']}",
                 "response": summary,
                 "criterion": criterion,
-                **{name: gold if name == dimension else None for name in DIMENSIONS},
+                dimension: gold,
             }
 
 

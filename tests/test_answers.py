@@ -111,6 +111,9 @@ def test_what_does_not_fit_is_refused_with_its_line(pairs, tmp_path, line, words
 def test_an_answer_that_is_there_twice_is_refused(pairs, tmp_path):
     with pytest.raises(RowError, match=r"line 2: id '1', order 'AB' is there twice"):
         read(pairs, tmp_path, *[{"id": "1", "order": "AB", "verdict": "A"}] * 2)
+    again = Judgment(example_id="1#A", text="", score=3).model_dump(mode="json")
+    with pytest.raises(RowError, match="'1#A' is there twice"):
+        read(pairs, tmp_path, again, again | {"index": 1})
     mixed = read(pairs, tmp_path, {"id": "1", "order": "AB", "verdict": "A"}, {"id": "1", "order": "A", "score": 1})
     with pytest.raises(RowError, match="both scores and verdicts"):
         answers.judged(pairs, mixed)

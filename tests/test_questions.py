@@ -74,7 +74,9 @@ def test_gold_and_subset_are_read_as_the_authors_write_them(tmp_path):
 
 
 def test_biggen_has_two_gold_scores_and_minus_one_is_none(tmp_path):
-    [item] = load(tmp_path, "biggen_bench")
+    source = questions.load(suite.BIGGEN_BENCH, write(tmp_path / "rows.jsonl", [BIGGEN]))
+    assert source.left_out == {"without a gold score gpt4": 1}
+    [item] = source.questions
     assert (item.id, item.group, item.subset, item.gold) == ("plan_0/m1", "plan_0", "planning", {"human": 2})
     asked = item.asked[""]
     assert asked.instruction == "You plan.\n\nPlan a day."
@@ -102,7 +104,7 @@ def test_an_empty_response_is_an_item_that_nobody_is_asked(tmp_path):
     items = load(tmp_path, "llmbar", PAIR | {"output_2": "  "}, PAIR)
     assert (items[0].gold, items[0].asked, items[0].responses) == ({"": "A"}, {}, ("A", "B"))
     assert not any(EMPTY in asked.model_dump_json() for q in items for asked in q.asked.values())
-    [item] = load(tmp_path, "reward_bench_2", RB2 | {"rejected": ["4", None, "8"]})
+    [item] = load(tmp_path, "reward_bench_2", RB2 | {"rejected": ["4", None, " "]})
     assert (item.gold, item.asked, len(item.responses)) == ({"": 1}, {}, 4)
 
 
