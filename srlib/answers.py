@@ -2,12 +2,12 @@
 
 Imports questions, scoring and store. Answers are our own judgments, or lines that any other program writes:
 
-    {"id": "17", "order": "BA", "verdict": "A"}     B was shown first, and A is better: letters name responses, not places
-    {"id": "17", "order": "A", "score": 4.0}        A alone was scored; of a list they are "1", "2", ..., the right ones first
-    {"id": "17", "score": null}                     the one response of an item; nothing could be read
+    {"id": "17", "order": "BA", "verdict": "A"}    B was shown first, and A is better: letters name responses, not places
+    {"id": "17", "order": "A", "score": 4.0}       A alone was scored; of a list they are "1", "2", ..., right ones first
+    {"id": "17", "score": null}                    the one response of an item; nothing could be read
 
-In sets of chosen and rejected responses A is the chosen one. An item without an answer counts as one that could not be read,
-under the name `missing`.
+In sets of chosen and rejected responses A is the chosen one. An item without an answer counts as one that could not be
+read, under the name `missing`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ Answers = Mapping[str, Mapping[str, tuple[Answer | None, str]]]
 
 
 def of_judgments(source: Source, judgments: Iterable[Judgment]) -> Answers:
-    """Our own judgments as answers: the score of a single response, the expected score of one among several, a preference."""
+    """Our own judgments as answers: the score of a single response, the expected score of one of several, a preference.
+
+    Raises store.RowError on a judgment of nothing that the benchmark asks, and on a second one of the same."""
     places = {item.id: (q, shown) for q in source.questions for shown, item in q.asked.items()}
     found: dict[str, dict[str, tuple[Answer | None, str]]] = {}
     for j in judgments:
@@ -64,8 +66,8 @@ def of_judgments(source: Source, judgments: Iterable[Judgment]) -> Answers:
 
 
 def read(source: Source, path: str | Path) -> Answers:
-    """Answers from a file: of ours (lines with `example_id`), or of any program (`Said`). Raises store.RowError on an id that
-    the benchmark does not have, an answer that its item cannot get, and one that is there twice."""
+    """Answers from a file: of ours (lines with `example_id`), or of any program (`Said`). Raises store.RowError on an id
+    that the benchmark does not have, an answer that its item cannot get, and one that is there twice."""
     questions = {q.id: q for q in source.questions}
     found: dict[str, dict[str, tuple[Answer | None, str]]] = {}
     own: list[Judgment] = []

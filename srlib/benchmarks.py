@@ -6,8 +6,8 @@ Imports judge, questions, answers, scoring and store. `evaluate` writes RESULTS.
     rows = evaluate("runs/tiny/judge", suite.BENCHMARKS["llmbar"], Path("llmbar.json"), data="llmbar.jsonl")
     rows = score(suite.BENCHMARKS["llmbar"], "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
-A result row has benchmark, revision (the commit of the hub set, or the file's hash), judge, part, subset, metric, value,
-ci_low, ci_high, n, parse_rate, failures by name, seed, left_out, protocol, and `published`: figures that others reported.
+A result row has benchmark, revision (the commit of the hub set, or the file's hash), judge, part, subset, metric,
+value, ci_low, ci_high, n, parse_rate, failures by name, seed, left_out, protocol, and what others have `published`.
 """
 
 from __future__ import annotations

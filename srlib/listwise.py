@@ -70,14 +70,14 @@ RB2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 
 
 def ties_score(rows: Sequence[Judged], counts: np.ndarray) -> np.ndarray:
-    """The subset Ties of RewardBench 2, for each row of `counts` (tables, items): a prompt that has several equally right
-    answers (gold > 1) stands with its `group` beside one that has a single right answer.
+    """The subset Ties of RewardBench 2, for each row of `counts` (tables, items): a prompt that has several equally
+    right answers (gold > 1) stands, with the same `group`, beside one that has a single right answer.
 
     0.3 x share of the former where every right answer scores higher than every wrong one + 0.3 x that of the latter
     + 0.2 x how often the gap between right and wrong is wider than the spread of the right ones
     + 0.2 x how often the narrower gap of the two prompts is
     + 0.01 x mean of tanh(narrower gap / spread - 1), 0 where that is 0/0.
-    (allenai/reward-bench, process_single_model.) Where a score could not be read the prompt has no gap: it counts as wrong.
+    (github.com/allenai/reward-bench, process_single_model.) A prompt with a score that could not be read is wrong.
     """
     single = {row.group: row for row in rows if row.gold == 1}
     gaps = [_gap(row) for row in rows]
@@ -93,7 +93,8 @@ def ties_score(rows: Sequence[Judged], counts: np.ndarray) -> np.ndarray:
         margin[i] = 0.0 if math.isnan(ratio) else math.tanh(ratio - 1)
     return (
         0.3 * mean_where(counts, accurate, several) + 0.3 * mean_where(counts, accurate, ~several)
-        + 0.2 * mean_where(counts, wide, paired) + 0.2 * mean_where(counts, wider, paired) + 0.01 * mean_where(counts, margin, paired)
+        + 0.2 * mean_where(counts, wide, paired) + 0.2 * mean_where(counts, wider, paired)
+        + 0.01 * mean_where(counts, margin, paired)
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """A benchmark's rows -> what a judge can be asked, and what is right.
 
-Imports sources, columns and scoring. Which benchmarks there are stands in suite.py; here is what they share. A row may be in
-any of the forms of columns.py, or have its own columns, which the benchmark then names:
+Imports sources, columns and scoring. Which benchmarks there are stands in suite.py; here is what they share. A row may
+be in any of the forms of columns.py, or have its own columns, which the benchmark then names:
 
     source = load(suite.BENCHMARKS["llmbar"], "llmbar.jsonl")
     source.questions[0].gold, source.revision               # {"": "A"}, "llmbar.jsonl sha256:..."
@@ -82,7 +82,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Source:
-    """The items of a benchmark, where they are from (a hub set at a commit, a file and its hash), and what was left out."""
+    """The items of a benchmark, where they are from (a hub set at a commit, a file and its hash), what was left out."""
 
     questions: Sequence[Question]
     revision: str

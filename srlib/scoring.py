@@ -1,4 +1,4 @@
-"""What a judge said about the items of a benchmark -> figures, by the benchmark's own rule. Arithmetic alone: no file, no judge.
+"""What a judge said about the items of a benchmark -> figures, by its own rule. Arithmetic alone: no file, no judge.
 
 Imports metrics. A rule is a function of judged items; each figure is a row with its n, its interval (bootstrap over
 groups of items that share a prompt), the share of answers that could be read, and the names of those that could not:
@@ -121,8 +121,8 @@ def both_correct(row: Judged) -> float | None:
 
 
 def two_order_accuracy(row: Judged) -> float:
-    """JudgeBench (arXiv 2410.12784): each order adds 1 where it is right and takes 1 where it prefers the other response;
-    the item counts where the sum is above 0. So one right order and one that is a tie, or unread, is right."""
+    """JudgeBench (arXiv 2410.12784): each order adds 1 where it is right and takes 1 where it prefers the other; the item
+    counts where the sum is above 0. So one right order and one that is a tie, or unread, is right."""
     found = verdicts(row).values()
     return float(sum((said == row.gold) - (said not in (row.gold, "tie", None)) for said in found) > 0)
 
@@ -189,7 +189,7 @@ def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "", n_bo
 
 
 def by_document(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) -> Rows:
-    """SummEval and its like: Spearman's and Kendall's correlation (tau-b) of the summaries of one document, averaged over
+    """SummEval and its like: Spearman's and Kendall's correlation (tau-b) of the summaries of one document, the mean of
     the documents where gold and scores both vary; `n` counts those, `failures` the others."""
     from scipy.stats import kendalltau, spearmanr
 

@@ -1,7 +1,7 @@
 """The benchmarks: of each its columns, groups, rule, pinned set on the hub, and what others reported on it.
 
-Imports questions, scoring and listwise. To add one, write a Benchmark and put it into the tuple at the end. A pinned revision is a commit
-of the hub set; without one the commit is asked for (--revision), or a file with the same columns (--data).
+Imports questions, scoring and listwise. To add one, write a Benchmark and put it into the tuple at the end. A pinned
+revision is a commit of the hub set; without one it is asked for (--revision), or a file with the same columns (--data).
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ JUDGE_BENCH = Benchmark(
     hub="ScalerLab/JudgeBench",
     split="gpt",  # what the leaderboard is on; for the other split give its file
     published=(
-        Published("o1-mini, Arena-Hard prompt", 0.6571, "its released judgments, arXiv 2410.12784"),
-        Published("Skywork-Reward-Llama-3.1-8B", 0.6229, "its released judgments, arXiv 2410.12784"),
+        Published("o1-mini, Arena-Hard prompt", 0.6571, "released judgments, by the authors' code, github.com/ScalerLab/JudgeBench"),
+        Published("Skywork-Reward-Llama-3.1-8B", 0.6229, "released judgments, by the authors' code, github.com/ScalerLab/JudgeBench"),
     ),
 )  # fmt: skip
 
