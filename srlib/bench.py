@@ -41,7 +41,7 @@ def bench(shape: str, out: Path, root: Path, random_weights: bool = False, round
     where there is none, or random weights where they were not asked for; a variant that fails says so in the table.
     """
     facts = machine.facts()
-    model_shape = _shape(shape, random_weights, facts["gpu"])
+    model_shape = checked_shape(shape, random_weights, facts["gpu"])
     settings = {**(LARGE if shape.startswith("llama") else TINY), **sizes}
     settings |= {"quantization": "4bit" if shape.startswith("llama") else "none"}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,8 @@ def bench(shape: str, out: Path, root: Path, random_weights: bool = False, round
     return text
 
 
-def _shape(name: str, random_weights: bool, gpu: bool) -> shapes.Shape:
+def checked_shape(name: str, random_weights: bool, gpu: bool) -> shapes.Shape:
+    """A shape that can be measured on this machine; raises BenchError."""
     if name not in shapes.RANDOM:
         raise BenchError(f"shape {name!r} is not one of {', '.join(shapes.RANDOM)}")
     if not random_weights and name != "tiny":
@@ -187,7 +188,7 @@ def memory(out: Path, root: Path, rows: int = 4, prompt_tokens: int = 384, compl
             model = workload.random_model(shapes.RANDOM[name], Path(folder) / name, root / "models" / "tiny-base")
             for kind in workload.KINDS:
                 variant = "srlib" if kind == "sample" else "transformers"
-                work = Work(kind, variant, str(model), **sizes, steps=1, threads=1)
+                work = Work(kind, variant, str(model), **sizes, steps=1, threads=1, share_prompts=False)
                 run = workload.run(work)
                 result["versions"] |= run["versions"]
                 result["rows"].append(_memory_row(name, work, run, result["gpu"]))
@@ -221,7 +222,7 @@ def _write_memory(out: Path, result: Mapping[str, Any]) -> str:
         "# The memory forecast against measured peaks\n\n"
         f"`{result['command']}`: SFT and DPO steps of {s['rows']} rows (pairs) of {s['prompt_tokens']} + "
         f"{s['completion_tokens']} tokens, and {s['n']} judgments each of {s['rows']} prompts; random Llamas, LoRA rank 16. "
-        "Measured is the peak above what the process held when its libraries were loaded and warm. "
+        "Measured is the peak above what the process held when its libraries were loaded and warm; share_prompts is off. "
         "The constants LOGITS and ALLOCATOR of srlib.memory were fitted to the SFT and DPO rows, the rest is counted. "
         f"{result['device']}, {result['cores']} cores. {result.get('note', '')}\n\n"
         "| shape | parameters | work | forecast, MiB | measured, MiB | forecast / measured |\n"

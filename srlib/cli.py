@@ -114,6 +114,9 @@ def bench(
     shape: Annotated[str, typer.Option(help="tiny, 10m, 25m, 60m, llama-3.2-1b or llama-3.1-8b")] = "tiny",
     random_weights: Annotated[bool, typer.Option("--random-weights", help="of the shape, no download")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="the memory forecast against measured peaks")] = False,
+    sharing: Annotated[
+        bool, typer.Option("--sharing", help="DPO with each prompt read once, 1, 3, 5 pairs each")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="processes of each variant, in turn; medians are kept")] = 3,
     rows: Annotated[int, typer.Option(min=0, help="rows, pairs and prompts at once; 0: the shape's default")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
@@ -129,6 +132,10 @@ def bench(
         sizes = {name: value for name, value in sizes.items() if value}
         if memory:
             text = benches.memory(out or root / "docs" / "bench", root, **sizes)
+        elif sharing:
+            from srlib import bench_sharing
+
+            text = bench_sharing.sharing(shape, out or root / "docs" / "bench", root, random_weights, rounds, **sizes)
         else:
             text = benches.bench(shape, out or root / "docs" / "bench", root, random_weights, rounds, **sizes)
         _console().print(text, markup=False, soft_wrap=True)

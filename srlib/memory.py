@@ -19,6 +19,8 @@ heads x head size, I = size of the MLP, V = vocabulary, c = bytes of the compute
     reading       the temporaries of reading the prompts, and of a decoding step
     allocator     on a CPU, what glibc keeps of freed blocks, most of them below 32 MiB
 
+Rows that share a prompt (srlib.shared) need less; that is not subtracted here.
+
 >>> from srlib.shapes import KNOWN
 >>> held = training(KNOWN["meta-llama/Llama-3.2-1B-Instruct"], Job("sft", rows=1, tokens=1024, gpu=True, checkpointing=True))
 >>> round(sum(held.values()) / 2**30, 1)

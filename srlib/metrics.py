@@ -127,6 +127,42 @@ def paired_difference(
     return mean(a - b, n_boot, seed, level, group)
 
 
+def at_equal(
+    x: Array,
+    y: Array,
+    stratum: Sequence[Hashable],
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    group: Keys = None,
+) -> dict[str, Interval]:
+    """What `x` (n,) has to do with `y` (n,) among items of the same `stratum` (n,), such as the same gold score.
+
+    Both are centred within each stratum, and what is left is pooled: `correlation` (a partial one, with the stratum as
+    the covariate), and `slope`, by how much y grows with one standard deviation of x within strata. In resamples the
+    centres are computed anew. An x that never varies within a stratum has neither (NaN); a y that never does, a slope
+    of 0 and no correlation. `([1, 2, 1, 2], [0, 1, 5, 6], "aabb")` has the correlation 1 and the slope 0.5.
+    """
+    x, y = _floats("x", x), _floats("y", y)
+    _same_length(x=x, y=y, stratum=stratum)
+    _, counts = _resample(np.arange(len(x)), n_boot, seed, group)
+    var_x, var_y, cov = np.zeros((3, len(counts)))
+    for key in dict.fromkeys(stratum):
+        here = np.array([other == key for other in stratum])
+        w, dx, dy = counts[:, here], x[here] - x[here].mean(), y[here] - y[here].mean()
+        n = np.maximum(w.sum(1), 1)
+        mean_x, mean_y = w @ dx / n, w @ dy / n
+        var_x += w @ dx**2 - n * mean_x**2
+        var_y += w @ dy**2 - n * mean_y**2
+        cov += w @ (dx * dy) - n * mean_x * mean_y
+    var_x, var_y = (np.where(v > 1e-12 * len(x), v, 0) for v in (var_x, var_y))  # rounding is no variance
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.where(var_x > 0, cov / np.sqrt(var_x * counts.sum(1)), NAN)
+        correlation = np.where((var_x > 0) & (var_y > 0), np.clip(cov / np.sqrt(var_x * var_y), -1, 1), NAN)
+    found = {"slope": slope, "correlation": correlation}
+    return {name: interval(values, len(x), level) for name, values in found.items()}
+
+
 def win_rate(quality_a: Array, quality_b: Array, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> WinRate:
     """How often a is better than b on the same items, ties half. Qualities are (n,), or (n, k) and compared as words in
     a dictionary are: `(3, 0)` beats `(2, 9)` and loses to `(3, 1)`."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srlib import attacks, memory, runs, sample, shapes, store
 from srlib import machine as machines
-from srlib import memory, runs, sample, shapes, store
 from srlib import params as parameters
 from srlib.machine import CARDS, Card
 from srlib.memory import Job
@@ -204,7 +204,8 @@ def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: L
             )
         else:
             batch = params["sft_batch_size"]
-            steps = params["sft_steps"] or math.ceil(params["n_train"] * params["sft_epochs"] / batch)
+            steps = params["sft_steps"] or math.ceil(_trained_on(params) * params["sft_epochs"] / batch)
+            steps *= 2 if params["sft_mode"] == "merge" and params["sft_steps"] else 1  # one adapter after the other
         tokens = steps * batch * row
         return Work(stage.name, tokens, tokens * trained, "sft", tokens)
     if stage.notebook == "05_dpo":
@@ -216,12 +217,14 @@ def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: L
         prompts, judgments = _prompts(params, stage.fixed["iteration"]), params["n_samples"]
         return _reading(stage.name, prompts, prompts * judgments, per_token, lengths)
     if stage.notebook == "06_eval":
-        items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + 2 * params["n_pairwise"]
+        compared = params["n_pairwise"] * (2 if params["sft_mode"] == "pointwise" else 4)  # both sides; both orders
+        items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + compared
         drawn = sum("consistency" in arm or "best_of_n" in arm for arm in params["arms"])
         greedy = len(params["arms"]) - drawn
-        return _reading(
-            "eval", items * (greedy + drawn), items * (greedy + drawn * params["eval_samples"]), per_token, lengths
-        )
+        audited = sum(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in params["arms"])
+        altered = params["audit_items"] * audited * attacks.COPIES
+        judgments = items * (greedy + drawn * params["eval_samples"]) + altered
+        return _reading("eval", items * (greedy + drawn) + altered, judgments, per_token, lengths)
     return None
 
 
@@ -232,7 +235,12 @@ def _reading(stage: str, prompts: float, judgments: float, per_token: float, len
 
 def _prompts(params: Mapping[str, Any], iteration: int) -> int:
     wanted = params["sample_prompts"] if iteration == 1 else params["sample_prompts_later"]
-    return min(wanted or params["n_train"], params["n_train"])
+    return min(wanted or _trained_on(params), _trained_on(params))
+
+
+def _trained_on(params: Mapping[str, Any]) -> int:
+    """Training rows: examples, and comparisons where J0 learns to compare."""
+    return params["n_train"] + (params["n_train_pairwise"] if params["sft_mode"] != "pointwise" else 0)
 
 
 def _dpo_steps(params: Mapping[str, Any], iteration: int) -> int:

@@ -199,6 +199,47 @@ def reliability(
     return figure
 
 
+def audits(results: Sequence[Mapping[str, Any]], title: str = "Audits: at 0, a judge does not mind") -> Figure:
+    """What moves a score and should not, from the `audit_` rows of results.json, a bar an arm with its interval: on the
+    left effects as shares of the scale, on the right how many of the scores below the top are at the top afterwards."""
+    rows = {(row["split"], row["metric"], row["arm"]): row for row in results if row["split"].startswith("audit_")}
+    rows = {key: row for key, row in rows.items() if _number(row["value"]) == _number(row["value"])}
+    names = in_order([arm for *_, arm in rows])
+    shown = {"shift, in % of the scale": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
+    panels = [list(dict.fromkeys(key[:2] for key in rows if key[1] in wanted)) for wanted in shown.values()]
+    height = 1.3 + 0.14 * (max(len(names), 2) + 1) * max(map(len, panels))
+    figure, axes = _axes(title, "", "", panels=2, height=height, width=4.4)
+    thick = 0.8 / max(len(names), 1)
+    for ax, name, panel in zip(axes, shown, panels, strict=True):
+        for k, arm in enumerate(names):
+            mine = [
+                (i + (k + 0.5) * thick - 0.4, rows[*key, arm]) for i, key in enumerate(panel) if (*key, arm) in rows
+            ]
+            y, values = [at for at, _ in mine], [row["value"] for _, row in mine]
+            shade = 0.4 + 0.6 * (k + 1) / len(names)  # later iterations are darker
+            ax.barh(y, values, thick * 0.9, color=_arm_color(arm), alpha=shade, label=_plain([arm])[0])
+            ax.hlines(y, *([_number(row[end]) for _, row in mine] for end in ("ci_low", "ci_high")), INK, linewidth=1.2)
+            ax.plot(values, y, ".", color=INK, markersize=3)  # or nobody sees a 0
+        ax.axvline(0, color=INK, linewidth=0.8)
+        ax.set_yticks(range(len(panel)), _plain([AUDITS.get(split, split.split("_", 2)[-1]) for split, _ in panel]))
+        ax.set_ylim(max(len(panel), 1) - 0.5, -0.5)
+        _title(ax, name)
+        _percent(ax.xaxis)
+    if names:
+        _legend(axes[-1], loc="lower right", handlelength=1)
+    return figure
+
+
+AUDITS = {  # how the figure calls them; the families of injections have their own names
+    "audit_position": "first of two (share of verdicts)",
+    "audit_padding": "padded",
+    "audit_markdown": "in markdown",
+    "audit_injection": "injected, all families",
+    "audit_verbosity": "longer by 1 SD, equal gold",
+    "audit_self_preference": "likelier by 1 SD, equal gold",
+}
+
+
 def score_entropy(
     values: Sequence[float], n_scores: int | None = None, title: str = "Entropy of the N scores"
 ) -> Figure:

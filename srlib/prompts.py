@@ -82,7 +82,12 @@ def request(item: Item, template: str = "brief") -> str:
 
 def prompt_ids(tokenizer, item: Item, template: str = "brief") -> list[int]:
     """Token ids of the whole prompt, chat template and one BOS included."""
-    text = defused(request(item, template), tokenizer)
+    return asked_ids(tokenizer, request(item, template))
+
+
+def asked_ids(tokenizer, text: str) -> list[int]:
+    """Token ids of any request as the tokenizer's chat template puts it, up to where the answer begins."""
+    text = defused(text, tokenizer)
     if tokenizer.chat_template is None:
         return tokenizer(text + "\n")["input_ids"]
     messages = [{"role": "user", "content": text}]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from srlib import store
@@ -52,26 +51,33 @@ def _key(trainer: Any, dataset: Any) -> dict[str, str]:
     rows = [dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     pairs = hashlib.sha256(json.dumps([list(column) for column in rows]).encode()).hexdigest()
     precision = str(trainer.accelerator.mixed_precision)
-    return {"weights": trainer._precompute_model_hash, "pairs": pairs, "mixed_precision": precision}
+    engine = trainer.plan.engine if hasattr(trainer, "plan") else "standard"
+    return {
+        "weights": trainer._precompute_model_hash, "pairs": pairs, "mixed_precision": precision, "engine": engine
+    }  # fmt: skip
 
 
 def _computed(trainer: Any, dataset: Any, batch_size: int) -> tuple[list[float], list[float]]:
-    """(chosen, rejected) through TRL's own pass, in the order of the dataset; pairs of one length go side by side.
+    """(chosen, rejected) through the trainer's own pass, in the order of the dataset; pairs of one prompt, then prompts of
+    one length, go side by side.
 
     TRL runs that pass in the weights' precision and the training in mixed precision; then the reference is another model
     by rounding. Here both run under the same autocast, with logits in fp32.
     """
     import torch
 
-    def forward(**inputs: Any) -> SimpleNamespace:
+    def forward(**inputs: Any) -> Any:
         with trainer.accelerator.autocast():
-            return SimpleNamespace(logits=trainer.model(**inputs).logits.float())
+            out = trainer.model(**inputs)
+        out.logits = out.logits.float()
+        return out
 
-    order = sorted(range(len(dataset)), key=lambda i: dataset["length"][i])
+    prompts = list(dataset["prompt_ids"])
+    order = sorted(range(len(dataset)), key=lambda i: (len(prompts[i]), prompts[i]))
     sums = torch.zeros(2, len(dataset))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         batch = trainer.data_collator([dataset[i] for i in chunk])
-        batch = {name: value.to(trainer.model.device) for name, value in batch.items()}
+        batch = trainer._prepare_inputs(batch)
         sums[:, chunk] = torch.stack(trainer.compute_ref_log_probs(forward, batch)).float().cpu()
     return tuple(sums.tolist())

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib import adapters, models, prompts, reference, store
+from srlib import adapters, batches, models, prompts, reference, shared, store
 from srlib.progress import progress
 from srlib.schema import Item, Pair
 
@@ -34,13 +34,14 @@ class Settings:
     epochs: float = 1.0
     max_steps: int = 0
     batch_size: int = 16  # rows (pairs) an optimizer step
-    micro_batch_size: int = 16  # of these, how many go through the model at once
+    micro_batch_size: int = 16  # of these, how many go through the model at once, or other ones of as many tokens
     adam_beta2: float = 0.95
     lora_rank: int = 16  # 0: all weights
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_targets: str = adapters.ALL
     gradient_checkpointing: bool = False
+    share_prompts: bool = True  # rows that share a prompt read it once, see srlib.shared
     backend: str = "auto"
     quantization: str = "none"
     quant_type: str = "nf4"
@@ -109,11 +110,19 @@ def sft(
     models.resolve_backend(settings.backend)  # Unsloth comes before trl
     from trl import SFTConfig, SFTTrainer
 
-    def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
-        config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
-        return SFTTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+    lengths = [len(row["input_ids"]) for row in rows]
+    prompt_of = [tuple(row["input_ids"][: row["completion_mask"].index(1)]) for row in rows]
+    sharing = settings.share_prompts and len(set(prompt_of)) < len(rows)
 
-    return _train(model, rows, [len(row["input_ids"]) for row in rows], out, settings, trainer)
+    def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
+        if not sharing:
+            config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
+            return SFTTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+        plan = _share(policy, rows, prompt_of, lengths, settings, arguments)
+        config = SFTConfig(**arguments, completion_only_loss=True, packing=False, loss_type="nll")
+        return shared.sft_trainer()(plan, model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+
+    return _train(model, rows, lengths, out, settings, trainer)
 
 
 def dpo(
@@ -135,7 +144,7 @@ def dpo(
     models.resolve_backend(settings.backend)
     from trl import DPOConfig, DPOTrainer
 
-    class TokenizedDPOTrainer(DPOTrainer):
+    class TokenizedDPOTrainer(shared.dpo_trainer() if settings.share_prompts else DPOTrainer):
         """TRL tokenizes text, and cuts where prompt and completion merge; these rows are ids already."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -150,11 +159,51 @@ def dpo(
             if nll_weight
             else dict(loss_type="sigmoid")
         )
+        plan = []
+        if settings.share_prompts:
+            prompt_of = [tuple(row["prompt_ids"]) for row in rows]
+            plan = [_share(policy, rows, prompt_of, lengths, settings, arguments)]
         config = DPOConfig(**arguments, **loss, beta=beta, precompute_ref_log_probs=True)
-        return TokenizedDPOTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
+        return TokenizedDPOTrainer(*plan, model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
 
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
     return _train(model, rows, lengths, out, settings, trainer)
+
+
+def _share(
+    policy: Any,
+    rows: Sequence[dict[str, list[int]]],
+    prompt_of: Sequence[tuple[int, ...]],
+    lengths: Sequence[int],
+    settings: Settings,
+    arguments: dict[str, Any],
+) -> shared.Plan:
+    """How this training reads each prompt once; puts the parts of a step into the trainer's `arguments`.
+
+    A part may have as many tokens as `micro_batch_size` of the longest rows have where each row reads its own prompt.
+    """
+    import torch
+
+    unsloth_on_gpu = torch.cuda.is_available() and models.resolve_backend(settings.backend) == "unsloth"
+    engine = shared.engine(policy, settings.gradient_checkpointing, max(lengths), unsloth_on_gpu)
+    cost = shared.cost(rows)
+    sides = 2 if "chosen_ids" in rows[0] else 1
+    apart = [cost([i]) + (sides - 1) * len(prompt) for i, prompt in enumerate(prompt_of)]
+    layout = batches.layout(
+        batches.by_prompt(prompt_of),
+        lengths,
+        cost,
+        batch_size=settings.batch_size,
+        steps=arguments["max_steps"],
+        seed=settings.seed,
+        budget=None if settings.micro_batch_size >= settings.batch_size else settings.micro_batch_size * max(apart),
+    )
+    arguments["gradient_accumulation_steps"] = layout.per_step
+    print(
+        f"each prompt is read once ({engine} engine): {len(rows)} rows of {len(set(prompt_of))} prompts, "
+        f"{sum(apart) / cost(range(len(rows))):.1f} times fewer tokens; a step goes through the model in {layout.per_step}"
+    )
+    return shared.Plan(engine, layout)
 
 
 def steps(n_rows: int, settings: Settings) -> int:

@@ -49,6 +49,8 @@ class Work:
     n: int = 10  # judgments a prompt
     steps: int = 4  # optimizer steps, or rounds of sampling
     quantization: str = "none"
+    pairs_per_prompt: int = 1  # of DPO; `rows` counts pairs
+    share_prompts: bool = True
     gradient_checkpointing: bool = False
     bf16: bool = True  # where the machine has it
     lora_rank: int = 16
@@ -181,12 +183,13 @@ def _train(work: Work, out: Path) -> int:
     from srlib import train
 
     how_many = work.rows * (work.steps + 2)  # the first interval warms up, the last step has no end
-    prompts = _ids(work, how_many, work.prompt_tokens, "prompt")
+    k = work.pairs_per_prompt
+    prompts = [ids for ids in _ids(work, -(-how_many // k), work.prompt_tokens, "prompt") for _ in range(k)][:how_many]
     chosen = _ids(work, how_many, work.completion_tokens, "chosen")
     settings = train.Settings(
         learning_rate=1e-5, max_steps=work.steps + 2, batch_size=work.rows, micro_batch_size=work.rows,
         lora_rank=work.lora_rank, gradient_checkpointing=work.gradient_checkpointing, quantization=work.quantization,
-        backend="unsloth" if work.variant == "unsloth" else "transformers",
+        share_prompts=work.share_prompts, backend="unsloth" if work.variant == "unsloth" else "transformers",
     )  # fmt: skip
     if work.kind == "sft":
         rows = [train._sft_row(p, c) for p, c in zip(prompts, chosen, strict=True)]

@@ -132,18 +132,24 @@ def check_both_ways(results: list[dict], arms: set[str]) -> None:
 
 def check_results(results: list[dict]) -> None:
     found: dict[tuple, set] = {}
+    audits: dict[str, set] = {}
     for r in results:
         assert set(r) == {
             "arm", "split", "metric", "value", "ci_low", "ci_high", "n", "seed", "iteration", "protocol",
         }  # fmt: skip
-        found.setdefault((r["arm"], r["split"]), set()).add(r["metric"])
         assert r["seed"] == 0
         assert r["protocol"]
+        if r["split"].startswith("audit_"):
+            audits.setdefault(r["split"], set()).add(r["arm"])
+            continue
+        found.setdefault((r["arm"], r["split"]), set()).add(r["metric"])
         if r["metric"] in ("accuracy", "parse_rate", *RATIONALES):
             assert 0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1
         if r["metric"] == "accuracy":
             assert r["n"] == SIZES[r["split"]]
     assert set(found) == {(arm, split) for arm in runs.ARMS + SRE for split in SIZES}
+    assert {"audit_position", "audit_padding", "audit_injection", "audit_self_preference"} < set(audits)
+    assert all(arms == {"sft", "sre_1", "sre_2"} for arms in audits.values())
     for (arm, split), names in found.items():
         if split == "pairwise":
             assert names == {"accuracy", "parse_rate", "seconds", "tokens"}

@@ -115,6 +115,22 @@ def test_score_entropy_says_how_many_agree():
     assert sum(patch.get_height() for patch in figure.axes[0].patches) == 4
 
 
+def test_audits_has_a_bar_with_its_interval_for_each_arm_and_a_panel_for_what_reached_the_top():
+    def audit(arm, value, split, metric="shift"):
+        return row(arm, value, f"audit_{split}", metric)
+
+    rows = [audit("sre_1", 0.1, "padding"), audit("sft", 0.3, "padding"), audit("sft", 0.2, "injection_role_tags")]
+    rows += [audit("sft", None, "position", "position_bias"), audit("sft", 0.5, "padding", "changed"), row("base", 0.9)]
+    rows += [audit("sft", 0.4, "injection", "raised_to_top")]
+    left, right = plots.audits(rows).axes
+    assert (y_labels(left), y_labels(right)) == (["padded", "role_tags"], ["injected, all families"])
+    assert [bar.get_width() for bar in left.patches] == [0.3, 0.2, 0.1]  # sft, then sre_1
+    assert [line.tolist() for line in left.collections[0].get_segments()[0]] == [
+        pytest.approx([0.25, -0.2]), pytest.approx([0.35, -0.2]),
+    ]  # fmt: skip
+    assert [bar.get_width() for bar in right.patches] == [0.4]
+
+
 def test_compare_has_a_dot_for_each_seed_and_the_mean():
     rows = [row("sft", 0.4 + 0.01 * s, seed=s) for s in range(3)] + [row("sre_1", 0.6, seed=0), row("base", None)]
     figure = plots.compare(rows, [("accuracy", "test"), ("accuracy", "nowhere")])
@@ -152,6 +168,7 @@ def test_figures_are_closed_and_legible():
         lambda: plots.waterfall([]),
         lambda: plots.arms([], "accuracy", "test"),
         lambda: plots.compare([]),
+        lambda: plots.audits([]),
         lambda: plots.score_entropy([]),
         lambda: plots.score_entropy([NAN]),
         lambda: plots.lengths({"prompt": []}),

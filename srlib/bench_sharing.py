@@ -1,0 +1,117 @@
+"""What reading each prompt once is worth in DPO: seconds a pair and peak memory, beside the standard trainer.
+
+    srlib bench --sharing                                  # the tiny model, prompt 175 + judgment 59 tokens
+    srlib bench --sharing --shape 25m --random-weights --prompt-tokens 1000 --completion-tokens 200
+
+For k = 1, 3 and 5 pairs a prompt, each trainer in a process of its own and in turn. The ideal counts tokens: k pairs read
+2k (P + R) of them apart and P + 2kR together. Apart also projects every prompt onto the vocabulary, so a measurement can
+be better than its ideal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srlib import bench, machine, shapes, store, workload
+from srlib.workload import Work
+
+KS = (1, 3, 5)
+WAYS: dict[str, dict[str, bool]] = {
+    "apart": {"share_prompts": False},
+    "shared": {"share_prompts": True},
+    "apart, checkpointing": {"share_prompts": False, "gradient_checkpointing": True},
+    "shared, checkpointing": {"share_prompts": True, "gradient_checkpointing": True},
+}
+
+
+def sharing(
+    shape: str,
+    out: Path,
+    root: Path,
+    random_weights: bool = False,
+    rounds: int = 3,
+    prompt_tokens: int = 175,
+    completion_tokens: int = 59,
+    rows: int = 0,
+) -> str:
+    """Measure, write <out>/sharing-<cpu or gpu>-<shape>-<P>-<R>.json and .md after every k, and return the table.
+
+    `rows` is how many pairs go through the model at once (0: those of two prompts). Raises bench.BenchError as bench.bench.
+    """
+    facts = machine.facts()
+    model_shape = bench.checked_shape(shape, random_weights, facts["gpu"])
+    command = f"srlib bench --sharing --shape {shape}{' --random-weights' * random_weights} --rounds {rounds}"
+    command += f" --prompt-tokens {prompt_tokens} --completion-tokens {completion_tokens}"
+    command += f" --rows {rows}" if rows else ""
+    settings = dict(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, rounds=rounds)
+    result: dict[str, Any] = {**facts, "versions": {}, "command": command, "shape": shape, "settings": settings}
+    result |= {"parameters": model_shape.parameters, "rows": []}
+    name = f"sharing-{'gpu' if facts['gpu'] else 'cpu'}-{shape}-{prompt_tokens}-{completion_tokens}"
+    four_bit = "4bit" if shape.startswith("llama") else "none"
+    with tempfile.TemporaryDirectory() as folder:
+        directory = root / "models" / "tiny-base"
+        if random_weights:
+            directory = workload.random_model(shapes.RANDOM[shape], Path(folder) / shape, directory)
+        for k in KS:
+            work = Work(
+                "dpo", "transformers", str(directory), rows=rows or 2 * k, prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens, pairs_per_prompt=k, steps=2, quantization=four_bit, threads=1,
+            )  # fmt: skip
+            result["rows"] += _measured(work, rounds, result["versions"])
+            text = _table(result)
+            store.write_json(out / f"{name}.json", result)
+            store.write_text(out / f"{name}.md", text)
+    return text
+
+
+def _measured(work: Work, rounds: int, versions: dict[str, str]) -> list[dict[str, Any]]:
+    """One row for each way; a ratio is that of two neighbours in time, the median over the rounds is kept."""
+    from dataclasses import replace
+
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for i in range(rounds):
+        for way in WAYS if i % 2 == 0 else reversed(WAYS):
+            runs[way].append(workload.run(replace(work, **WAYS[way])))
+            versions |= runs[way][-1]["versions"]
+    p, r, k = work.prompt_tokens, work.completion_tokens, work.pairs_per_prompt
+    found = []
+    for way, own in runs.items():
+        base = runs[way.replace("shared", "apart")]
+        ratios = [
+            statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in zip(own, base, strict=True)
+        ]
+        peaks = [a["peak_bytes"] / b["peak_bytes"] for a, b in zip(own, base, strict=True)]
+        seconds = statistics.median(s for run in own for s in run["seconds"]) / work.rows
+        found.append(
+            {
+                "k": k, "way": way, "pairs": work.rows, "ms_per_pair": round(1000 * seconds, 1),
+                "speed": round(statistics.median(ratios), 2), "ratios": [round(x, 2) for x in ratios],
+                "ideal": round(2 * k * (p + r) / (p + 2 * k * r), 2) if way.startswith("shared") else 1.0,
+                "peak_mib": round(statistics.median(run["peak_bytes"] for run in own) / 2**20, 1),
+                "peak": round(statistics.median(peaks), 2),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    s = result["settings"]
+    head = (
+        f"# DPO with shared prompts: {result['shape']}, {result['parameters'] / 1e6:,.1f} M parameters\n\n"
+        f"`{result['command']}`: prompt {s['prompt_tokens']} + judgment {s['completion_tokens']} tokens, k pairs a prompt, LoRA "
+        f"rank 16, one thread. {result['device']}, {result['cores']} cores, load average {result['load_average'][0]} before; "
+        f"medians of {s['rounds']} rounds; speed and peak are against the same settings apart, measured right beside.\n\n"
+        "| k | trainer | pairs at once | ms a pair | speed | ideal | peak, MiB | peak, share |\n"
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    )
+    lines = [
+        f"| {row['k']} | {row['way']} | {row['pairs']} | {row['ms_per_pair']:,.1f} | {row['speed']:.2f} | "
+        f"{row['ideal']:.2f} | {row['peak_mib']:,.0f} | {row['peak']:.2f} |"
+        for row in result["rows"]
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
+    return head + "\n".join(lines) + f"\n\nPython {result['python']}, {versions}.\n"

@@ -1,0 +1,385 @@
+"""Training that reads each prompt once, through TRL's own losses.
+
+A judge's prompt is several times longer than its judgment, and DPO holds several judgments of one prompt against each
+other. TRL computes that prompt for each of them; here a batch has every prompt once and every completion once, and
+TRL's loss gets the logits that it would have computed itself. Exact, not an approximation: see tests/test_shared.py.
+
+The loss sees a *virtual batch*, rows `[last prompt token, completion]` in TRL's own order, and calls a stand-in for the
+model, which has two ways to the logits of these rows:
+
+    cache      forward the prompts, give each completion its prompt's keys and values, forward the completions. Any
+               attention that transformers has a cache for; gradients flow through the cache. No gradient checkpointing.
+    attention  prompts and completions one behind the other in one row, and an attention function that knows which
+               completion sees which prompt. Works with gradient checkpointing; plain full attention only.
+
+Related: arXiv 2410.20305 shares the prompt between the two sides of one pair.
+
+    plan = Plan(engine(policy, checkpointing=False, longest=2048), batches.layout(...))
+    trainer = dpo_trainer()(plan, model=policy, args=config, train_dataset=pairs, processing_class=tokenizer)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from srlib import prefix
+from srlib.batches import Layout
+
+ATTENTION = "srlib_shared_training"
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class NotShareable(ValueError):
+    """This model, or these settings, would read a shared prompt wrongly; says why and what to do."""
+
+
+class Plan(NamedTuple):
+    """How one training shares its prompts."""
+
+    engine: str
+    layout: Layout
+
+
+def engine(model: Any, checkpointing: bool, longest: int, unsloth_on_gpu: bool = False) -> str:
+    """`"cache"`, or `"attention"` where activations are checkpointed. Raises NotShareable where both would be wrong.
+
+    Checkpointing computes a layer twice and has no cache the second time: transformers then drops the cache, with the
+    prompt in it, and trains on. Unsloth's attention on a GPU drops masks and never asks for another attention function.
+    """
+    if unsloth_on_gpu:
+        raise NotShareable(
+            "Unsloth's attention on a GPU cannot read a shared prompt; set share_prompts to false, or backend to "
+            "transformers"
+        )
+    if not checkpointing:
+        return "cache"
+    why = prefix.not_shareable(model, longest)
+    if why is not None:
+        raise NotShareable(
+            f"{why}, and gradient checkpointing leaves no other way to share prompts; set share_prompts or "
+            "gradient_checkpointing to false"
+        )
+    return "attention"
+
+
+def cost(rows: Sequence[dict[str, list[int]]]) -> Callable[[Sequence[int]], int]:
+    """Tokens that the model reads for some rows together: each prompt and each completion of it once."""
+    sequences = [_sequences([row]) for row in rows]
+
+    def tokens(chosen: Sequence[int]) -> int:
+        unique = {sequence for i in chosen for sequence in sequences[i]}
+        return sum(map(len, {prompt for prompt, _ in unique})) + sum(len(completion) for _, completion in unique)
+
+    return tokens
+
+
+def _sequences(rows: Sequence[dict[str, list[int]]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(prompt, completion) in TRL's order: of pairs the chosen sides, then the rejected ones."""
+    if "chosen_ids" in rows[0]:
+        return [(tuple(row["prompt_ids"]), tuple(row[side])) for side in ("chosen_ids", "rejected_ids") for row in rows]
+    cuts = [row["completion_mask"].index(1) for row in rows]
+    return [(tuple(row["input_ids"][:cut]), tuple(row["input_ids"][cut:])) for row, cut in zip(rows, cuts, strict=True)]
+
+
+# ---------------------------------------------------------------- rows -> one batch
+
+
+def collate(rows: Sequence[dict[str, Any]], how: str) -> dict[str, Any]:
+    """Rows of token ids as a virtual batch of N rows (N = 2 x pairs), and in `shared` what the stand-in reads of it.
+
+    `input_ids`, `attention_mask`, `completion_mask` are (N, T); rows of SFT also get `labels`.
+    """
+    import torch
+
+    sequences = _sequences(rows)
+    prompts = {p: i for i, p in enumerate(dict.fromkeys(prompt for prompt, _ in sequences))}
+    unique = {s: i for i, s in enumerate(dict.fromkeys(sequences))}
+    owner = [prompts[prompt] for prompt, _ in unique]
+    ids, mask = _padded([(prompt[-1], *completion) for prompt, completion in unique])
+    virtual = torch.tensor([unique[s] for s in sequences])
+    completion_mask = mask.clone()
+    completion_mask[:, 0] = 0
+    lay_out = _for_cache if how == "cache" else _for_attention
+    batch = {
+        "input_ids": ids[virtual],
+        "attention_mask": mask[virtual],
+        "completion_mask": completion_mask[virtual],
+        "shared": lay_out(list(prompts), [completion for _, completion in unique], owner, ids, mask)
+        | {"virtual": virtual},
+    }
+    if "chosen_ids" not in rows[0]:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    return batch | {name: torch.tensor([row[name] for row in rows]) for name in REFERENCE if name in rows[0]}
+
+
+def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, Any]:
+    """(R, longest) ids and mask; what pads is never looked at."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row), 1
+    return ids, mask
+
+
+def _for_cache(prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
+    """Prompts without their last token, at the right end, from which a window counts back."""
+    import torch
+
+    prompt_ids, prompt_mask = _padded([prompt[:-1] for prompt in prompts], left=True)
+    owners = torch.tensor(owner)
+    start = prompt_mask.sum(1)[owners]
+    return {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "prompt_positions": (prompt_mask.cumsum(1) - 1).clamp(min=0),
+        "owner": owners,
+        "ids": ids,
+        "mask": torch.cat([prompt_mask[owners], mask], 1),
+        "positions": start[:, None] + torch.arange(ids.shape[1]),
+    }
+
+
+def _for_attention(prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
+    """All prompts, then all completions, in one row of L tokens without padding; `*_slots` say where each token of a padded
+    (rows, longest) table stands in that row, L for padding, and `back` where each token of the row stands in the tables."""
+    import torch
+
+    sizes = [len(p) for p in prompts], [len(c) for c in completions]
+    n_prompt, total = sum(sizes[0]), sum(sizes[0]) + sum(sizes[1])
+    prompt_slots, own_slots = _slots(sizes[0], 0, total), _slots(sizes[1], n_prompt, total)
+    slots = torch.cat([prompt_slots.flatten(), own_slots.flatten()])
+    back = torch.empty(total + 1, dtype=torch.long)
+    back[slots] = torch.arange(len(slots))
+    owners, starts = torch.tensor(owner), torch.tensor(sizes[0])
+    width = own_slots.shape[1]
+    sees = torch.cat(
+        [
+            (prompt_slots != total)[owners][:, None].expand(-1, width, -1),
+            torch.ones(width, width, dtype=torch.bool).tril().expand(len(owner), -1, -1),
+        ],
+        dim=2,
+    )
+    last = (starts.cumsum(0) - 1)[owners][:, None]
+    wanted = torch.cat([last, torch.where(own_slots == total, last, own_slots)], 1)
+    positions = [torch.arange(n) for n in sizes[0]]
+    positions += [sizes[0][g] + torch.arange(n) for g, n in zip(owner, sizes[1], strict=True)]
+    return {
+        "ids": torch.tensor([[token for row in (*prompts, *completions) for token in row]]),
+        "positions": torch.cat(positions)[None],
+        "wanted": wanted,  # (U, T): where the logits of [last prompt token, completion] come from
+        "prompt_slots": prompt_slots,
+        "own_slots": own_slots,
+        "back": back[:total],
+        "owner": owners,
+        "sees": sees[:, None],
+    }
+
+
+def _slots(sizes: list[int], start: int, padding: int) -> Any:
+    import torch
+
+    table = torch.full((len(sizes), max(sizes)), padding)
+    for i, n in enumerate(sizes):
+        table[i, :n] = torch.arange(start, start + n)
+        start += n
+    return table
+
+
+# ---------------------------------------------------------------- one batch -> its logits
+
+
+class Once:
+    """Stands in for the model inside TRL: called alike, answers alike, and has read each prompt once."""
+
+    def __init__(self, model: Any, loss_function: Any = None) -> None:
+        self.model, self.loss_function = model, loss_function
+
+    def __call__(self, input_ids: Any, shared: dict[str, Any], labels: Any = None, **given: Any) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        logits = (_through_attention if "sees" in shared else _through_cache)(self.model, shared)[shared["virtual"]]
+        loss = None
+        if labels is not None:
+            items = {name: given[name] for name in ("num_items_in_batch",) if name in given}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+
+def _through_cache(model: Any, s: dict[str, Any]) -> Any:
+    read = model(
+        input_ids=s["prompt_ids"],
+        attention_mask=s["prompt_mask"],
+        position_ids=s["prompt_positions"],
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    if read is None or read.get_seq_length() == 0:
+        raise NotShareable(
+            "the model kept no cache of the prompts while training (is gradient checkpointing on?); set share_prompts to false"
+        )
+    read.batch_select_indices(s["owner"])  # a copy for each completion, whose gradients add up in the prompt
+    return model(
+        input_ids=s["ids"],
+        attention_mask=s["mask"],
+        position_ids=s["positions"],
+        past_key_values=read,
+        use_cache=True,
+    ).logits
+
+
+def _through_attention(model: Any, s: dict[str, Any]) -> Any:
+    layout = {name: s[name] for name in ("prompt_slots", "own_slots", "back", "owner", "sees")}
+    wanted = s["wanted"]
+    out = model(
+        input_ids=s["ids"],
+        position_ids=s["positions"],
+        use_cache=False,
+        logits_to_keep=wanted.flatten(),
+        shared=layout,
+    )
+    return out.logits.view(*wanted.shape, -1)
+
+
+def install_attention(model: Any) -> None:
+    """Give the model the attention function; without a layout it is transformers' sdpa, so it may stay."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attend)
+    model.set_attn_implementation(ATTENTION)
+
+
+def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, shared: dict | None = None, **how: Any):
+    """Attention over one row of L tokens, (1, H, L, d) -> (1, L, H, d): prompts causally among themselves, completions over
+    their prompt and causally over themselves."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attention
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if shared is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **how)
+    heads, d = query.shape[1], query.shape[3]
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    prompt_slots, own_slots, owner, scale = shared["prompt_slots"], shared["own_slots"], shared["owner"], how["scaling"]
+    slots = torch.cat([prompt_slots.flatten(), own_slots.flatten()])
+    row = torch.cat([part[0].transpose(0, 1) for part in (query, key, value)], 1).flatten(1)  # (L, 3 H d)
+    tables = _mover()(row, slots, shared["back"]).unflatten(1, (3, heads, d))
+
+    def parts(rows: Any, like: Any) -> list[Any]:  # three of (rows, H, T, d)
+        return list(rows.unflatten(0, like.shape).permute(2, 0, 3, 1, 4))
+
+    q, k, v = parts(tables[: prompt_slots.numel()], prompt_slots)
+    own_q, own_k, own_v = parts(tables[prompt_slots.numel() :], own_slots)
+    of_prompts = attention(q, k, v, is_causal=True, scale=scale)
+    keys, values = torch.cat([k[owner], own_k], 2), torch.cat([v[owner], own_v], 2)
+    of_own = attention(own_q, keys, values, attn_mask=shared["sees"], scale=scale)
+    out = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_own)])
+    return _mover()(out, shared["back"], slots).view(1, -1, heads, d), None
+
+
+@functools.cache
+def _mover() -> Any:
+    import torch
+
+    class Move(torch.autograd.Function):
+        """Rows of a table by index, zeros where the index is behind its end. The gradient is a lookup too, in the inverse
+        index: an indexed sum would be many times slower."""
+
+        @staticmethod
+        def forward(ctx: Any, rows: Any, index: Any, inverse: Any) -> Any:
+            ctx.save_for_backward(inverse)
+            return torch.nn.functional.pad(rows, (0, 0, 0, 1))[index]
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return torch.nn.functional.pad(gradient, (0, 0, 0, 1))[ctx.saved_tensors[0]], None, None
+
+    return Move.apply
+
+
+# ---------------------------------------------------------------- TRL's trainers
+
+
+def _planned(trainer: type) -> type:
+    """A trainer whose batches are laid out beforehand; every row of an optimizer step weighs the same in it."""
+
+    class Planned(trainer):
+        def __init__(self, plan: Plan, model: Any, **given: Any) -> None:
+            self.plan = plan
+            if plan.engine == "attention":
+                install_attention(model)
+            super().__init__(model=model, data_collator=functools.partial(collate, how=plan.engine), **given)
+
+        def get_train_dataloader(self) -> Any:
+            from torch.utils.data import DataLoader
+
+            loader = DataLoader(
+                self.train_dataset,
+                batch_sampler=self.plan.layout.parts,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            return self.accelerator.prepare(loader)
+
+        def stand_in(self, model: Any) -> Once:
+            return Once(model, self.accelerator.unwrap_model(self.model).loss_function)
+
+    return Planned
+
+
+@functools.cache
+def dpo_trainer() -> type:
+    """trl.DPOTrainer, its loss computed over shared prompts."""
+    from trl import DPOTrainer
+
+    class SharedDPOTrainer(_planned(DPOTrainer)):
+        mean_rows: float | None = None  # of the parts of the optimizer step under way
+
+        def _compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            return super()._compute_ref_log_probs(self.stand_in(model), inputs)
+
+        def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+            if REFERENCE[0] not in inputs:  # TRL's own branch would go around the stand-in
+                reference = self._compute_ref_log_probs(self.ref_model or model, inputs)
+                inputs = {**inputs, **dict(zip(REFERENCE, reference, strict=True))}
+            before, self.precompute_ref_logps = self.precompute_ref_logps, True
+            try:
+                return super()._compute_loss(self.stand_in(model), inputs, return_outputs)
+            finally:
+                self.precompute_ref_logps = before
+
+        def get_batch_samples(self, iterator: Any, n: int, device: Any) -> Any:
+            parts, items = super().get_batch_samples(iterator, n, device)
+            self.mean_rows = sum(len(part["input_ids"]) for part in parts) / max(1, len(parts))
+            return parts, items
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **given: Any) -> Any:
+            found = super().compute_loss(model, inputs, return_outputs, **given)
+            if not self.model.training or self.mean_rows is None:
+                return found
+            weight = len(inputs["input_ids"]) / self.mean_rows  # TRL takes the mean of each part's mean
+            return (found[0] * weight, found[1]) if return_outputs else found * weight
+
+    return SharedDPOTrainer
+
+
+@functools.cache
+def sft_trainer() -> type:
+    """trl.SFTTrainer for rows that share prompts (several annotators, several chosen judgments); loss_type "nll"."""
+    from trl import SFTTrainer
+
+    class SharedSFTTrainer(_planned(SFTTrainer)):
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset  # rows of ids; TRL would put labels in place of the mask
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **given: Any) -> Any:
+            return super().compute_loss(self.stand_in(model), inputs, return_outputs, **given)
+
+    return SharedSFTTrainer
