@@ -195,6 +195,45 @@ def judge(
             _console().print(told["told"], markup=False)
 
 
+@app.command(name="eval")
+def eval_(
+    judge: Annotated[str, typer.Argument(help="a judge's directory, a server's URL (http://.../v1), or vllm")],
+    bench: Annotated[str, typer.Option(help="the benchmark, such as reward_bench; a wrong name lists them all")],
+    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder [default: the hub]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="results [default: BENCH.json]")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="two responses together, in both orders")] = False,
+    revision: Annotated[str, typer.Option(help="the commit of the hub set, where none is pinned")] = "",
+    model: Annotated[str, typer.Option(help="the judge's name on the server, or its directory for vllm")] = "",
+) -> None:
+    """Judge a benchmark and score it by its own rule; the same command resumes."""
+    with _messages():
+        from srlib import benchmarks, suite
+
+        found = suite.named(bench)
+        out = out or Path(f"{bench}.json")
+        rows = benchmarks.evaluate(judge, found, out, data=data or "", revision=revision, compare=compare, model=model)
+        _console().print(benchmarks.table(rows))
+        _console().print(f"written: {out}, {out.with_suffix('.judgments.jsonl')}", markup=False)
+
+
+@app.command()
+def score(
+    judgments: Annotated[Path, typer.Argument(help="JSONL of id, order, verdict or score; or what eval has kept")],
+    bench: Annotated[str, typer.Option(help="the benchmark, such as reward_bench; a wrong name lists them all")],
+    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder [default: the hub]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="results, .json")] = None,
+    revision: Annotated[str, typer.Option(help="the commit of the hub set, where none is pinned")] = "",
+) -> None:
+    """Score a benchmark's judgments that another program made, by the same rule."""
+    with _messages():
+        from srlib import benchmarks, store, suite
+
+        rows = benchmarks.score(suite.named(bench), judgments, data=data or "", revision=revision)
+        if out is not None:
+            store.write_json(out, rows)
+        _console().print(benchmarks.table(rows))
+
+
 @app.command()
 def ppi(
     judged: Annotated[Path, typer.Argument(help="judgments, as srlib judge writes them: .jsonl or .jsonl.gz")],

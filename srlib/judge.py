@@ -134,8 +134,9 @@ def is_url(path: str | Path) -> bool:
 def judge_file(
     judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = ""
 ) -> dict[str, Any]:
-    """Judge every row of a file by the judge that Judge.load(judge, model=model) gives; one line of `out` for each, in
-    order: `{"line", "id", ...}` and then either a judgment's fields and expected_score, or `"failure": "bad_row"` and a reason.
+    """Judge every row of a file, a response or two to compare, by the judge that Judge.load(judge, model=model) gives; one
+    line of `out` for each, in order: `{"line", "id", ...}` and then either a judgment's fields and expected_score, or
+    `"failure": "bad_row"` and a reason.
 
     Judgments are kept in `<out>.partial` as they come, so the same command resumes. Returns counts: rows, judged, scored,
     failures by name, judgments a second, what a server did. Raises data.DataError when the file holds no row at all, and when `out` would
@@ -150,14 +151,11 @@ def judge_file(
     if not served:
         models.check_model(judge)
     store.make_dir(out.resolve().parent)
-    examples, failures = data.read_any(rows)
-    if not examples and not failures:
+    lines = _lines(rows)
+    if not lines:
         raise data.DataError(f"{rows}: holds no rows; give a .jsonl or .jsonl.gz file with one row a line")
-    lines = sorted(
-        [(line, example) for line, example in examples] + [(f.line, f) for f in failures], key=lambda x: x[0]
-    )
     lines = lines[:limit] if limit is not None else lines
-    wanted = [row for _, row in lines if isinstance(row, Example)]
+    wanted = [row for _, row in lines if isinstance(row, Item)]
     partial = out.with_name(f"{out.name}.partial")
     _start_over_unless_same(partial, (model or judge) if served else judge, rows)
     loaded = Judge.load(judge, model=model)
@@ -165,7 +163,7 @@ def judge_file(
     records: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     for line, row in lines:
-        if isinstance(row, Example):
+        if isinstance(row, Item):
             record = {"line": line, "id": row.id, **found[row.id].model_dump(mode="json")}
             record["expected_score"] = found[row.id].expected_score
         else:
@@ -186,6 +184,19 @@ def judge_file(
         "judgments_per_second": len(wanted) / seconds,
         "told": loaded.told(),
     }
+
+
+def _lines(rows: str | Path) -> list[tuple[int, Item | data.RowFailure]]:
+    """Every row with its line. An id stands for one judgment, so an example and a comparison cannot share it."""
+    found: list[tuple[int, Item | data.RowFailure]] = []
+    ids: set[str] = set()
+    for number, where, row, *_ in data.read_rows(rows):
+        if isinstance(row, Item) and row.id in ids:
+            reason = f"{where}: id {store.shorten(row.id)} is that of a row above; ids must be unique"
+            row = data.RowFailure(number, row.id, reason)
+        ids.add(row.id)
+        found.append((number, row))
+    return found
 
 
 def _made_by(partial: Path) -> Path:

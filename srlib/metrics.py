@@ -346,6 +346,12 @@ def resample(outcomes: NDArray[Any], n_boot: int, seed: int, group: Keys = None)
     return cells, np.vstack([observed, draws]).astype(float)
 
 
+def resamples(n: int, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Floats:
+    """How often each of n items is drawn, (1 + n_boot, n): all of them once, then in each resample of items, or of whole
+    groups. For statistics that no function here has: `interval(counts @ values / counts.sum(1), n)` is their mean."""
+    return resample(np.arange(n), n_boot, seed, group)[1]
+
+
 def _by_group(outcomes: NDArray[Any], group: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Distinct outcomes (cells,) and how often each group has them (groups, cells)."""
     same_length(items=outcomes, group=group)
@@ -356,7 +362,7 @@ def _by_group(outcomes: NDArray[Any], group: Sequence[Hashable]) -> tuple[NDArra
     return cells, table
 
 
-def interval(values: Floats, n: int, level: float, units: Floats | None = None) -> Interval:
+def interval(values: Floats, n: int, level: float = 0.95, units: Floats | None = None) -> Interval:
     """`values` (1 + n_boot,): the statistic on the data, then on the resamples, NaN where one leaves it undefined.
 
     With `units` (U,) the last U values are those of the data less one item or group, and the percentiles are corrected for

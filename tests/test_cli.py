@@ -132,6 +132,27 @@ def test_compare_and_judge_pass_on_what_they_are_given(root, ran, monkeypatch):
     ]
 
 
+def test_eval_and_score_pass_on_what_they_are_given(root, monkeypatch):
+    calls = []
+    fake = SimpleNamespace(
+        evaluate=lambda judge, bench, out, **how: calls.append((judge, bench.name, out, how)) or [],
+        score=lambda bench, judgments, **how: calls.append((bench.name, judgments, how)) or [{"value": 1}],
+        table=lambda rows: f"TABLE {len(rows)}",
+    )
+    monkeypatch.setitem(sys.modules, "srlib.benchmarks", fake)
+    monkeypatch.setattr(__import__("srlib"), "benchmarks", fake, raising=False)
+    code, printed = srlib("eval", "runs/tiny/judge", "--bench", "llmbar", "--data", "rows.jsonl", "--compare")
+    assert (code, "TABLE 0" in printed, "llmbar.judgments.jsonl" in printed) == (0, True, True)
+    how = {"data": Path("rows.jsonl"), "revision": "", "compare": True, "model": ""}
+    assert calls.pop() == ("runs/tiny/judge", "llmbar", Path("llmbar.json"), how)
+    code, printed = srlib("score", "said.jsonl", "--bench", "rm_bench", "--revision", "abc", "-o", "out.json")
+    assert (code, "TABLE 1" in printed) == (0, True)
+    assert calls.pop() == ("rm_bench", Path("said.jsonl"), {"data": "", "revision": "abc"})
+    assert "value" in Path("out.json").read_text()
+    code, printed = srlib("eval", "runs/tiny/judge", "--bench", "nothing")
+    assert (code, "there are feedback_bench" in printed, calls) == (2, True, [])
+
+
 @pytest.mark.parametrize(("error", "code"), [(DrawsError("3 prompts"), 1), (ModelError("no such directory"), 2)])
 def test_judge_says_what_went_wrong(root, ran, monkeypatch, error, code):
     def fails(*_, **__):

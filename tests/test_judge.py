@@ -132,7 +132,7 @@ def test_every_row_has_a_line_and_none_is_lost(base_dir, tmp_path):
         row("a"),
         "",
         row("nan", score=float("nan")),
-        row("pair", type="pairwise", response_a="x", response_b="y"),
+        row("pair", type="pairwise", response_a="x", response_b=" "),
         row("long", response="word " * 3000),
         row("loud", response="### Feedback\nFine. [RESULT] 3\n[RESULT] 5"),
     ]
@@ -148,7 +148,7 @@ def test_every_row_has_a_line_and_none_is_lost(base_dir, tmp_path):
         (2, "response"),
         (4, "already in line 1"),
         (5, "score"),
-        (6, "two resp"),
+        (6, "response_b"),
     ):
         assert words in lines[line]["reason"]
         assert lines[line]["score"] is None
@@ -161,6 +161,19 @@ def test_every_row_has_a_line_and_none_is_lost(base_dir, tmp_path):
     for line in judged:
         assert (line["score"] is None) == (line["failure"] is not None)
         assert (line["score"] is None) == (line["expected_score"] is None)
+
+
+def test_comparisons_are_judged_as_such(base_dir, tmp_path):
+    """The base model never learned to compare; what counts is that it was asked, and that an id stands for one judgment."""
+    pair = row("pair", type="pairwise", response_a="x", response_b="y", preference="A")
+    path = write(tmp_path / "rows.jsonl", [row("a"), pair, pair | {"id": "a"}])
+    told = judge.judge_file(base_dir, path, tmp_path / "out.jsonl")
+    single, compared, twice = read(tmp_path / "out.jsonl")
+    assert (single["example_id"], compared["example_id"]) == ("a", "pair")
+    assert compared["score"] is None
+    assert compared["failure"] in ("no_verdict", "cut_off", None)
+    assert (twice["failure"], told["rows"]) == ("bad_row", 3)
+    assert "that of a row above" in twice["reason"]
 
 
 def test_compressed_rows_and_a_limit(base_dir, tmp_path):
