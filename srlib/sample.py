@@ -172,6 +172,27 @@ def score_candidates(
     return found
 
 
+def score_distributions(
+    model: Any, tokenizer: Any, asked: Sequence[tuple[Item, Sequence[int], str]]
+) -> list[dict[Verdict, float]]:
+    """Probability of each verdict that an item can get, after its prompt (token ids) and a rationale, at temperature 1:
+    `[(example, prompt_ids, "Polite: pass.")] -> [{1.0: 0.01, 2.0: 0.09, 3.0: 0.9}]`, each summing to one."""
+    found: list[dict[Verdict, float]] = []
+    for start in range(0, len(asked), 32):
+        part = asked[start : start + 32]
+        written = [candidates(tokenizer, item, rationale) for item, _, rationale in part]
+        contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(part, written, strict=True)]
+        ended = [[[*option, tokenizer.eos_token_id] for option in rest] for _, rest in written]  # or 2 would begin 2.25
+        logprobs = score_candidates(model, contexts, ended)
+        found += [_softmax(item.verdicts, own) for (item, _, _), own in zip(part, logprobs, strict=True)]
+    return found
+
+
+def distribution_field(item: Item) -> str:
+    """Where a judgment of the item keeps the probabilities of its verdicts."""
+    return "preference_probability" if isinstance(item, Comparison) else "distribution"
+
+
 # ---------------------------------------------------------------- judgments
 
 
@@ -268,20 +289,12 @@ def _judge_batch(
             verdict = len(draw.token_ids) - 2  # the token before the end-of-sequence token
             if rest and draw.token_ids[verdict] in rest:
                 logits = [draw.watched[verdict, watch.index(token)] for token in rest]
-                row[_field(example)] = _softmax(example.verdicts, logits)
+                row[distribution_field(example)] = _softmax(example.verdicts, logits)
             else:
                 unscored.append((len(rows), p))
         rows.append(row)
-    for start in range(0, len(unscored), 32):
-        part = unscored[start : start + 32]
-        written = [candidates(tokenizer, batch[p][0], rows[k]["rationale"]) for k, p in part]
-        contexts = [[*batch[p][1], *shared] for (_, p), (shared, _) in zip(part, written, strict=True)]
-        ended = [[[*option, settings["eos"]] for option in rest] for _, rest in written]  # or 2 would begin 2.25
-        for (k, p), logprobs in zip(part, score_candidates(model, contexts, ended), strict=True):
-            rows[k][_field(batch[p][0])] = _softmax(batch[p][0].verdicts, logprobs)
+    asked = [(batch[p][0], batch[p][1], rows[k]["rationale"]) for k, p in unscored]
+    for (k, p), found_here in zip(unscored, score_distributions(model, tokenizer, asked), strict=True):
+        rows[k][distribution_field(batch[p][0])] = found_here
     for row in rows:
         yield Judgment(**row)
-
-
-def _field(item: Item) -> str:
-    return "preference_probability" if isinstance(item, Comparison) else "distribution"
