@@ -28,7 +28,7 @@ FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-SLOW = 120_000  # milliseconds: a kernel may start on a busy machine
+SLOW = 300_000  # milliseconds: the machine may be busy
 FRAME = ".srlib-annotate"
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
@@ -114,6 +114,7 @@ def page(tmp_path):
         page.dialogs = []
         page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.accept()))
         yield page
+        shoot(page, "last")  # also where the test failed
         context.close()
 
 
@@ -124,6 +125,8 @@ def shoot(page, name: str) -> None:
 
 
 def run_all(page) -> None:
+    """As soon as the kernel is there: a cell that runs before is silently not run."""
+    page.get_by_text("(ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
@@ -140,7 +143,7 @@ def answers_file(project) -> Path:
     return project / "runs" / "t" / "annotations" / "test-sre_2-sft" / "anna.jsonl"
 
 
-def wait_for(what, *, timeout: float = 60) -> None:
+def wait_for(what, *, timeout: float = 300) -> None:
     end = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < end, "it did not come"
