@@ -56,7 +56,7 @@ def write_run(run: Path) -> None:
 
 
 def set_parameters(notebook: Path, **values: object) -> None:
-    """Edit the parameters cell, as a user does."""
+    """Edit the parameters cell, as a user does; only what no other notebook declares may differ there."""
     made = json.loads(notebook.read_text())
     [cell] = [cell for cell in made["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     lines = "".join(cell["source"]).splitlines()
@@ -70,8 +70,8 @@ def set_parameters(notebook: Path, **values: object) -> None:
 @pytest.fixture
 def lab(project, tmp_path):
     """The address of notebook 07 in a JupyterLab of its own, with a run of twelve items."""
-    write_run(project / "runs" / "t")
-    set_parameters(project / "notebooks" / "07_annotate.ipynb", run_dir="runs/t", annotator="anna", n_items=10)
+    write_run(project / "runs" / "last")
+    set_parameters(project / "notebooks" / "07_annotate.ipynb", annotator="anna", n_items=10)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -140,7 +140,7 @@ def answers(project) -> list[dict]:
 
 
 def answers_file(project) -> Path:
-    return project / "runs" / "t" / "annotations" / "test-sre_2-sft" / "anna.jsonl"
+    return project / "runs" / "last" / "annotations" / "test-sre_2-sft" / "anna.jsonl"
 
 
 def wait_for(what, *, timeout: float = 300) -> None:
