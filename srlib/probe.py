@@ -5,7 +5,7 @@ for the draw, not for what it says. After a fixed rationale, the score at temper
 own token probabilities give exactly, so entropy and flip rate need no draws; k seeded redraws decide whether one judgment flips.
 
     judgments = filled(model, tokenizer, items, judgments, template="brief")    # where they hold no distribution yet
-    summary(redraw(judgments, k=10, seed=0))["flip_rate"]                       # Interval(0.04, 0.03, 0.05, n=800)
+    summary(redraw(judgments, k=10, seed=0))["flip_rate"]                       # Interval(0.04, 0.03, 0.05, n=800 examples)
 """
 
 from __future__ import annotations
@@ -94,16 +94,21 @@ def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
 
 
 def summary(redrawn: Sequence[Redrawn], n_boot: int = 2000) -> dict[str, metrics.Interval]:
-    """Mean `entropy` (nats), `flip_rate` (exact), `redrawn_flip_rate` (share of the k redraws) and `flips` (share of
-    judgments), with bootstrap intervals over examples: judgments of one example are resampled together."""
-    values = {
-        "entropy": [r.entropy for r in redrawn],
-        "flip_rate": [r.flip_rate for r in redrawn],
-        "redrawn_flip_rate": [float(np.mean([v != r.verdict for v in r.redraws])) for r in redrawn],
-        "flips": [float(r.flips) for r in redrawn],
+    """Mean `entropy` (nats), `flip_rate` (exact), `redrawn_flip_rate` (share of the k redraws) and `flips` (share of the
+    judgments), each with a bootstrap interval over examples: an example counts once, by the mean of its judgments."""
+    of_each = {
+        "entropy": lambda r: r.entropy,
+        "flip_rate": lambda r: r.flip_rate,
+        "redrawn_flip_rate": lambda r: float(np.mean([verdict != r.verdict for verdict in r.redraws])),
+        "flips": lambda r: float(r.flips),
     }
-    group = [r.example_id for r in redrawn]
-    return {name: metrics.mean(own, n_boot=n_boot, group=group) for name, own in values.items()}
+    by_example: dict[str, list[Redrawn]] = {}
+    for r in redrawn:
+        by_example.setdefault(r.example_id, []).append(r)
+    return {
+        name: metrics.mean([float(np.mean([value(r) for r in own])) for own in by_example.values()], n_boot)
+        for name, value in of_each.items()
+    }
 
 
 def _distribution(judgment: Judgment) -> dict[Verdict, float] | None:

@@ -47,14 +47,16 @@ def test_what_has_no_score_is_left_out_and_what_has_no_distribution_is_refused()
         probe.redraw([], k=0, seed=0)
 
 
-def test_summary_has_means_and_resamples_examples_together():
+def test_summary_counts_each_example_once():
     stays, flips = {3: 0.0, 4: 1.0}, {3: 1.0, 4: 0.0}
-    rows = [judgment(4, flips if name == "a" else stays, name, i) for name in "abcd" for i in range(5)]
+    rows = [
+        judgment(4, flips if name == "a" else stays, name, i) for name in "abcd" for i in range(5 if name == "a" else 2)
+    ]
     found = probe.summary(probe.redraw(rows, k=4, seed=0))
     assert set(found) == {"entropy", "flip_rate", "redrawn_flip_rate", "flips"}
     assert {found[name].value for name in ("flip_rate", "redrawn_flip_rate", "flips")} == {0.25}
-    assert found["flips"].n == 20
-    assert found["flips"].high >= 0.75  # four prompts, not twenty judgments, are what is resampled
+    assert found["flips"].n == 4
+    assert found["flips"].high >= 0.75  # four prompts, not eleven judgments, are what is resampled
 
 
 @pytest.mark.torch
