@@ -14,9 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from annotated import HOSTILE, write_run
 
 from srlib import annotate, store
-from srlib.schema import Example, Judgment, Rubric
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="pip install -e '.[browser]' first (make test-browser does)"
@@ -30,29 +30,6 @@ FLAGS = [
 ]  # fmt: skip
 SLOW = 300_000  # milliseconds: the machine may be busy
 FRAME = ".srlib-annotate"
-HOSTILE = (
-    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-    "</p></div><style>body { display: none }</style> The greeting is there: pass."
-)
-RUBRIC = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
-
-
-def write_run(run: Path) -> None:
-    """What notebook 07 reads of a run: 12 items, judged by two arms, one rationale of them hostile."""
-    examples = [
-        Example(id=f"test-{i}", instruction=f"Greet guest {i}. {HOSTILE}", response=f"Hello <b>guest</b> {i}, come in.", rubric=RUBRIC, score=4)
-        for i in range(12)
-    ]  # fmt: skip
-    (run / "data").mkdir(parents=True)
-    store.write_rows(run / "data" / "test.jsonl", examples)
-    for arm, score in (("sft", 3), ("sre_2", 4)):
-        (run / "eval" / arm).mkdir(parents=True)
-        rows = [
-            Judgment(example_id=e.id, text="", rationale=f"{HOSTILE} It greets {e.id}: {arm[::-1]}.", score=score) for e in examples
-        ]  # fmt: skip
-        store.write_rows(run / "eval" / arm / "test.jsonl", rows)
-    for stage in ("data", "eval"):
-        store.write_json(run / stage / "manifest.json", {"key": "made by hand"})
 
 
 def set_parameters(notebook: Path, **values: object) -> None:
