@@ -31,8 +31,10 @@ function render({ model, el }) {
   el.append(root);
   let active = 0;
   let number = null;
+  let goingTo = null; // until that item is here, a key would answer for the one that is left
 
   function choose(index, choice) {
+    if (goingTo !== null) return;
     const page = model.get("page");
     active = Math.min(index + 1, page.questions.length - 1);
     model.send({ number: page.number, criterion: page.questions[index].name, choice });
@@ -41,7 +43,9 @@ function render({ model, el }) {
   function go(step) {
     const page = model.get("page");
     const to = page.number + step;
-    if (to >= 0 && to < page.total) model.send({ number: to });
+    if (goingTo !== null || to < 0 || to >= page.total) return;
+    goingTo = to;
+    model.send({ number: to });
   }
 
   function question(page, index) {
@@ -52,6 +56,7 @@ function render({ model, el }) {
 
   function draw() {
     const page = model.get("page");
+    if (page.number === goingTo) goingTo = null;
     if (page.number !== number) {
       number = page.number;
       active = Math.max(0, page.questions.findIndex((q) => q.choice === ""));

@@ -28,7 +28,7 @@ FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-SLOW = 300_000  # milliseconds: the machine may be busy
+SLOW = 120_000  # milliseconds: the machine may be busy
 FRAME = ".srlib-annotate"
 
 
@@ -89,7 +89,7 @@ def page(tmp_path):
         context.set_default_timeout(SLOW)
         page = context.new_page()
         page.dialogs = []
-        page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.accept()))
+        page.on("dialog", lambda dialog: (page.dialogs.append(dialog.type), dialog.accept()))
         yield page
         shoot(page, "last")  # also where the test failed
         context.close()
@@ -120,7 +120,7 @@ def answers_file(project) -> Path:
     return project / "runs" / "last" / "annotations" / "test-sre_2-sft" / "anna.jsonl"
 
 
-def wait_for(what, *, timeout: float = 300) -> None:
+def wait_for(what, *, timeout: float = 120) -> None:
     end = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < end, "it did not come"
@@ -175,11 +175,11 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
     # A page that is reloaded, with a kernel that is started anew, goes on at item 5.
     page.reload()
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+    page.get_by_text("(ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
-    page.get_by_role("menuitem", name="Restart Kernel…", exact=True).click()
-    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
-    page.locator(FRAME).wait_for(state="detached")
-    run_all(page)
+    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells…", exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    page.locator(FRAME).wait_for()
     page.get_by_text("Item 5 of 10").wait_for()
     assert "4 done" in head(page)
     assert len(answers(project)) == 25
@@ -193,6 +193,7 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
     page.get_by_text("Item 5 of 10").wait_for()
 
     for number in range(5, 11):
+        page.get_by_text(f"Item {number} of 10").wait_for()
         for key in "111111":
             page.keyboard.press(key)
         wait_for(lambda n=number: f"{n} done" in head(page))
@@ -205,10 +206,10 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
     assert "results are shown behind the last one" in notebook.inner_text()
     run_all(page)
     page.get_by_text("60 answers; 0 more").wait_for()
-    page.get_by_text("people, ties half").scroll_into_view_if_needed()
+    page.locator("td", has_text="people, ties half").scroll_into_view_if_needed()
     shoot(page, "4-results")
     assert page.evaluate("window.hacked") is None
-    assert page.dialogs == []
+    assert set(page.dialogs) <= {"beforeunload"}  # the reload of a page with unsaved cells; no alert
 
     rows = store.read_rows(answers_file(project), annotate.Answer)
     assert len(rows) == 25 + 36
