@@ -206,7 +206,7 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
     assert "results are shown behind the last one" in notebook.inner_text()
     run_all(page)
     page.get_by_text("60 answers; 0 more").wait_for()
-    page.locator("td", has_text="people, ties half").scroll_into_view_if_needed()
+    page.locator("th", has_text="people, ties half").scroll_into_view_if_needed()
     shoot(page, "4-results")
     assert page.evaluate("window.hacked") is None
     assert set(page.dialogs) <= {"beforeunload"}  # the reload of a page with unsaved cells; no alert
