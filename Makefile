@@ -1,5 +1,6 @@
 # make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
+# make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
 # make lint   formatting, linting, stripped notebooks          make clean       remove .venv
 
@@ -13,7 +14,7 @@ LINKS = $(shell python3 -m pip config list 2>/dev/null | sed -n "s/.*find-links=
 INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if $(LINKS),--find-links $(LINKS),--torch-backend=auto)
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 
-.PHONY: run test test-fast lab unsloth lint install clean
+.PHONY: run test test-fast test-browser lab unsloth lint install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
@@ -23,6 +24,9 @@ test: install $(VENV)/.unsloth lint
 
 test-fast: install
 	$(PYTHON) -m pytest -m "not torch"
+
+test-browser: install $(VENV)/.browser
+	$(PYTHON) -m pytest tests/browser_annotate.py -rs
 
 lab: install
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks
@@ -46,6 +50,10 @@ $(VENV)/.installed: pyproject.toml | $(PYTHON)
 
 $(VENV)/.unsloth: $(VENV)/.installed
 	$(INSTALL) --no-deps --group unsloth
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.installed
+	$(INSTALL) -e '.[browser]'
 	@touch $@
 
 clean:

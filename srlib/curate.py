@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from srlib import metrics
@@ -32,6 +32,7 @@ DROPS = {
     "all_right": "every judgment is right",
     "margin": "the wrong ones are within the margin",
     "too_long": "prompt and judgment exceed the length limit",
+    "flips": "the rejected rationale does not hold its score",
     "balance": "its score has pairs enough",
     "cap": "the limit on pairs is reached",
 }
@@ -49,6 +50,7 @@ META_RUBRIC = Rubric(
 
 
 Fits = Callable[[Item, str], bool]  # do prompt and judgment stay within the length limit?
+Flipping = Callable[[list[Pair]], Collection[str]]  # of these pairs, the ids of rejected judgments that flip (probe.py)
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,14 @@ def curate(
     seed: int = 0,
     ratings: Mapping[str, float] | None = None,
     fits: Fits = lambda item, text: True,
+    flipping: Flipping | None = None,
 ) -> Curation:
     """Preference pairs from N judgments of each example or comparison.
 
     `ratings` (judgment id -> rating) is what the meta-judge said. `fits` says whether prompt and judgment stay within the
     length limit: what does not is dropped, never truncated, for the score stands last. `balance` gives every target score
-    as many pairs as the rarest has, and so every target preference. `max_pairs` 0 is no limit.
+    as many pairs as the rarest has, and so every target preference. `max_pairs` 0 is no limit. `flipping` is asked once,
+    with all pairs, before balance and limit; a prompt that keeps no pair is counted under `flips`.
 
     Four judgments of an example whose gold score is 4 with scores 4, 4, 3, 1 give, at margin 2, one pair: 4 over 1.
     """
@@ -140,6 +144,8 @@ def curate(
         groups.append([_pair(example, c, r, target, strategy, iteration) for c, r in sides[:pairs_per_prompt]])
     groups.sort(key=lambda group: group[0].example_id)
     random.Random(f"{seed} {iteration}").shuffle(groups)
+    if flipping is not None:
+        groups = _steady(groups, flipping, drops)
     if balance:
         groups = _balanced(groups, drops)
     if max_pairs:
@@ -241,6 +247,18 @@ def _pair(
         strategy=strategy,
         iteration=iteration,
     )
+
+
+def _steady(groups: list[list[Pair]], flipping: Flipping, drops: dict[str, str]) -> list[list[Pair]]:
+    """Without the pairs whose rejected rationale ends in another verdict when only the verdict is drawn again."""
+    left_out = flipping([pair for group in groups for pair in group])
+    kept = []
+    for group in groups:
+        if steady := [pair for pair in group if pair.rejected_id not in left_out]:
+            kept.append(steady)
+        else:
+            drops[group[0].example_id] = "flips"
+    return kept
 
 
 def _balanced(groups: list[list[Pair]], drops: dict[str, str]) -> list[list[Pair]]:

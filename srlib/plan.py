@@ -133,7 +133,7 @@ def _jobs(params: Mapping[str, Any], shape: Shape) -> dict[str, Job]:
     prompt = min(longest, shape.max_positions - new) if shape.max_positions > new else longest
 
     def reading(n: int) -> Job:
-        rows = params["sample_batch_size"] or max(1, sample.ROWS // n)
+        rows = params["sample_batch_size"] or max(1, min(sample.ROWS // n, sample.PROMPTS))
         rows = min(rows, max(1, sample.PROMPT_TOKENS // prompt))
         return Job("sample", rows, prompt, new, n, four_bit=same["four_bit"], dtype=same["dtype"])
 

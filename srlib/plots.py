@@ -274,6 +274,37 @@ def reliability(
     return figure
 
 
+def preferences(won: Mapping[str, Any], first: str, second: str, title: str = "") -> Figure:
+    """Wins, ties and losses of the first arm as shares, a bar for each question, and its win rate with ties as halves as a
+    dot with its interval: `{"overall": preference.win_rates(...)}`."""
+    won = {name: rates for name, rates in won.items() if rates.ties_split.n}
+    title = title or f"Preferred: {first} (left) or {second} (right)"
+    figure, (axes,) = _axes(title, "", "", height=1.3 + 0.42 * len(won))
+    for i, rates in enumerate(won.values()):
+        left = 0.0
+        for count, color in ((rates.wins, BLUE), (rates.ties, GREY), (rates.losses, ORANGE)):
+            axes.barh(i, count / rates.ties_split.n, left=left, color=color, alpha=0.35, height=0.7)
+            left += count / rates.ties_split.n
+        value, low, high, n = rates.ties_split
+        axes.plot([low, high], [i, i], color=INK, linewidth=2, solid_capstyle="round")
+        axes.plot(value, i, "o", color=INK, markersize=7)
+        axes.annotate(
+            f"{100 * value:.0f}% of {n}",
+            (1, i),
+            (6, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            va="center",
+            color=INK,
+        )
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(won)), _plain([name.replace("_", " ") for name in won]))
+    axes.set(xlim=(0, 1), ylim=(max(len(won), 1) - 0.5, -0.5))
+    axes.grid(visible=False)
+    _percent(axes.xaxis)
+    return figure
+
+
 def audits(results: Sequence[Mapping[str, Any]], title: str = "Audits: at 0, a judge does not mind") -> Figure:
     """What moves a score and should not, from the `audit_` rows of results.json, a bar an arm with its interval: on the
     left effects as shares of the scale, on the right how many of the scores below the top are at the top afterwards."""

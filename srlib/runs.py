@@ -26,7 +26,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +62,9 @@ class Stage:
     output: str = ""  # "judges/sre_2"
 
 
+EVAL = Stage("eval", "06_eval", {}, ("data",), "eval")  # and the judges of its arms
+
+
 def stages(params: Mapping[str, Any]) -> list[Stage]:
     """The stages that `params["arms"]` need, inputs first, the chain of iterations before the arms beside it.
 
@@ -90,7 +93,7 @@ def stages(params: Mapping[str, Any]) -> list[Stage]:
         if stage.name in ("data", "sft") or stage.name in arms or (need_chain and "iteration" in stage.fixed)
     ]
     judges = tuple(stage.output for stage in made if stage.output.startswith("judges/"))
-    return [*made, Stage("eval", "06_eval", {}, ("data", *judges), "eval")]
+    return [*made, replace(EVAL, inputs=("data", *judges))]
 
 
 def every_stage(iterations: int) -> list[Stage]:
@@ -277,13 +280,7 @@ def open_stage(notebook: str, namespace: Mapping[str, Any], root: Path | None = 
     recorded = run / "params.yaml"
     run_params = parameters.load(recorded if recorded.exists() else None, (), root / "notebooks") | values
     stage = _find(notebook, values, run_params)
-    for name in stage.inputs:
-        if manifest(run / name) is None:
-            makes = next(s.notebook for s in every_stage(_iterations(run_params)) if s.output == name)
-            raise RunError(
-                f"{name} is not there in run {run.name}: run notebook {makes} for it first, or everything with "
-                "`srlib run params/tiny.yaml`"
-            )
+    _require(run, stage.inputs, run_params)
     if not store.acquire(_stage_lock(run, stage), timeout=20):
         pid = store.holder(_stage_lock(run, stage))
         raise RunError(f"stage {stage.name} of {run.name} is open in process {pid}; let it end or stop it first")
@@ -294,6 +291,28 @@ def open_stage(notebook: str, namespace: Mapping[str, Any], root: Path | None = 
     if opened.done:
         store.release(_stage_lock(run, stage))  # a notebook left open after a look is in nobody's way
     return opened
+
+
+def open_to_read(notebook: str, namespace: Mapping[str, Any], needs: tuple[str, ...], root: Path | None = None) -> Path:
+    """The run directory, for a notebook that is no stage and reads what stages made: `needs=("data", "eval")`.
+
+    Raises ParamError on a parameter, RunError where something it needs is missing.
+    """
+    root = root or parameters.project_root()
+    run = open_run(parameters.check(notebook, namespace, root / "notebooks")["run_dir"], root)
+    recorded = run / "params.yaml"
+    _require(run, needs, parameters.load(recorded if recorded.exists() else None, (), root / "notebooks"))
+    return run
+
+
+def _require(run: Path, outputs: tuple[str, ...], run_params: Mapping[str, Any]) -> None:
+    makes = {stage.output: stage.notebook for stage in [*every_stage(_iterations(run_params)), EVAL]}
+    for name in outputs:
+        if manifest(run / name) is None:
+            raise RunError(
+                f"{name} is not there in run {run.name}: run notebook {makes[name]} for it first, or everything with "
+                "`srlib run params/tiny.yaml`"
+            )
 
 
 def open_run(run_dir: str, root: Path) -> Path:

@@ -25,7 +25,8 @@ from srlib import prefix, prompts
 from srlib.draws import Work, collect
 from srlib.schema import Comparison, Item, Judgment
 
-ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n
+ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n, and at most PROMPTS
+PROMPTS = 128  # more only wait longer for memory: a tiny judge on a CPU judged a quarter faster so
 PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
 COMPACT = 0.8  # finished rows leave as soon as fewer than this share of the rows is still at work
 
@@ -177,6 +178,22 @@ def score_candidates(
     return found
 
 
+def score_distributions(
+    model: Any, tokenizer: Any, asked: Sequence[tuple[Item, Sequence[int], str]]
+) -> list[dict[str, Any]]:
+    """Probability of each verdict that an item can get, after its prompt (token ids) and a rationale, at temperature 1, as
+    fields of a judgment: `[(example, prompt_ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(asked), 32):
+        part = asked[start : start + 32]
+        written = [candidates(tokenizer, item, rationale) for item, _, rationale in part]
+        contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(part, written, strict=True)]
+        ended = [[[*option, tokenizer.eos_token_id] for option in rest] for _, rest in written]  # or 2 would begin 2.25
+        logprobs = score_candidates(model, contexts, ended)
+        found += [_distribution(item, own) for (item, _, _), own in zip(part, logprobs, strict=True)]
+    return found
+
+
 # ---------------------------------------------------------------- judgments
 
 
@@ -211,7 +228,7 @@ def judgments(
         todo = [(example, prompts.prompt_ids(tokenizer, example, template), range(n)) for example, _ in work]
         missing = {(example.id, i) for example, indices in work for i in indices}
         settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
-        for batch in _batches(todo, batch_size or max(1, ROWS // n)):
+        for batch in _batches(todo, batch_size or max(1, min(ROWS // n, PROMPTS))):
             if any((example.id, i) in missing for example, _, indices in batch for i in indices):
                 yield list(_judge_batch(model, tokenizer, batch, seed, distributions, settings))
 
@@ -276,12 +293,8 @@ def _judge_batch(
             else:
                 unscored.append((len(rows), p))
         rows.append(row)
-    for start in range(0, len(unscored), 32):
-        part = unscored[start : start + 32]
-        written = [candidates(tokenizer, batch[p][0], rows[k]["rationale"]) for k, p in part]
-        contexts = [[*batch[p][1], *shared] for (_, p), (shared, _) in zip(part, written, strict=True)]
-        ended = [[[*option, settings["eos"]] for option in rest] for _, rest in written]  # or 2 would begin 2.25
-        for (k, p), logprobs in zip(part, score_candidates(model, contexts, ended), strict=True):
-            rows[k] |= _distribution(batch[p][0], logprobs)
+    asked = [(batch[p][0], batch[p][1], rows[k]["rationale"]) for k, p in unscored]
+    for (k, _), fields in zip(unscored, score_distributions(model, tokenizer, asked), strict=True):
+        rows[k] |= fields
     for row in rows:
         yield Judgment(**row)

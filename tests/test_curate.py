@@ -141,6 +141,32 @@ def test_every_reason_to_drop_a_prompt(scores, settings, reason):
     assert reason in DROPS
 
 
+def test_pairs_whose_rejected_side_flips_are_dropped_and_counted():
+    examples = [example(name) for name in "abc"]
+    judgments = [j for name in "abc" for j in drawn([4, 4, 1, 2], name)]
+    asked = []
+
+    def flipping(pairs):
+        asked.append([pair.id for pair in pairs])
+        return {"a#2", "a#3", "b#2"}
+
+    before = curate(examples, judgments, margin=2)
+    found = curate(examples, judgments, margin=2, flipping=flipping)
+    assert asked == [[pair.id for pair in before.pairs]]  # once, with all pairs
+    assert found.pairs == [p for p in before.pairs if p.rejected_id not in {"a#2", "a#3", "b#2"}]
+    assert found.drops == {"flips": 1}
+    assert found.waterfall() == [("judgments", 12), ("- flips", 8), ("in pairs", 6)]
+    assert len({p.example_id for p in found.pairs}) + sum(found.drops.values()) == 3
+
+
+def test_the_limit_on_pairs_is_filled_with_pairs_that_hold():
+    examples = [example(name) for name in "abcd"]
+    judgments = [j for name in "abcd" for j in drawn([4, 1], name)]
+    found = curate(examples, judgments, max_pairs=2, flipping=lambda pairs: {"a#1", "b#1"})
+    assert sorted(p.example_id for p in found.pairs) == ["c", "d"]
+    assert found.drops == {"flips": 2}
+
+
 def test_too_long_is_dropped_whole_and_the_rest_stays():
     found = one([4, 4, 1, 1], margin=2, fits=lambda example, text: "Reason 0" not in text)
     [pair] = found.pairs

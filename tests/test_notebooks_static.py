@@ -1,4 +1,4 @@
-"""The six notebooks as files: tagged, stripped, told more than coded, and of one mind about every parameter."""
+"""The seven notebooks as files: tagged, stripped, told more than coded, and of one mind about every parameter."""
 
 import ast
 import json
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from srlib import params, shapes
+from srlib import params, runs, shapes
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["01_data", "02_sft", "03_sample", "04_curate", "05_dpo", "06_eval"]
+STAGES = ["01_data", "02_sft", "03_sample", "04_curate", "05_dpo", "06_eval"]
+NAMES = [*STAGES, "07_annotate"]  # which reads what the stages made
 PARAMS = sorted(path.name for path in (ROOT / "params").glob("*.yaml"))
 
 
@@ -30,7 +31,7 @@ def is_tagged(cell, tag) -> bool:
     return tag in cell["metadata"].get("tags", [])
 
 
-def test_there_are_these_six():
+def test_there_are_these_seven():
     assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == NAMES
 
 
@@ -91,11 +92,18 @@ def test_code_is_small_and_plain(name):
                 assert not re.match(r"(/|~/)\w", node.value), node.value  # nobody else has this machine's paths
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STAGES)
 def test_it_opens_its_own_stage_and_finishes_it(name):
     text = "\n".join(source(cell) for cell in cells(name, "code"))
     assert re.findall(r"runs\.open_stage\((.*)\)", text) == [f'"{name}", globals()']
     assert text.count("stage.finish(") == 1
+
+
+def test_the_notebook_that_is_no_stage_reads_a_run_and_opens_nothing():
+    text = "\n".join(source(cell) for cell in cells("07_annotate", "code"))
+    assert re.findall(r"runs\.open_to_read\((.*)\)", text) == ['"07_annotate", globals(), needs=("data", "eval")']
+    assert "open_stage" not in text
+    assert "07_annotate" not in {stage.notebook for stage in runs.stages({})}
 
 
 @pytest.mark.parametrize("name", NAMES)
