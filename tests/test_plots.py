@@ -85,14 +85,37 @@ def test_waterfall_shows_what_each_step_took():
     assert "482   −5,838" in shown
 
 
-def test_arms_draws_values_with_intervals_and_leaves_out_the_undefined():
+def test_forest_draws_values_with_intervals_and_leaves_out_the_undefined():
     rows = [row("sre_1", 0.62), row("sft", 0.468), row("base", None), row("rft", NAN), row("sft", 0.3, split="ood")]
-    figure = plots.arms(rows, "accuracy", "test")
-    axes = figure.axes[0]
-    assert y_labels(axes) == ["sft", "sre_1"]
+    figure = plots.forest(rows)
+    test, ood = figure.axes
+    assert y_labels(test) == ["sft", "sre_1"]
     assert "46.8" in texts(figure)
-    spans = [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2]
-    assert spans == [pytest.approx([0.418, 0.518]), pytest.approx([0.57, 0.67])]
+    dashed, *lines = [list(line.get_xdata()) for line in test.lines if len(line.get_xdata()) == 2]
+    assert dashed == pytest.approx([0.468, 0.468]), "what the others are held against"
+    assert lines == [pytest.approx([0.418, 0.518]), pytest.approx([0.57, 0.67])]
+    assert len(ood.lines) == 3
+
+
+def test_alarms_right_of_the_line_have_fired():
+    shared = {"iteration": 1, "n": 10, "protocol": "p"}
+    rows = [
+        {"alarm": "score_drift", "value": 0.5, "threshold": 0.25, "fired": True, **shared},
+        {"alarm": "parse_fall", "value": None, "threshold": 0.05, "fired": False, **shared},
+    ]
+    axes = plots.alarms(rows).axes[0]
+    assert y_labels(axes) == ["score drift"]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[2.0], [1, 1]]
+
+
+def test_costs_stack_what_was_trained_on_and_drawn():
+    rows = [
+        {"arm": "base", "training tokens": 0, "drawn tokens": None},
+        {"arm": "sre_1", "training tokens": 2e6, "drawn tokens": 1e6},
+    ]
+    axes = plots.costs(rows).axes[0]
+    assert y_labels(axes) == ["sre_1"]
+    assert [bar.get_width() for bar in axes.patches] == [2.0, 1.0]
 
 
 def test_confusion_counts_and_has_a_column_for_no_score():
@@ -169,7 +192,7 @@ def test_a_dollar_is_no_formula():
 
     steps = [("costs $1_2$ and $\\frac$", 5), ("x" * 300, 3)]
     plots.waterfall(steps, title="$\\bad{$").savefig(io.BytesIO())
-    figure = plots.arms([row("$\\bad{$", 0.5, split="$\\split{$")], "accuracy", "$\\split{$")
+    figure = plots.forest([row("$\\bad{$", 0.5, split="$\\split{$")], [("accuracy", "$\\split{$")])
     figure.savefig(io.BytesIO())
     assert len(figure.axes[0].lines) == 2
 
@@ -189,7 +212,9 @@ def test_figures_are_closed_and_legible():
         lambda: plots.loss_curve([]),
         lambda: plots.dpo_curves([]),
         lambda: plots.waterfall([]),
-        lambda: plots.arms([], "accuracy", "test"),
+        lambda: plots.forest([]),
+        lambda: plots.alarms([]),
+        lambda: plots.costs([]),
         lambda: plots.compare([]),
         lambda: plots.audits([]),
         lambda: plots.error_heatmap([]),

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srlib import metrics, plots, report
+from srlib import metrics, page, plots, report
 
 NAN = float("nan")
 
@@ -81,7 +81,7 @@ def test_missing_or_broken_results_say_so(tmp_path):
 
 
 @pytest.fixture
-def page(tmp_path):
+def written(tmp_path):
     pytest.importorskip("seaborn")
     nbformat = pytest.importorskip("nbformat")
     run = make_run(tmp_path / "tiny", model="<script>alert('params')</script>")
@@ -99,16 +99,19 @@ def page(tmp_path):
         nbformat.write(notebook, run / "notebooks" / f"{stage}.ipynb")
     rows = [*report.load(run), result("<script>alert('arm')</script>", 0.5)]
     (run / "results.json").write_text(json.dumps(rows))
-    figures = {
-        "Accuracy on test": plots.arms(rows, "accuracy", "test"),
-        "Loss <of> it": plots.loss_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]),
+    loss = plots.loss_curve([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    sections = {
+        "Is it better?": [page.Part("Accuracy", plots.forest(rows), "sre_2 <is> 'better'.")],
+        "What <of> it?": [page.Part("Loss <of> it", loss)],
+        "Nothing here": [],
     }
-    return report.write(run, figures, notes=["a <script>alert('note')</script> & more"])
+    notes = ["a <script>alert('note')</script> & more", "Alarm after iteration 2: length_growth is 0.7."]
+    return report.write(run, sections, notes=notes)
 
 
-def test_page_is_one_file_without_scripts_or_requests(page):
-    html = page.read_text("utf-8")
-    assert page.name == "report.html"
+def test_page_is_one_file_without_scripts_or_requests(written):
+    html = written.read_text("utf-8")
+    assert written.name == "report.html"
     assert "<script" not in html
     assert "Content-Security-Policy" in html
     assert "&lt;script&gt;alert(&#x27;note&#x27;)&lt;/script&gt; &amp; more" in html
@@ -118,56 +121,60 @@ def test_page_is_one_file_without_scripts_or_requests(page):
     assert loaded == []
     assert html.count("<svg") == 2
     assert "Loss &lt;of&gt; it" in html
+    assert "What &lt;of&gt; it?" in html
+    assert "<p class=reading>sre_2 &lt;is&gt; &#x27;better&#x27;.</p>" in html
+    assert "<p class=alarm>Alarm after iteration 2" in html
+    assert "Nothing here" not in html
 
 
-def test_page_leads_with_the_result(page):
-    html = page.read_text("utf-8")
+def test_page_leads_with_the_result(written):
+    html = written.read_text("utf-8")
     assert "Accuracy from sft to sre_2: 46.8 → 62.3 % on test, 41.8 → 57.3 % on ood." in html
     assert "46.8<small>[41.8, 51.8]</small>" in html
     assert 'title="n = 400, greedy"' in html
 
 
-def test_figures_follow_light_and_dark_and_have_one_title(page):
-    html = page.read_text("utf-8")
+def test_figures_follow_light_and_dark_and_have_one_title(written):
+    html = written.read_text("utf-8")
     assert "currentColor" in html
     assert "var(--grid)" in html
     assert plots.INK not in html
     figure = plots.loss_curve([{"step": 1, "loss": 1.0}], title="Loss")
-    assert "<!-- Loss -->" in report._svg(figure, "Something else")
-    assert "<!-- Loss -->" not in report._svg(figure, "Loss")
-    assert "<!-- Loss -->" in report._svg(figure, "Something else")  # the caller's figure is as it was
+    assert "<!-- Loss -->" in page.svg(figure, "Something else")
+    assert "<!-- Loss -->" not in page.svg(figure, "Loss")
+    assert "<!-- Loss -->" in page.svg(figure, "Something else")  # the caller's figure is as it was
 
 
-def test_notebooks_are_linked_in_the_order_they_ran(page):
-    html = page.read_text("utf-8")
+def test_notebooks_are_linked_in_the_order_they_ran(written):
+    html = written.read_text("utf-8")
     linked = re.findall(r'href="notebooks/(\w+)\.ipynb"', html)
     assert linked == ["data", "sample_1", "dpo_1", "sample_2", "eval"]
-    assert all((page.parent / "notebooks" / f"{stage}.ipynb").exists() for stage in linked)
+    assert all((written.parent / "notebooks" / f"{stage}.ipynb").exists() for stage in linked)
 
 
-def test_rendered_notebooks_are_harmless(page):
+def test_rendered_notebooks_are_harmless(written):
     pytest.importorskip("nbconvert")
-    html = (page.parent / "notebooks" / "data.html").read_text("utf-8")
+    html = (written.parent / "notebooks" / "data.html").read_text("utf-8")
     assert "<script" not in html
     assert not re.search(r"<img[^>]*onerror", html)
     assert "Content-Security-Policy" in html
     assert re.search(r"<h1[^>]*>Heading", html)
     assert "<th>kept</th>" in html
-    assert 'href="notebooks/data.html"' in page.read_text("utf-8")
+    assert 'href="notebooks/data.html"' in written.read_text("utf-8")
 
 
-def test_a_notebook_is_rendered_again_only_when_it_changed(page):
+def test_a_notebook_is_rendered_again_only_when_it_changed(written):
     pytest.importorskip("nbconvert")
     import os
 
-    notebook = page.parent / "notebooks" / "data.ipynb"
+    notebook = written.parent / "notebooks" / "data.ipynb"
     rendered = notebook.with_suffix(".html")
     rendered.write_text("as it was")
-    report.write(page.parent, {})
+    report.write(written.parent, {})
     assert rendered.read_text() == "as it was"
     later = rendered.stat().st_mtime + 10
     os.utime(notebook, (later, later))
-    report.write(page.parent, {})
+    report.write(written.parent, {})
     assert "Heading" in rendered.read_text("utf-8")
 
 
@@ -200,7 +207,7 @@ def test_compare_means_and_paired_differences(runs):
 def test_compare_writes_json_markdown_and_figure(runs):
     report.compare(runs[::-1])
     out = runs[0].parent / "compare-tiny"
-    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md", "compare.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["compare.html", "compare.json", "compare.md", "compare.png"]
     record = json.loads((out / "compare.json").read_text())
     assert record["runs"] == {"0": "tiny-0", "1": "tiny-1", "2": "tiny-2"}
     gain = next(row for row in record["differences"] if (row["metric"], row["split"]) == ("accuracy", "test"))
@@ -214,6 +221,10 @@ def test_compare_writes_json_markdown_and_figure(runs):
     markdown = (out / "compare.md").read_text()
     assert "| sre_2 − sft | +13.0 ± 7.5 |" in markdown
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+    html = (out / "compare.html").read_text()
+    assert "sre_2 against sft: +13.0 points [+5.5, +20.5] over 3 seeds." in html
+    assert html.count("<svg") == 1
+    assert "<script" not in html
 
 
 def test_compare_pairs_only_seeds_that_have_both(runs):
