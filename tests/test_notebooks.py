@@ -16,8 +16,22 @@ from srlib.schema import Judgment
 
 pytestmark = pytest.mark.torch
 
-POINTWISE = {"accuracy", "pearson", "spearman", "kendall", "qwk", "mae", "parse_rate", "seconds", "tokens"}
+POINTWISE = {
+    "accuracy",
+    "balanced_accuracy",
+    "pearson",
+    "spearman",
+    "kendall",
+    "qwk",
+    "mae",
+    "parse_rate",
+    "seconds",
+    "tokens",
+}
 RATIONALES = {"rationale_accuracy", "rationale_win_rate"}
+CONFIDENCE = {"ece", "auroc", "aurc"}  # where the judge wrote scores with probabilities
+DECIDED = {"ece_tempered", "selective_risk", "selective_coverage", "guaranteed_risk", "guaranteed_coverage"}  # last arm
+DECIDED |= {"pass_accuracy", "pass_accuracy_score", "pass_gain"}
 SIZES = {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}
 
 
@@ -151,6 +165,7 @@ def check_results(results: list[dict]) -> None:
     assert {"audit_position", "audit_padding", "audit_injection", "audit_self_preference"} < set(audits)
     assert all(arms == {"sft", "sre_1", "sre_2"} for arms in audits.values())
     for (arm, split), names in found.items():
+        names -= CONFIDENCE | (DECIDED if (arm, split) == ("sre_2", "test") else set())
         if split == "pairwise":
             assert names == {"accuracy", "parse_rate", "seconds", "tokens"}
         elif arm == "sft_score_only":  # after six steps it may still write what the base model writes
