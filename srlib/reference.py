@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def _key(trainer: Any, dataset: Any) -> dict[str, str]:
     rows = [dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     pairs = hashlib.sha256(json.dumps([list(column) for column in rows]).encode()).hexdigest()
     precision = str(trainer.accelerator.mixed_precision)
-    engine = trainer.plan.engine if hasattr(trainer, "plan") else "standard"
+    plan = json.dumps(getattr(trainer, "plan", "standard"))
     return {
-        "weights": trainer._precompute_model_hash, "pairs": pairs, "mixed_precision": precision, "engine": engine
+        "weights": trainer._precompute_model_hash, "pairs": pairs, "mixed_precision": precision,
+        "layout": hashlib.sha256(plan.encode()).hexdigest(),
     }  # fmt: skip
 
 
 def _computed(trainer: Any, dataset: Any, batch_size: int) -> tuple[list[float], list[float]]:
-    """(chosen, rejected) through the trainer's own pass, in the order of the dataset; pairs of one prompt, then prompts of
-    one length, go side by side.
+    """(chosen, rejected) through the trainer's own pass, in the order of the dataset.
 
     TRL runs that pass in the weights' precision and the training in mixed precision; then the reference is another model
-    by rounding. Here both run under the same autocast, with logits in fp32.
+    by rounding. Here both run under the same autocast, with logits in fp32, and, where the training is laid out, over the
+    same rows side by side: in 16 bit a sum over other padding is another number.
     """
     import torch
 
@@ -72,12 +74,20 @@ def _computed(trainer: Any, dataset: Any, batch_size: int) -> tuple[list[float],
         out.logits = out.logits.float()
         return out
 
-    prompts = list(dataset["prompt_ids"])
-    order = sorted(range(len(dataset)), key=lambda i: (len(prompts[i]), prompts[i]))
     sums = torch.zeros(2, len(dataset))
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
+    for chunk in _chunks(trainer, dataset, batch_size):
         batch = trainer.data_collator([dataset[i] for i in chunk])
         batch = trainer._prepare_inputs(batch)
         sums[:, chunk] = torch.stack(trainer.compute_ref_log_probs(forward, batch)).float().cpu()
     return tuple(sums.tolist())
+
+
+def _chunks(trainer: Any, dataset: Any, batch_size: int) -> Iterator[list[int]]:
+    """Every row number once: the parts of a laid-out training as they come, then the rest, those of one length together."""
+    left = set(range(len(dataset)))
+    for part in trainer.plan.layout.parts if hasattr(trainer, "plan") else ():
+        if left >= set(part):
+            left -= set(part)
+            yield part
+    rest = sorted(left, key=lambda i: dataset["length"][i])
+    yield from (rest[start : start + batch_size] for start in range(0, len(rest), batch_size))

@@ -232,5 +232,15 @@ def test_another_way_to_read_makes_another_reference(base_dir, tmp_path):
     for i, how in enumerate(({"share_prompts": False}, {}, {"gradient_checkpointing": True})):
         out = tmp_path / str(i)
         dpo(base_dir, rows, out, max_steps=1, **how)
-        keys.add(store.read_json(out / "reference.json")["key"]["engine"])
-    assert keys == {"standard", "cache", "attention"}
+        keys.add(store.read_json(out / "reference.json")["key"]["layout"])
+    assert len(keys) == 3
+
+
+def test_in_16_bit_policy_and_reference_start_as_one(families, tmp_path, monkeypatch):
+    """Both read the same rows side by side, so no sum is rounded another way and the first margin is exactly 0."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    log = train.dpo(families["qwen2"], pairs_of((3, 1, 2, 4, 1, 2)), tmp_path, settings(micro_batch_size=2), beta=5.0)
+    assert log[0]["rewards/margins"] == 0.0
+    assert log[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
