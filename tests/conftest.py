@@ -32,6 +32,7 @@ LONG = (
     "notebooks",
     "resume",
     "train",
+    "shared",
     "adapters",
     "export",
     "collections",

@@ -7,6 +7,7 @@ import architectures
 import judged
 import pytest
 from rich.console import Console
+from test_notebooks import check_both_ways
 
 from srlib import params, pipeline, store
 from srlib.schema import Judgment, Pair
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.torch
 SMALL = {
     "n_train": 30, "n_validation": 5, "n_test": 6, "n_ood": 5, "n_train_pairwise": 30, "n_pairwise": 4, "sft_mode": "mix",
     "iterations": 1, "arms": "sft,sre_1", "lora_rank": 0, "sft_steps": 80, "sft_learning_rate": 0.005, "max_length": 1024,
-    "max_new_tokens": 120, "n_samples": 4, "sample_prompts": 24, "margin": 1, "n_boot": 200,
+    "max_new_tokens": 120, "n_samples": 4, "sample_prompts": 24, "margin": 1, "n_boot": 200, "audit_items": 0,
     "backend": "transformers", "wandb_mode": "disabled",
 }  # fmt: skip
 
@@ -35,13 +36,14 @@ def test_parquet_of_both_collections_and_a_qwen_from_scratch(project, quiet_kern
     values = params.load(project / "params" / "tiny.yaml", wanted, project / "notebooks")
     reports = pipeline.run(values, project / "runs" / "t", root=project, console=console)
     assert {r.status for r in reports} == {"done"}, console.file.getvalue()
+    assert [r.stage for r in reports] == ["data", "sft", "sample_1", "curate_1", "dpo_1", "eval"]
 
     run = project / "runs" / "t"
+    assert store.read_json(run / "judges" / "sft" / "train.json")["rows"] == 30 + 30
     drawn = store.read_rows(run / "judgments" / "1" / "judgments.jsonl", Judgment)
+    assert len(drawn) == 4 * 24
     assert sum(j.score is not None for j in drawn) > 20
     assert sum(j.preference is not None for j in drawn) > 5
     pairs = store.read_rows(run / "pairs" / "1" / "pairs.jsonl", Pair)
     assert {isinstance(pair.chosen_score, str) for pair in pairs} == {True, False}, "both kinds are learned from"
-    found = {(r["arm"], r["split"]) for r in store.read_json(run / "results.json")}
-    assert {arm for arm, _ in found} == {"sft", "sre_1"}
-    assert {"test", "pairwise", "pairwise_compared"} <= {split for _, split in found}
+    check_both_ways(store.read_json(run / "results.json"), {"sft", "sre_1"})

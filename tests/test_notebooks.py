@@ -12,7 +12,6 @@ from conftest import SHRUNKEN
 from rich.console import Console
 
 from srlib import params, pipeline, plots, runs, store
-from srlib.schema import Judgment
 
 pytestmark = pytest.mark.torch
 
@@ -102,30 +101,14 @@ def test_the_whole_method_then_cached_then_with_another_beta(project, quiet_kern
     assert {reasons[name] for name in ("sft_score_only", "sft_careful_only", "data", "curate_1")} == {None}
 
 
-def test_a_judge_that_compares_as_well(project, quiet_kernels):
-    """Trained on both kinds of rows, then as a merge of two adapters; every stage takes both, and eval asks in both ways."""
-    both = {
-        "sft_mode": "mix",
-        "n_train_pairwise": 12,
-        "sample_prompts": 0,
-        "max_new_tokens": 180,
-        "strategy": "majority_vote",
-    }
-    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "iterations": 1}
-    stages, _ = go(project, **both, **small, arms="sft,sre_1")
-    assert list(stages) == ["data", "sft", "sample_1", "curate_1", "dpo_1", "eval"]
+def test_a_judge_that_compares_is_merged_of_two(project, quiet_kernels):
+    """An adapter for scores and one for comparisons; test_collections trains both in one."""
+    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "n_train_pairwise": 12}
+    stages, _ = go(project, sft_mode="merge", max_new_tokens=180, audit_items=0, **small, arms="sft", iterations=1)
+    assert list(stages) == ["data", "sft", "eval"]
     run = project / "runs" / "t"
-    drawn = store.read_rows(run / "judgments" / "1" / "judgments.jsonl", Judgment)
-    assert {j.example_id.split("-")[1] for j in drawn} == {"0", "pairwise"}
-    assert len(drawn) == 4 * (16 + 12)
-    assert store.read_json(run / "judges" / "sft" / "train.json")["rows"] == 16 + 12
-    check_both_ways(store.read_json(run / "results.json"), {"sft", "sre_1"})
-
-    merged, _ = go(project, **both | {"sft_mode": "merge"}, **small, arms="sft")
-    assert merged["data"] == ("cached", "")
-    assert "sft_mode 'mix' -> 'merge'" in merged["sft"][1]
     facts = store.read_json(run / "judges" / "sft" / "train.json")
-    assert (facts["steps"], len(facts["log"])) == (12, 12)
+    assert (facts["rows"], facts["steps"], len(facts["log"])) == (16 + 12, 12, 12)
     check_both_ways(store.read_json(run / "results.json"), {"sft"})
 
 
