@@ -11,7 +11,7 @@ Scores are shares of the rubric's scale, from 0 (lowest) to 1 (highest), so that
 shift of 0.25 is one point of five. A judge that compares is audited for its liking of the first place, too.
 
     items = audits.choose(splits["test"], n=40)
-    judged = evaluate.judge_all(arms, models, {"audit": audits.altered(items)}, out, settings)
+    judged = evaluate.judge_all(arms, models, splits | {"audit": audits.altered(items)}, out, settings)
     rows = audits.altered_rows(arm, judged_before, judged["sft"]["audit"], items, seed=0)
 """
 

@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,21 @@ def judge_all(
     out: Path,
     settings: Settings,
     workers: int = 1,
+    only: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, dict[str, list[Judgment]]]:
-    """Judge every split in every pass that the arms read: `{pass: {split: judgments}}`.
+    """Judge every split in every pass that the arms read: `{pass: {split: judgments}}`; a split that `only` names, in
+    these passes alone: `{"audit": ["sft", "sre_2"]}`.
 
     `models` maps a judge's name ("base" for the base model) to its directory. On a CPU, `workers` processes of one
     thread each share the passes. What lies in `out` already is read, not judged again.
     """
     passes = {a.judged_in: (str(models[a.judge or "base"]), a.read != "greedy") for a in arms}
-    todo = [name for name in passes if not all((out / name / f"{split}.done").exists() for split in splits)]
-    jobs = [(*passes[name], dict(splits), out / name, settings) for name in todo]
+    only = only or {}
+    asked = {
+        name: {split: rows for split, rows in splits.items() if name in only.get(split, passes)} for name in passes
+    }
+    todo = [name for name in passes if not all((out / name / f"{split}.done").exists() for split in asked[name])]
+    jobs = [(*passes[name], asked[name], out / name, settings) for name in todo]
     with progress(total=len(passes), desc="judge every arm") as bar:
         bar.update(len(passes) - len(jobs))
         if workers > 1 and len(jobs) > 1:
@@ -75,7 +81,8 @@ def judge_all(
                 judge_pass(*job)
                 bar.update()
     return {
-        name: {split: store.read_rows(out / name / f"{split}.jsonl", Judgment) for split in splits} for name in passes
+        name: {split: store.read_rows(out / name / f"{split}.jsonl", Judgment) for split in asked[name]}
+        for name in passes
     }
 
 
