@@ -576,6 +576,8 @@ def test_logprobs_that_cannot_be_read_are_none(serve, given):
 # ---------------------------------------------------------------- killed and stopped
 
 KILLED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background passes on that it is ignored
 from pathlib import Path
 from srlib import endpoint, store
 from srlib.schema import Example

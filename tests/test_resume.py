@@ -18,7 +18,7 @@ from srlib import store
 pytestmark = pytest.mark.torch
 
 # One iteration, two arms: data, sft, sample_1, curate_1, dpo_1, eval. Sampling goes in twelve batches.
-PROFILE = SHRUNKEN | {"iterations": 1, "arms": "sft,sre_1", "sample_batch_size": 4}
+PROFILE = SHRUNKEN | {"iterations": 1, "arms": "sft,sre_1", "sample_batch_size": 4, "audit_items": 0}
 
 
 @pytest.fixture
