@@ -105,6 +105,7 @@ def main() -> None:
             "equal": bool(difference.low <= 0 <= difference.high),
         }
     result = compared | {
+        "command": f"python scripts/serve_check.py JUDGE --prompts {a.prompts} --n {a.n}",
         "prompts": len(examples),
         "n": a.n,
         "judgments_per_second": {place: round(len(here) / s, 2) for place, s in seconds.items()},
