@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from srlib import attacks, metrics, models, prompts, sample, store
-from srlib.evaluate import COMPARED, Arm, Settings
+from srlib.evaluate import COMPARED, Arm, Settings, as_rows
 from srlib.schema import Example, Judgment
 
 TOKENS = 2048  # of responses that are read side by side: their logits over the vocabulary are what takes memory
@@ -83,8 +83,7 @@ def altered_rows(
     rows = []
     for audit, what in COPIES.items():
         how = f"paired, greedy, {what}; share of the scale; gold taken as unchanged; no rubrics that ask for a form"
-        effects = _effects(found[audit], n_boot)
-        rows += [_row(arm, f"audit_{audit}", metric, interval, seed, how) for metric, interval in effects.items()]
+        rows += _rows(arm, f"audit_{audit}", _effects(found[audit], n_boot), seed, how)
     return rows
 
 
@@ -137,7 +136,7 @@ def equal_gold_rows(
             x, y = [value for _, value, _ in kept], [score for _, _, score in kept]
             found = metrics.at_equal(x, y, gold, n_boot=n_boot, group=group)
         how = f"greedy, observed at equal gold score; x: {name}; slope: share of the scale for one standard deviation of x"
-        rows += [_row(arm, f"audit_{audit}", metric, interval, seed, how) for metric, interval in found.items()]
+        rows += _rows(arm, f"audit_{audit}", found, seed, how)
     return rows
 
 
@@ -149,7 +148,7 @@ def position_row(arm: Arm, results: Sequence[Mapping[str, Any]], *, seed: int) -
             return dict(row) | {"split": "audit_position"}
     none = metrics.Interval(math.nan, math.nan, math.nan, 0)
     how = "none by construction: the judge sees one response at a time, so there is no order to swap"
-    return _row(arm, "audit_position", "position_bias", none, seed, how)
+    return _rows(arm, "audit_position", {"position_bias": none}, seed, how)[0]
 
 
 def response_logprobs(
@@ -196,9 +195,8 @@ def _mean(values: np.ndarray, group: np.ndarray, n_boot: int) -> metrics.Interva
     return metrics.mean(values.astype(float), n_boot=n_boot, group=list(group))
 
 
-def _row(arm: Arm, split: str, metric: str, found: metrics.Interval, seed: int, protocol: str) -> dict[str, Any]:
-    value, low, high = (None if not math.isfinite(x) else round(float(x), 6) for x in found[:3])
-    return {
-        "arm": arm.name, "split": split, "metric": metric, "value": value, "ci_low": low, "ci_high": high,
-        "n": found.n, "seed": seed, "iteration": arm.iteration, "protocol": protocol,
-    }  # fmt: skip
+def _rows(
+    arm: Arm, split: str, found: Mapping[str, metrics.Interval], seed: int, protocol: str
+) -> list[dict[str, Any]]:
+    base = dict(arm=arm.name, split=split, seed=seed, iteration=arm.iteration, protocol=protocol)
+    return as_rows(base, found)

@@ -98,7 +98,8 @@ def results(
         "orders": "both" if {"AB", "BA"} <= shown else "one" if shown & {"AB", "BA"} else "one response at a time",
         "ties": benchmark.ties,
         "parse_failures": benchmark.failures,
-        "interval": f"95%, percentile bootstrap over prompts, {n_boot} resamples",
+        "interval": f"95% over prompts, {n_boot} resamples: BCa for plain means and errors, percentile for weighted ones, "
+        "Fisher's z and a jackknife error for correlations over all items",
     }
     rows = []
     for part in benchmark.parts or [""]:

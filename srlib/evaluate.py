@@ -199,7 +199,7 @@ def results(
 
 def as_rows(base: Mapping[str, Any], found: Mapping[str, metrics.Interval]) -> list[dict[str, Any]]:
     """Rows of results.json: `base` holds arm, split, seed, iteration and protocol, `found` a metric's interval by its name."""
-    return [dict(base) | dict(metric=name, **_fields(interval)) for name, interval in found.items()]
+    return [dict(base) | dict(metric=name, **metrics.fields(interval)) for name, interval in found.items()]
 
 
 def groups(items: Split) -> list[str] | None:
@@ -327,8 +327,3 @@ def protocol(a: Arm, split: str, settings: Settings) -> str:
     ceiling = "; a ceiling: told which annotators are careful" if a.name == "sft_careful_only" else ""
     rounded = "; accuracies of the nearest score of the scale" if a.read in ("mean", "median") else ""
     return f"pointwise, {how}, parsed score; no score counts as wrong{rounded}{ceiling}"
-
-
-def _fields(interval: metrics.Interval) -> dict[str, Any]:
-    value, low, high = (None if not math.isfinite(x) else round(float(x), 6) for x in interval[:3])
-    return dict(value=value, ci_low=low, ci_high=high, n=interval.n)

@@ -38,6 +38,12 @@ class Interval(NamedTuple):
     n: int  # what the value rests on: items, pairs or seeds
 
 
+def fields(interval: Interval) -> dict[str, float | int | None]:
+    """An interval as fields of a result row, null where undefined: `{"value": 0.4, "ci_low": 0.3, "ci_high": 0.5, "n": 9}`."""
+    value, low, high = (round(float(x), 6) if np.isfinite(x) else None for x in interval[:3])
+    return {"value": value, "ci_low": low, "ci_high": high, "n": interval.n}
+
+
 class WinRate(NamedTuple):
     value: float  # wins + ties / 2, as a share
     low: float

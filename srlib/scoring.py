@@ -1,7 +1,7 @@
 """What a judge said about the items of a benchmark -> figures, by its own rule. Arithmetic alone: no file, no judge.
 
-Imports metrics. A rule is a function of judged items; each figure is a row with its n, its interval (bootstrap over
-groups of items that share a prompt), the share of answers that could be read, and the names of those that could not:
+Imports metrics. A rule is a function of judged items; each figure is a row with its n, its interval (over groups of
+items that share a prompt), the share of answers that could be read, and the names of those that could not:
 
 >>> right = Judged("1", gold="A", said={"AB": "A", "BA": "B"})  # in the second order B came first, and was preferred
 >>> credit("A", "A"), credit("tie", "A"), credit(None, "A")
@@ -20,7 +20,6 @@ groups of items that share a prompt), the share of answers that could be read, a
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +51,10 @@ class Judged:
 
 def figure(metric: str, rows: Sequence[Judged], found: metrics.Interval, subset: str = "all") -> dict[str, Any]:
     """One row of the results. A value that is not defined is None, never a number."""
-    value, low, high = (None if not math.isfinite(x) else round(float(x), 6) for x in found[:3])
     answers = sum(len(row.said) + len(row.failed) for row in rows)
     failures = Counter(name for row in rows for name in row.failed.values())
     return {
-        "subset": subset, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": found.n,
+        "subset": subset, "metric": metric, **metrics.fields(found),
         "parse_rate": round(sum(len(row.said) for row in rows) / max(1, answers), 6), "failures": dict(failures),
     }  # fmt: skip
 
@@ -150,10 +148,11 @@ def by_item(
         counts = metrics.resamples(len(kept), n_boot, seed, groups(kept))
         means = {name: mean_where(counts, x, subsets == name) for name in dict.fromkeys(subsets.tolist())}
         if not overall:
-            out.append(figure(metric, kept, metrics.interval(mean_where(counts, x, x == x), len(kept))))
+            out.append(figure(metric, kept, metrics.mean(x, n_boot, seed, group=groups(kept))))
         for name in means if len(means) > 1 or overall else ():
             own = [row for row in kept if row.subset == name]
-            out.append(figure(metric, own, metrics.interval(means[name], len(own)), name))
+            found_here = metrics.mean(x[subsets == name], n_boot, seed, group=groups(own))
+            out.append(figure(metric, own, found_here, name))
         found = []
         for section, weights in (sections or {}).items():
             own = [row for row in kept if row.subset in weights]
