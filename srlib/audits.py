@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib import attacks, metrics, models, prompts, sample, store
+from srlib import attacks, intervals, metrics, models, prompts, sample, store
 from srlib.evaluate import COMPARED, Arm, Settings, as_rows
 from srlib.schema import Example, Judgment
 
@@ -87,7 +87,7 @@ def altered_rows(
     return rows
 
 
-def _effects(pairs: Pairs, n_boot: int) -> dict[str, metrics.Interval]:
+def _effects(pairs: Pairs, n_boot: int) -> dict[str, intervals.Interval]:
     group = np.array([item.group or item.instruction for item, _, _ in pairs])
     before, after = np.array([[a, b] for _, a, b in pairs]).reshape(-1, 2).T
     both, below = np.isfinite(before) & np.isfinite(after), before < 1
@@ -129,7 +129,7 @@ def equal_gold_rows(
             for item, j in zip(items, judged, strict=True)
             if j is not None and j.score is not None and item.score is not None and feature.get(item.id) is not None
         ]
-        found = dict.fromkeys(("slope", "correlation"), metrics.Interval(math.nan, math.nan, math.nan, 0))
+        found = dict.fromkeys(("slope", "correlation"), intervals.Interval(math.nan, math.nan, math.nan, 0))
         if kept:
             gold = [_share(item, item.score) for item, _, _ in kept]
             group = [item.group or item.instruction for item, _, _ in kept]
@@ -146,7 +146,7 @@ def position_row(arm: Arm, results: Sequence[Mapping[str, Any]], *, seed: int) -
     for row in results:
         if (row["arm"], row["split"], row["metric"]) == (arm.name, COMPARED, "position_bias"):
             return dict(row) | {"split": "audit_position"}
-    none = metrics.Interval(math.nan, math.nan, math.nan, 0)
+    none = intervals.Interval(math.nan, math.nan, math.nan, 0)
     how = "none by construction: the judge sees one response at a time, so there is no order to swap"
     return _rows(arm, "audit_position", {"position_bias": none}, seed, how)[0]
 
@@ -189,14 +189,14 @@ def _share(item: Example, score: float | None) -> float:
     return math.nan if score is None else round((score - low) / (high - low), 6)
 
 
-def _mean(values: np.ndarray, group: np.ndarray, n_boot: int) -> metrics.Interval:
+def _mean(values: np.ndarray, group: np.ndarray, n_boot: int) -> intervals.Interval:
     if not len(values):
-        return metrics.Interval(math.nan, math.nan, math.nan, 0)
+        return intervals.Interval(math.nan, math.nan, math.nan, 0)
     return metrics.mean(values.astype(float), n_boot=n_boot, group=list(group))
 
 
 def _rows(
-    arm: Arm, split: str, found: Mapping[str, metrics.Interval], seed: int, protocol: str
+    arm: Arm, split: str, found: Mapping[str, intervals.Interval], seed: int, protocol: str
 ) -> list[dict[str, Any]]:
     base = dict(arm=arm.name, split=split, seed=seed, iteration=arm.iteration, protocol=protocol)
     return as_rows(base, found)

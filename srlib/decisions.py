@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from srlib import evaluate, metrics, readings, selective
-from srlib.metrics import Floats, Interval
+from srlib.intervals import Floats, Interval
 from srlib.schema import Example, Judgment
 
 Set = tuple[Sequence[Example], Sequence[Judgment | None]]

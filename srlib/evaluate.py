@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib import data, metrics, selective, store, world
+from srlib import data, intervals, metrics, selective, store, world
 from srlib.progress import progress
 from srlib.readings import Arm, confidence, on_scale, read, scores
 from srlib.readings import arm as arm  # also by this name
@@ -197,9 +197,9 @@ def results(
     return rows
 
 
-def as_rows(base: Mapping[str, Any], found: Mapping[str, metrics.Interval]) -> list[dict[str, Any]]:
+def as_rows(base: Mapping[str, Any], found: Mapping[str, intervals.Interval]) -> list[dict[str, Any]]:
     """Rows of results.json: `base` holds arm, split, seed, iteration and protocol, `found` a metric's interval by its name."""
-    return [dict(base) | dict(metric=name, **metrics.fields(interval)) for name, interval in found.items()]
+    return [dict(base) | dict(metric=name, **intervals.fields(interval)) for name, interval in found.items()]
 
 
 def groups(items: Split) -> list[str] | None:
@@ -212,7 +212,7 @@ def groups(items: Split) -> list[str] | None:
     return found if 1 < len(set(found)) < len(found) * 0.9 else None
 
 
-def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dict[str, metrics.Interval]:
+def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dict[str, intervals.Interval]:
     """What is right is told of the nearest score on the scale (a mean of draws is most often between two); what is close,
     of the value itself."""
     gold, rounded = [item.score for item in items], on_scale(items, values)
@@ -226,7 +226,7 @@ def _agreement(items: Sequence[Example], values: np.ndarray, n_boot: int) -> dic
     return between | {name: found[name] for name in of_rounded}
 
 
-def calibration(items: Sequence[Example], own: Sequence[Judgment | None], n_boot: int) -> dict[str, metrics.Interval]:
+def calibration(items: Sequence[Example], own: Sequence[Judgment | None], n_boot: int) -> dict[str, intervals.Interval]:
     """ece, auroc and aurc of a judge's confidence in its own score, over the items on which it has one; empty where there
     is none at all."""
     sure = confidence(own)
@@ -241,7 +241,7 @@ def calibration(items: Sequence[Example], own: Sequence[Judgment | None], n_boot
 
 def _rationales(
     own: Sequence[Judgment | None], against: Sequence[Judgment | None] | None, items: Sequence[Example], n_boot: int
-) -> dict[str, metrics.Interval]:
+) -> dict[str, intervals.Interval]:
     """Only for arms that write rationales, and where a program can check them."""
     if not any(j is not None and j.rationale for j in own) or (mine := quality(items, own)) is None:
         return {}
@@ -249,13 +249,13 @@ def _rationales(
     found = {"rationale_accuracy": metrics.mean(mine[:, 0], n_boot=n_boot, group=group)}
     if against is not None:
         won = metrics.win_rate(mine, quality(items, against), n_boot=n_boot, group=group)
-        found["rationale_win_rate"] = metrics.Interval(won.value, won.low, won.high, won.n)
+        found["rationale_win_rate"] = intervals.Interval(won.value, won.low, won.high, won.n)
     return found
 
 
 def _pairwise(
     a: Arm, judged: Sequence[Judgment], own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int
-) -> dict[str, metrics.Interval]:
+) -> dict[str, intervals.Interval]:
     if a.read == "majority":  # of N draws the mean: a majority would tie more often
         own = read(Arm(a.name, a.judge, "mean"), judged)
     values = [math.nan if j is None or j.score is None else j.expected_score for j in own]
@@ -266,7 +266,9 @@ def _pairwise(
     return {"accuracy": found, "parse_rate": parsed}
 
 
-def _compared(own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int) -> dict[str, metrics.Interval]:
+def _compared(
+    own: Sequence[Judgment | None], items: Sequence[Comparison], n_boot: int
+) -> dict[str, intervals.Interval]:
     """Both orders of each item: how often each is right, how often they agree (two verdicts, and the same one), and how
     much more often the first response is preferred than the second, whichever it is: 0 is no bias, 1 is always the first."""
     given = [None if j is None else j.preference for j in own]

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike as Array
 
-from srlib import metrics
-from srlib.metrics import NAN, Floats, Keys
+from srlib import intervals, metrics
+from srlib.intervals import NAN, Floats, Keys
 
 
 class Difference(NamedTuple):
@@ -116,8 +116,8 @@ def minimum_detectable(a: Array, b: Array, *, group: Keys = None, level: float =
 
 def _by_group(a: Array, b: Array, group: Keys) -> tuple[Floats, Floats]:
     """Sum of a - b, and number of items, of each group (of each item, where there are no groups)."""
-    a, b = metrics.floats("a", a), metrics.floats("b", b)
-    metrics.same_length(a=a, b=b, **({} if group is None else {"group": group}))
+    a, b = intervals.floats("a", a), intervals.floats("b", b)
+    intervals.same_length(a=a, b=b, **({} if group is None else {"group": group}))
     names = range(len(a)) if group is None else group
     number = {key: i for i, key in enumerate(dict.fromkeys(names))}
     where = [number[key] for key in names]

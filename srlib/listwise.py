@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from srlib import metrics
+from srlib import intervals
 from srlib.scoring import NAN, Judged, Rows, Value, figure, groups, mean_where
 
 
@@ -51,7 +51,7 @@ def styles(row: Judged, cells: str) -> float:
 def reward_bench_2(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) -> Rows:
     """Five subsets by `best_of`, the subset Ties by `ties_score`, and the mean of the six."""
     x = np.array([0.0 if row.subset == "Ties" else best_of(row) for row in rows])
-    subsets, counts = np.array([row.subset for row in rows]), metrics.resamples(len(rows), n_boot, seed, groups(rows))
+    subsets, counts = np.array([row.subset for row in rows]), intervals.resamples(len(rows), n_boot, seed, groups(rows))
     found = {name: mean_where(counts, x, subsets == name) for name in RB2_SUBSETS[:-1] if name in subsets}
     ties = subsets == "Ties"
     if ties.any():
@@ -59,9 +59,9 @@ def reward_bench_2(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) ->
     out = []
     for name, values in found.items():
         own = [row for row in rows if row.subset == name]
-        out.append(figure("accuracy" if name != "Ties" else "score", own, metrics.interval(values, len(own)), name))
+        out.append(figure("accuracy" if name != "Ties" else "score", own, intervals.interval(values, len(own)), name))
     total = sum(found.get(name, np.full(len(counts), NAN)) for name in RB2_SUBSETS) / len(RB2_SUBSETS)
-    out.append(figure("score", rows, metrics.interval(total, len(rows)), "mean of six"))
+    out.append(figure("score", rows, intervals.interval(total, len(rows)), "mean of six"))
     out[-1]["failures"] |= {f"no {name}": 1 for name in RB2_SUBSETS if name not in found}
     return out
 

@@ -1,47 +1,36 @@
 """Agreement, calibration, win rates, always with an interval.
 
-Ground floor: imports nothing of ours. Scores are floats with NaN where the judge gave none; a missing score is wrong
+Imports intervals. Scores are floats with NaN where the judge gave none; a missing score is wrong
 wherever something is counted as right or wrong, and absent wherever numbers are correlated.
 
 >>> got = agreement(gold=[1, 2, 3, 4], scores=[1, 2, 3, float("nan")], scale=[1, 2, 3, 4, 5])
 >>> got["accuracy"].value, got["pearson"].value, got["pearson"].n, got["parse_rate"].value
 (0.75, 1.0, 3, 0.75)
 
-How the intervals are made. Every statistic here depends on the items only through a contingency table: how often each
-distinct outcome occurred. Resampling n items with replacement is one multinomial draw of that table, so 2,000 bootstrap
-resamples are a (2000, outcomes) matrix of counts, and a statistic is a few matrix products, once for all of them.
-The cluster bootstrap draws whole groups, for items that stand or fall together (many answers to one question). Plain
-percentile intervals of 100 items hold the truth in 90 to 93% of samples instead of 95 where a statistic is near 1, so
-those of means are corrected (BCa), and correlations and QWK have t intervals on Fisher's z scale with a jackknife
-standard error. Both need the same tables with one item, or one group, less. docs/bench/coverage.md has the simulation. A statistic that is 0 or 1 in the data is so in every resample, and its interval has no width: read `n`
-beside it.
+Every statistic here depends on the items only through a contingency table; srlib.intervals says what that is good for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike as Array
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Keys = Sequence[Hashable] | None
-NAN = float("nan")
-
-
-class Interval(NamedTuple):
-    value: float  # NaN where undefined, never 0
-    low: float
-    high: float
-    n: int  # what the value rests on: items, pairs or seeds
-
-
-def fields(interval: Interval) -> dict[str, float | int | None]:
-    """An interval as fields of a result row, null where undefined: `{"value": 0.4, "ci_low": 0.3, "ci_high": 0.5, "n": 9}`."""
-    value, low, high = (round(float(x), 6) if np.isfinite(x) else None for x in interval[:3])
-    return {"value": value, "ci_low": low, "ci_high": high, "n": interval.n}
+from srlib.intervals import (
+    NAN,
+    Floats,
+    Interval,
+    Keys,
+    floats,
+    interval,
+    leave_one_out,
+    on_z_scale,
+    resample,
+    same_length,
+)
 
 
 class WinRate(NamedTuple):
@@ -82,7 +71,7 @@ def agreement(
     cells, counts = resample(row * (len(points) + 1) + column, n_boot, seed, group)
     x, y = points[cells // (len(points) + 1)], np.append(points, NAN)[cells % (len(points) + 1)]
 
-    tables, units = _leave_one_out(row * (len(points) + 1) + column, counts[0], group)
+    tables, units = leave_one_out(row * (len(points) + 1) + column, counts[0], group)
     correlated = np.vstack([counts[:1], tables])
     counts = np.vstack([counts, tables])
 
@@ -95,7 +84,7 @@ def agreement(
     }
     found = {name: interval(values, n, level, units) for name, (values, n) in bootstrapped.items()}
     associated = _association(x[scored], y[scored], correlated[:, scored])
-    return found | {name: _on_z_scale(values, units, n_scored, level) for name, values in associated.items()}
+    return found | {name: on_z_scale(values, units, n_scored, level) for name, values in associated.items()}
 
 
 def _balanced(gold: Floats, right: NDArray[np.bool_], counts: Floats) -> Floats:
@@ -137,37 +126,11 @@ def _association(x: Floats, y: Floats, counts: Floats) -> dict[str, Floats]:
         }
 
 
-def _leave_one_out(outcomes: NDArray[Any], observed: Floats, group: Keys) -> tuple[Floats, Floats]:
-    """Tables (U, cells) without one item, or one group, and how many items or groups leave each such table (U,)."""
-    if group is None:
-        return observed - np.eye(len(observed)), observed
-    _, tables = _by_group(outcomes, group)
-    return observed - tables, np.ones(len(tables))
-
-
-def _on_z_scale(values: Floats, units: Floats, n: int, level: float) -> Interval:
-    """A correlation's t interval: `values` (1 + U,) on the data, then without each of the `units` (U,).
-
-    Fisher's z is arctanh, whose slope turns the jackknife's standard error (Efron & Tibshirani 1993, chapter 11) into
-    one on that scale. Where leaving out a single item leaves nothing to correlate, the interval is all of [-1, 1].
-    """
-    from scipy.stats import t
-
-    value, without, n_units = float(values[0]), values[1:], units.sum()
-    if np.isnan(value) or abs(value) > 1 - 1e-12:
-        return Interval(value, value, value, n)
-    center = units @ without / n_units
-    error = np.sqrt((n_units - 1) / n_units * (units @ (without - center) ** 2)) / (1 - value**2)
-    half = t.ppf((1 + level) / 2, max(n_units - 1, 1)) * error
-    low, high = np.tanh(np.arctanh(value) + np.array([-half, half])) if np.isfinite(half) else (-1.0, 1.0)
-    return Interval(value, float(low), float(high), n)
-
-
 def mean(values: Array, n_boot: int = 2000, seed: int = 0, level: float = 0.95, group: Keys = None) -> Interval:
     """Mean of per-item values (n,), such as rationale accuracies; NaN is refused: decide first what it counts."""
     values = floats("values", values)
     cells, counts = resample(values, n_boot, seed, group)
-    tables, units = _leave_one_out(values, counts[0], group)
+    tables, units = leave_one_out(values, counts[0], group)
     counts = np.vstack([counts, tables])
     return interval(_ratio(counts @ cells, counts.sum(1)), len(values), level, units)
 
@@ -335,65 +298,6 @@ def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else NAN
 
 
-def resample(outcomes: NDArray[Any], n_boot: int, seed: int, group: Keys = None) -> tuple[NDArray[Any], Floats]:
-    """Distinct outcomes (cells,) of items (n,), and how often each occurs in the data and then in each resample
-    (1 + n_boot, cells): `[4, 4, 2] -> [2, 4], [[1, 2], ...]`. With `group` (n,) whole groups are drawn."""
-    if n_boot < 1:
-        raise ValueError(f"n_boot is {n_boot}; an interval needs at least one resample, 2000 is usual")
-    if not len(outcomes):
-        raise ValueError("no items: nothing to compute a metric from")
-    rng = np.random.default_rng(seed)
-    cells, where, observed = np.unique(outcomes, return_inverse=True, return_counts=True)
-    if group is None:
-        draws = rng.multinomial(len(outcomes), observed / len(outcomes), size=n_boot)
-    else:
-        _, table = _by_group(where, group)
-        draws = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=n_boot) @ table
-    return cells, np.vstack([observed, draws]).astype(float)
-
-
-def resamples(n: int, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Floats:
-    """How often each of n items is drawn, (1 + n_boot, n): all of them once, then in each resample of items, or of whole
-    groups. For statistics that no function here has: `interval(counts @ values / counts.sum(1), n)` is their mean."""
-    return resample(np.arange(n), n_boot, seed, group)[1]
-
-
-def _by_group(outcomes: NDArray[Any], group: Sequence[Hashable]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Distinct outcomes (cells,) and how often each group has them (groups, cells)."""
-    same_length(items=outcomes, group=group)
-    cells, where = np.unique(outcomes, return_inverse=True)
-    number = {key: i for i, key in enumerate(dict.fromkeys(group))}
-    table = np.zeros((len(number), len(cells)), dtype=np.int64)
-    np.add.at(table, ([number[key] for key in group], where), 1)
-    return cells, table
-
-
-def interval(values: Floats, n: int, level: float = 0.95, units: Floats | None = None) -> Interval:
-    """`values` (1 + n_boot,): the statistic on the data, then on the resamples, NaN where one leaves it undefined.
-
-    With `units` (U,) the last U values are those of the data less one item or group, and the percentiles are corrected for
-    bias and skew by them (BCa, Efron & Tibshirani 1993, chapter 14).
-    """
-    from scipy.special import ndtr, ndtri
-
-    value, draws, without = float(values[0]), values[1:], values[:0]
-    if units is not None:
-        draws, without = draws[: -len(units)], draws[-len(units) :]
-    draws = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(draws):
-        return Interval(value, NAN, NAN, n)
-    quantiles = np.array([(1 - level) / 2, (1 + level) / 2])
-    below = ((draws < value).mean() + (draws <= value).mean()) / 2
-    if len(without) and not np.isnan(without).any() and 0 < below < 1:
-        off = units @ without / units.sum() - without
-        squares = units @ off**2
-        skew = units @ off**3 / (6 * squares**1.5) if squares > 0 else 0.0
-        z = ndtri(below) + ndtri(quantiles)
-        quantiles = ndtr(ndtri(below) + z / (1 - skew * z))
-    low, high = np.quantile(draws, quantiles)
-    return Interval(value, float(low), float(high), n)
-
-
 def _binned(confidence: Array, correct: Array, bins: int, span: tuple[float, float]):
     confidence, correct = floats("confidence", confidence), floats("correct", correct)
     same_length(confidence=confidence, correct=correct)
@@ -419,21 +323,3 @@ def _index(name: str, values: Floats, points: Floats) -> NDArray[np.int64]:
         i, scale = int(off.argmax()), ", ".join(f"{point:g}" for point in points)
         raise ValueError(f"{name}[{i}] is {values[i]:g}, which is not on the scale ({scale})")
     return np.where(np.isnan(values), len(points), np.nan_to_num(distance, nan=np.inf).argmin(axis=1))
-
-
-def floats(name: str, values: Array, missing: bool = False, ndim: int = 1) -> Floats:
-    array = np.array(values, dtype=float)  # None becomes NaN
-    if ndim == 2 and array.ndim == 1:
-        array = array[:, None]
-    if array.ndim != ndim:
-        raise ValueError(f"{name} has shape {array.shape}; it must have {ndim} dimension{'s' * (ndim > 1)}")
-    bad = np.isinf(array) | (np.isnan(array) & (not missing))
-    if bad.any():
-        at = ", ".join(map(str, np.argwhere(bad)[0]))
-        raise ValueError(f"{name}[{at}] is {array[bad][0]}; it must be a finite number{' or NaN' * missing}")
-    return array
-
-
-def same_length(**arrays: Sequence[Any] | NDArray[Any]) -> None:
-    if len({len(array) for array in arrays.values()}) > 1:
-        raise ValueError(", ".join(f"{name} has {len(array)} items" for name, array in arrays.items()))

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike as Array
 from pydantic import BaseModel, ConfigDict
 
-from srlib import metrics, store
-from srlib.metrics import Interval
+from srlib import intervals, store
+from srlib.intervals import Interval
 
 
 class Estimate(NamedTuple):
@@ -49,9 +49,9 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
     """
     from scipy.stats import t
 
-    y, f = metrics.floats("labels", labels), metrics.floats("predictions", predictions)
-    g = metrics.floats("unlabeled", unlabeled)
-    metrics.same_length(labels=y, predictions=f)
+    y, f = intervals.floats("labels", labels), intervals.floats("predictions", predictions)
+    g = intervals.floats("unlabeled", unlabeled)
+    intervals.same_length(labels=y, predictions=f)
     n, more = len(y), len(g)
     if n < 2 or not more:
         raise ValueError(f"{n} labels and {more} rows without one; it takes two labels and one such row at least")

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from srlib import curate, metrics
+from srlib import curate, intervals, metrics
+from srlib.intervals import NAN, Interval
 from srlib.judge import Judge
-from srlib.metrics import NAN, Interval
 from srlib.schema import OTHER_WAY, PREFERENCES, Comparison, Example, Judgment, Preference, format_score
 
 # Why an item is not compared, in the order in which it is asked.
@@ -156,7 +156,7 @@ class WinRates(NamedTuple):
 
 
 def win_rates(
-    preferences: Sequence[Preference], group: metrics.Keys = None, n_boot: int = 2000, seed: int = 0
+    preferences: Sequence[Preference], group: intervals.Keys = None, n_boot: int = 2000, seed: int = 0
 ) -> WinRates:
     """Win rates of A with 95% bootstrap intervals; `group` (n,) names each verdict's item where several people judged it.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib import metrics, prompts, sample
+from srlib import intervals, metrics, prompts, sample
 from srlib.schema import Item, Judgment, Verdict
 
 
@@ -90,7 +90,7 @@ def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
     return made
 
 
-def summary(redrawn: Sequence[Redrawn], n_boot: int = 2000) -> dict[str, metrics.Interval]:
+def summary(redrawn: Sequence[Redrawn], n_boot: int = 2000) -> dict[str, intervals.Interval]:
     """Mean `entropy` (nats), `flip_rate` (exact), `redrawn_flip_rate` (share of the k redraws) and `flips` (share of the
     judgments), each with a bootstrap interval over examples: an example counts once, by the mean of its judgments."""
     of_each = {

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib import metrics
+from srlib import intervals, metrics
 
 Answer = float | str
 Rows = list[dict[str, Any]]
@@ -49,12 +49,12 @@ class Judged:
     group: str = ""  # items of one group stand or fall together; "": the item alone
 
 
-def figure(metric: str, rows: Sequence[Judged], found: metrics.Interval, subset: str = "all") -> dict[str, Any]:
+def figure(metric: str, rows: Sequence[Judged], found: intervals.Interval, subset: str = "all") -> dict[str, Any]:
     """One row of the results. A value that is not defined is None, never a number."""
     answers = sum(len(row.said) + len(row.failed) for row in rows)
     failures = Counter(name for row in rows for name in row.failed.values())
     return {
-        "subset": subset, "metric": metric, **metrics.fields(found),
+        "subset": subset, "metric": metric, **intervals.fields(found),
         "parse_rate": round(sum(len(row.said) for row in rows) / max(1, answers), 6), "failures": dict(failures),
     }  # fmt: skip
 
@@ -145,7 +145,7 @@ def by_item(
         if not kept:
             continue
         x, subsets = np.array([v for v in worth if v is not None]), np.array([row.subset for row in kept])
-        counts = metrics.resamples(len(kept), n_boot, seed, groups(kept))
+        counts = intervals.resamples(len(kept), n_boot, seed, groups(kept))
         means = {name: mean_where(counts, x, subsets == name) for name in dict.fromkeys(subsets.tolist())}
         if not overall:
             out.append(figure(metric, kept, metrics.mean(x, n_boot, seed, group=groups(kept))))
@@ -159,10 +159,10 @@ def by_item(
             absent = [name for name in weights if name not in means]
             total = sum(w * means.get(name, np.full(len(counts), NAN)) for name, w in weights.items())
             found.append(total / sum(weights.values()))
-            out.append(figure(metric, own, metrics.interval(found[-1], len(own)), section))
+            out.append(figure(metric, own, intervals.interval(found[-1], len(own)), section))
             out[-1]["failures"] |= {f"no {name}": 1 for name in absent}
         if overall:
-            out.append(figure(metric, kept, metrics.interval(sum(found) / len(found), len(kept)), overall))
+            out.append(figure(metric, kept, intervals.interval(sum(found) / len(found), len(kept)), overall))
     return out
 
 
@@ -179,11 +179,11 @@ def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "", n_bo
         found = metrics.agreement(gold, scores, scale, n_boot=n_boot, seed=seed, group=groups(own))
         out += [figure(name, own, found[name], subset) for name in names]
     if macro:
-        counts = metrics.resamples(len(rows), n_boot, seed, groups(rows))
+        counts = intervals.resamples(len(rows), n_boot, seed, groups(rows))
         gold, scores, at = _gold(rows), _said(rows), np.array([row.subset for row in rows])
         each = [_pearson(counts[:, at == name], gold[at == name], scores[at == name]) for name in subsets]
         n = int(np.isfinite(scores).sum())
-        out.append(figure("pearson", rows, metrics.interval(sum(each) / len(each), n), macro))
+        out.append(figure("pearson", rows, intervals.interval(sum(each) / len(each), n), macro))
     return out
 
 
@@ -202,7 +202,7 @@ def by_document(rows: Sequence[Judged], n_boot: int = 2000, seed: int = 0) -> Ro
             continue
         found["spearman_by_document"].append(float(spearmanr(gold, scores)[0]))
         found["kendall_by_document"].append(float(kendalltau(gold, scores)[0]))
-    undefined = metrics.Interval(NAN, NAN, NAN, 0)
+    undefined = intervals.Interval(NAN, NAN, NAN, 0)
     out = [
         figure(name, rows, metrics.mean(values, n_boot, seed) if values else undefined)
         for name, values in found.items()

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike as Array
 from numpy.typing import NDArray
 
-from srlib import metrics
-from srlib.metrics import NAN, Floats, Interval, Keys
+from srlib import intervals
+from srlib.intervals import NAN, Floats, Interval, Keys
 
 SMALLEST = 5e-7  # probabilities are kept to six decimals: one that reads 0 may be as large
 
@@ -55,7 +55,7 @@ def summary(
     group = None if group is None else [key for key, keep in zip(group, kept, strict=True) if keep]
     confidence, correct = confidence[kept], correct[kept]
     items, starts = _by_confidence(confidence)
-    _, counts = metrics.resample(np.arange(len(items)), n_boot, seed, group)
+    _, counts = intervals.resample(np.arange(len(items)), n_boot, seed, group)
     # (tables, distinct confidences), the surest first
     everything = np.add.reduceat(counts[:, items], starts, axis=1)
     wrong = np.add.reduceat(counts[:, items] * (1 - correct[items]), starts, axis=1)
@@ -67,7 +67,7 @@ def summary(
             "auroc": (wrong * ahead).sum(1) / (wrong.sum(1) * right.sum(1)),
             "aurc": (everything * risk).sum(1) / everything.sum(1),
         }
-    return {name: metrics.interval(found, len(items), level) for name, found in values.items()}
+    return {name: intervals.interval(found, len(items), level) for name, found in values.items()}
 
 
 class Threshold(NamedTuple):
@@ -122,13 +122,13 @@ def at(
     risk's n is the number of answers; without any it is NaN."""
     confidence, correct = _checked(confidence, correct)
     answers = confidence >= threshold  # False for NaN
-    outcomes, counts = metrics.resample(answers * (1 + correct), n_boot, seed, group)  # 0 silent, 1 wrong, 2 right
+    outcomes, counts = intervals.resample(answers * (1 + correct), n_boot, seed, group)  # 0 silent, 1 wrong, 2 right
     answered = counts[:, outcomes > 0].sum(1)
     with np.errstate(invalid="ignore"):
         risk = counts[:, outcomes == 1].sum(1) / answered
     return {
-        "coverage": metrics.interval(answered / counts.sum(1), len(answers), level),
-        "selective_risk": metrics.interval(risk, int(answers.sum()), level),
+        "coverage": intervals.interval(answered / counts.sum(1), len(answers), level),
+        "selective_risk": intervals.interval(risk, int(answers.sum()), level),
     }
 
 
@@ -144,7 +144,7 @@ def temperature(probabilities: Array, gold: Array) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    probabilities, gold = metrics.floats("probabilities", probabilities, missing=True, ndim=2), np.asarray(gold)
+    probabilities, gold = intervals.floats("probabilities", probabilities, missing=True, ndim=2), np.asarray(gold)
     kept = ~np.isnan(probabilities).all(axis=1)
     if not kept.any():
         raise ValueError("no row has probabilities; a temperature needs the judge's distribution over the scale")
@@ -162,7 +162,7 @@ def temperature(probabilities: Array, gold: Array) -> float:
 
 def tempered(probabilities: Array, t: float) -> Floats:
     """Probabilities (n, K) at temperature `t`, `p**(1/t)` of sum 1: `[.8, .2]` at 2 is `[.667, .333]`. NaN stays NaN."""
-    p = metrics.floats("probabilities", probabilities, missing=True, ndim=2)
+    p = intervals.floats("probabilities", probabilities, missing=True, ndim=2)
     logs = np.log(np.maximum(p, SMALLEST)) / t  # maximum keeps NaN
     present = ~np.isnan(logs)
     logs -= np.max(logs, axis=1, keepdims=True, where=present, initial=-np.inf)
@@ -200,9 +200,9 @@ def fit_boundary(score: Array, uncertainty: Array | None, passed: Array) -> Boun
     from sklearn.linear_model import LogisticRegression
 
     used = uncertainty is not None
-    score, passed = metrics.floats("score", score, missing=True), metrics.floats("passed", passed)
-    uncertainty = metrics.floats("uncertainty", uncertainty, missing=True) if used else np.zeros(len(score))
-    metrics.same_length(score=score, uncertainty=uncertainty, passed=passed)
+    score, passed = intervals.floats("score", score, missing=True), intervals.floats("passed", passed)
+    uncertainty = intervals.floats("uncertainty", uncertainty, missing=True) if used else np.zeros(len(score))
+    intervals.same_length(score=score, uncertainty=uncertainty, passed=passed)
     kept = ~np.isnan(score + uncertainty)
     if len(np.unique(passed[kept])) < 2:
         raise ValueError(f"of {int(kept.sum())} items with a score all pass or all fail; choose another pass mark")
@@ -219,8 +219,8 @@ def fit_boundary(score: Array, uncertainty: Array | None, passed: Array) -> Boun
 
 
 def _checked(confidence: Array, correct: Array) -> tuple[Floats, Floats]:
-    confidence, correct = metrics.floats("confidence", confidence, missing=True), metrics.floats("correct", correct)
-    metrics.same_length(confidence=confidence, correct=correct)
+    confidence, correct = intervals.floats("confidence", confidence, missing=True), intervals.floats("correct", correct)
+    intervals.same_length(confidence=confidence, correct=correct)
     if not len(correct):
         raise ValueError("no items: nothing to abstain on")
     if not np.isin(correct, (0, 1)).all():

@@ -309,17 +309,3 @@ def test_two_thousand_resamples_take_a_moment():
     start = time.perf_counter()
     metrics.agreement(gold, scores, [i / 4 for i in range(15)])
     assert time.perf_counter() - start < 5
-
-
-def test_resamples_serve_any_statistic():
-    values = np.random.default_rng(0).random(60)
-    counts = metrics.resamples(60, n_boot=2000)
-    got, plain_mean = metrics.interval(counts @ values / counts.sum(1), 60), metrics.mean(values)
-    assert got.value == pytest.approx(plain_mean.value)
-    assert (got.low, got.high) == pytest.approx((plain_mean.low, plain_mean.high), abs=0.01)
-    grouped = metrics.resamples(4, n_boot=200, group=["a", "a", "b", "b"])
-    assert (grouped[0] == 1).all()
-    assert (grouped[:, 0] == grouped[:, 1]).all()
-    assert set(grouped[1:, 0]) == {0, 1, 2}, "whole groups, with replacement"
-    with pytest.raises(ValueError, match="no items"):
-        metrics.resamples(0)
