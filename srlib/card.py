@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib import params, runs, store
+from srlib import params, stages, store
 
 SPLITS = ("validation", "test", "ood", "pairwise")
 MEASURES = (("pearson", "Pearson with gold"), ("mae", "mean absolute error"), ("parse_rate", "readable judgments"))
@@ -35,7 +35,7 @@ def card(run: Path, settings: Mapping[str, Any], info: Mapping[str, Any], how: s
     """The README.md of an exported judge, in Markdown with the hub's front matter."""
     base = str(info.get("base", settings.get("model", "not known")))
     licence, base = licence_of(base), shown(base)
-    made = runs.manifest(run / "judge") or {}
+    made = stages.manifest(run / "judge") or {}
     arm = {"sft": "sft"}.get(made.get("stage", ""), str(made.get("stage", "")).replace("dpo_", "sre_"))
     head = {"license": licence or "other", "library_name": "peft" if how == "adapter" else "transformers"}
     head |= {"base_model": base} if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("models/") else {}
@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
 
 
 def _data(run: Path, settings: Mapping[str, Any]) -> str:
-    facts = (runs.manifest(run / "data") or {}).get("facts", {})
+    facts = (stages.manifest(run / "data") or {}).get("facts", {})
     rows = {**facts.get("rows", {}), "pairwise": facts.get("pairwise", 0)}
     counts = ", ".join(f"{n:,} {name}" for name, n in rows.items() if n) or "sizes not recorded"
     return (
@@ -105,7 +105,7 @@ def _data(run: Path, settings: Mapping[str, Any]) -> str:
 
 def _recipe(settings: Mapping[str, Any]) -> str:
     known = params.declared()
-    own = {n: v for n, v in settings.items() if n in known and v != known[n].default and n not in runs.NOT_IDENTITY}
+    own = {n: v for n, v in settings.items() if n in known and v != known[n].default and n not in stages.NOT_IDENTITY}
     rows = [f"| {_cell(name)} | {_cell(shown(value))} | {_cell(known[name].help)} |" for name, value in own.items()]
     rest = "All other parameters have the defaults of this version of srlib."
     if not rows:

@@ -22,7 +22,7 @@ from srlib import pipeline
 from srlib.draws import DrawsError
 from srlib.models import ModelError
 from srlib.params import ParamError
-from srlib.runs import RunError
+from srlib.stages import RunError
 from srlib.store import LockedError, StoreError
 
 app = typer.Typer(

@@ -27,7 +27,6 @@ import numpy as np
 from srlib import data, intervals, metrics, selective, store, world
 from srlib.progress import progress
 from srlib.readings import Arm, confidence, on_scale, read, scores
-from srlib.readings import arm as arm  # also by this name
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
 
 COMPARED = "pairwise_compared"  # the split whose comparisons are shown to the judge as such

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from srlib import plots
+from srlib import canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,7 +112,7 @@ def svg(figure: Figure, title: str) -> str:
         for text in same:
             text.set_visible(True)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(plots.INK, "currentColor").replace(plots.GRID, "var(--grid)")
+    svg = svg[svg.index("<svg") :].replace(canvas.INK, "currentColor").replace(canvas.GRID, "var(--grid)")
     width = round(figure.get_figwidth() * 100)
     size = f'style="width:100%;max-width:{width}px;min-width:{min(width, max(440, round(width * 0.7)))}px"'
     tag = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">")])

@@ -1,7 +1,7 @@
 """Stages over papermill: order, resume, progress.
 
 Each stage is one notebook in a kernel of its own, so a stage that dies takes nothing with it. What is current is not
-run again (`runs.why`), what was killed resumes, and nothing is kept in memory between stages: SIGKILL is safe at any
+run again (`stages.why`), what was killed resumes, and nothing is kept in memory between stages: SIGKILL is safe at any
 moment.
 
     reports = run(params.load("params/tiny.yaml"), Path("runs/tiny"))
@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srlib import params as parameters
-from srlib import runs, store, warm
-from srlib.runs import Stage
+from srlib import runs, stages, store, warm
+from srlib.stages import Stage
 
 PLAIN_EVERY = 30.0  # seconds between two progress lines of one stage, where there is no terminal
 
@@ -54,7 +54,7 @@ def run(
     root: Path | None = None,
     console: Console | None = None,
 ) -> list[StageReport]:
-    """Bring every stage of a run up to date and return one report each, in order of `runs.stages`.
+    """Bring every stage of a run up to date and return one report each, in order of `stages.of`.
 
     `workers` stages run side by side where their inputs allow it (default: `default_workers()`). `force` runs all of
     them again. After a failure nothing new is started and what is running ends. Raises StoreError when the directory
@@ -62,10 +62,10 @@ def run(
     """
     root = root or parameters.project_root()
     run_dir = Path(run_dir).absolute()
-    todo = runs.stages(params)
+    todo = stages.of(params)
     workers = workers or default_workers()
     for stage in todo:
-        runs.parts(stage, params, run_dir, root)  # a notebook that cannot be read is refused now, not after an hour
+        stages.parts(stage, params, run_dir, root)  # a notebook that cannot be read is refused now, not after an hour
     store.make_dir(run_dir)
     with store.lock(run_dir):
         _record(params, run_dir)
@@ -73,7 +73,7 @@ def run(
         for stage in todo if force else []:
             with store.writing(run_dir / stage.output):
                 (run_dir / stage.output / "manifest.json").unlink(missing_ok=True)
-                shutil.rmtree(runs.partial_of(run_dir / stage.output), ignore_errors=True)
+                shutil.rmtree(stages.partial_of(run_dir / stage.output), ignore_errors=True)
         walk = _Walk(todo, params, run_dir, root, workers, console or Console(highlight=False))
         reports = walk.finish()
         if all(report.status in ("cached", "done") for report in reports):
@@ -145,7 +145,7 @@ class _Walk:
                 break
             if stage.name in started or waiting & set(stage.inputs):
                 continue
-            reason = runs.why(stage, self.params, self.run_dir, self.root)
+            reason = stages.why(stage, self.params, self.run_dir, self.root)
             if reason is None:
                 self._end(stage, StageReport(stage.name, "cached"))
                 settled = True
@@ -198,7 +198,7 @@ def _notebook(
         "TOKENIZERS_PARALLELISM": "false",
         "SRLIB_PROGRESS": str(heartbeat),
     }
-    made_before = runs.manifest(run_dir / stage.output)
+    made_before = stages.manifest(run_dir / stage.output)
     where = f"{stage.name} (notebook {stage.notebook}) failed"
     look = f"The notebook as far as it came: {output}"
     try:
@@ -227,8 +227,8 @@ def _notebook(
         heartbeat.unlink(missing_ok=True)
         _forget_paths(output, stage)
     # Not only when it is current: code that was edited meanwhile makes it stale for the next run, not a failure of this.
-    if runs.manifest(run_dir / stage.output) in (None, made_before):
-        reason = runs.why(stage, params, run_dir, root)
+    if stages.manifest(run_dir / stage.output) in (None, made_before):
+        reason = stages.why(stage, params, run_dir, root)
         if reason is not None:
             return f"{where}: it ended without {stage.output} ({reason}); does it call stage.finish()?\n{look}"
     return ""

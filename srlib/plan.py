@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srlib import attacks, memory, runs, sample, shapes, store
+from srlib import attacks, memory, sample, shapes, stages, store
 from srlib import machine as machines
 from srlib import params as parameters
 from srlib.machine import CARDS, Card
@@ -91,13 +91,13 @@ def forecast(
 ) -> Plan:
     """The plan of a run with these parameters. `rows` False spares looking into the data: all lengths are the limits.
 
-    Raises shapes.ShapeError on a model whose size cannot be told, runs.RunError on arms that cannot be.
+    Raises shapes.ShapeError on a model whose size cannot be told, stages.RunError on arms that cannot be.
     """
     root = root or parameters.project_root()
     shape = shapes.of_model(params["model"], root)
     lengths = _lengths(params, root) if rows else _limits(params)
     jobs = _jobs(params, shape)
-    works = [work for stage in runs.stages(params) if (work := _work(stage, params, shape, lengths)) is not None]
+    works = [work for stage in stages.of(params) if (work := _work(stage, params, shape, lengths)) is not None]
     card = machine or machines.found()
     plan = Plan(shape, jobs, params.get("judge_format", "auto"), lengths, works, {}, card)
     return replace(plan, disk=_disk(params, plan))
@@ -192,12 +192,12 @@ def _counter(model: Path) -> tuple[Any, str]:
     return (lambda text: len(tokenizer.encode(text).ids)), "tokenized"
 
 
-def _work(stage: runs.Stage, params: Mapping[str, Any], shape: Shape, lengths: Lengths) -> Work | None:
+def _work(stage: stages.Stage, params: Mapping[str, Any], shape: Shape, lengths: Lengths) -> Work | None:
     per_token = 2.0 * (shape.linear + shape.vocab * shape.hidden)
     trained = per_token * (2 + params["gradient_checkpointing"] + (params["lora_rank"] == 0))
     row = lengths.prompt + lengths.judgment
     if stage.notebook == "02_sft":
-        if stage.name in runs.FROM_PAIRS:
+        if stage.name in stages.FROM_PAIRS:
             steps, batch = (
                 sum(_dpo_steps(params, t) for t in range(1, params["iterations"] + 1)),
                 2 * params["dpo_batch_size"],
@@ -255,7 +255,7 @@ def _dpo_steps(params: Mapping[str, Any], iteration: int) -> int:
 def _disk(params: Mapping[str, Any], plan: Plan) -> dict[str, float]:
     """Bytes that a run leaves on the machine of the plan, and one checkpoint while it trains."""
     shape, job = plan.shape, replace(plan.jobs["sft"], gpu=plan.machine.gpu)
-    judges = 1 + sum(stage.output.startswith("judges/") for stage in runs.stages(params))
+    judges = 1 + sum(stage.output.startswith("judges/") for stage in stages.of(params))
     adapter = 4.0 * shape.lora(job.lora_rank, job.targets)
     merges = plan.merges(plan.machine.gpu)
     drawn = sum(_prompts(params, t) for t in range(1, params["iterations"] + 1)) * params["n_samples"]

@@ -1,8 +1,6 @@
 """One function for each figure: plain rows or arrays in, a matplotlib Figure out.
 
-The look is set in `_axes` and nowhere else: ink on a plain ground, no box, light grid lines, colours that a
-colour-blind reader tells apart (seaborn's "colorblind"), legible at 100 dpi. Figures are closed as they are made, so a
-notebook shows each once, as the value of its cell. Text is drawn as it is: a `$` in a label is no formula.
+The look that all share is in canvas.py; in which order arms stand, in readings.py.
 
     figure = forest(results)
     figure.savefig("forest.png")
@@ -10,63 +8,32 @@ notebook shows each once, as the value of its cell. Text is drawn as it is: a `$
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlib import metrics, selective
+from srlib import canvas, metrics, selective
+from srlib.readings import in_order
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-INK, GRID = "#333333", "#dddddd"  # report.py swaps these two for the reader's light or dark ones
-BLUE, ORANGE, GREEN, RED, GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494"
-
-ARMS = {
-    "base": "before SFT",
-    "sft_score_only": "SFT on scores, without rationales",
-    "sft": "SFT on rationale and score",
-    "sft_careful_only": "SFT, told which annotators are careful (a ceiling)",
-    "sft_continued": "SFT for as many further steps as the loop takes",
-    "rft": "SFT on the chosen side of the same pairs",
-    "sft_self_consistency": "SFT, the majority of N samples",
-    "sft_best_of_n": "SFT, the best of N samples by its selector",
-    "sft_mean_of_n": "SFT, the mean of N samples",
-    "sft_median_of_n": "SFT, the median of N samples",
-    "sre_1": "self-rationalized once",
-    "sre_2": "self-rationalized twice",
-    "sre_2_self_consistency": "self-rationalized twice, the majority of N samples",
-}
-
-
-def in_order(arms: Sequence[str]) -> list[str]:
-    """Each arm once, in the order of ARMS; `sre_3` and so on follow, then names that stand nowhere."""
-
-    def rank(arm: str) -> tuple[int, int, str]:
-        if arm in ARMS and not arm.startswith("sre_"):
-            return 0, list(ARMS).index(arm), arm
-        iteration = re.match(r"sre_(\d+)", arm)
-        return (1, int(iteration[1]), arm) if iteration else (2, 0, arm)
-
-    return sorted(set(arms), key=rank)
 
 
 def score_histogram(scores: Mapping[str, Sequence[float]]) -> Figure:
     """How often each score occurs, as a share of each split: `{"train": [1, 5, ...], "test": [...]}`."""
     values = sorted({float(score) for column in scores.values() for score in column if not np.isnan(score)})
-    figure, (axes,) = _axes("Scores", "score", "share of the split")
+    figure, (axes,) = canvas.axes_of("Scores", "score", "share of the split")
     width = 0.8 / max(len(scores), 1)
     for i, (split, column) in enumerate(scores.items()):
         shares = [np.mean(np.asarray(column, dtype=float) == value) for value in values]
         left = np.arange(len(values)) - 0.4 + (i + 0.5) * width
-        axes.bar(left, shares, width * 0.92, label=f"{split} ({len(column)})", color=_palette(len(scores))[i])
+        axes.bar(left, shares, width * 0.92, label=f"{split} ({len(column)})", color=canvas.palette(len(scores))[i])
     every = max(-(-len(values) // 12), 1)  # at most a dozen labels
     axes.set_xticks(range(0, len(values), every), [f"{value:g}" for value in values[::every]])
-    _percent(axes.yaxis)
+    canvas.percent(axes.yaxis)
     if scores:
-        _legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
+        canvas.legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
 
 
@@ -74,23 +41,23 @@ def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> Fi
     """Token lengths, a panel for each kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
     import seaborn
 
-    figure, panels = _axes("Lengths", "tokens", "rows", panels=len(tokens))
+    figure, panels = canvas.axes_of("Lengths", "tokens", "rows", panels=len(tokens))
     shown = [(name, np.asarray(column)) for name, column in tokens.items() if len(column)]
-    for axes, (name, column), color in zip(panels, shown, _palette(len(shown)), strict=False):
+    for axes, (name, column), color in zip(panels, shown, canvas.palette(len(shown)), strict=False):
         seaborn.histplot(x=column, ax=axes, color=color, bins=30, edgecolor="none", alpha=0.9)
         median, longest = np.median(column), max(column)
-        axes.axvline(median, color=INK, linewidth=1, linestyle="--")
-        _title(axes, f"{name}: median {median:.0f}, longest {longest}")
+        axes.axvline(median, color=canvas.INK, linewidth=1, linestyle="--")
+        canvas.entitle(axes, f"{name}: median {median:.0f}, longest {longest}")
         axes.set(xlabel="tokens", ylabel="rows" if axes is panels[0] else "")
         if limit is not None and longest > 0.7 * limit:  # else it would squeeze what there is to see
-            axes.axvline(limit, color=RED, linewidth=1.5)
+            axes.axvline(limit, color=canvas.RED, linewidth=1.5)
     return figure
 
 
 def loss_curve(log: Sequence[Mapping[str, float]], title: str = "Loss") -> Figure:
     """Training loss over steps, from a Trainer's `log_history`: rows without a loss are passed over."""
-    figure, (axes,) = _axes(title, "step", "loss")
-    _line(axes, log, "loss", BLUE)
+    figure, (axes,) = canvas.axes_of(title, "step", "loss")
+    canvas.line(axes, log, "loss", canvas.BLUE)
     axes.set_ylim(bottom=0)
     return figure
 
@@ -100,23 +67,23 @@ def dpo_curves(log: Sequence[Mapping[str, float]], title: str = "DPO") -> Figure
 
     Both log-probabilities falling while the margin grows is DPO's usual way to go wrong; hence one panel for both.
     """
-    sides = {"chosen": BLUE, "rejected": ORANGE}
+    sides = {"chosen": canvas.BLUE, "rejected": canvas.ORANGE}
     panels = [
-        ("margin of rewards", {"rewards/margins": ("margin", GREEN)}),
+        ("margin of rewards", {"rewards/margins": ("margin", canvas.GREEN)}),
         ("log-probability", {f"logps/{side}": (side, color) for side, color in sides.items()}),
-        ("loss", {"loss": ("loss", INK)}),
+        ("loss", {"loss": ("loss", canvas.INK)}),
         ("tokens", {f"lengths/{side}": (side, color) for side, color in sides.items()}),
     ]
     panels = [panel for panel in panels if any(key in row for key in panel[1] for row in log)]
-    figure, axes = _axes(title, "step", "", panels=len(panels))
+    figure, axes = canvas.axes_of(title, "step", "", panels=len(panels))
     for ax, (name, lines) in zip(axes, panels, strict=False):
         for key, (label, color) in lines.items():
-            _line(ax, log, key, color, label)
-        _title(ax, name)
+            canvas.line(ax, log, key, color, label)
+        canvas.entitle(ax, name)
         if len(lines) > 1:
-            _legend(ax)
+            canvas.legend(ax)
         if name == "margin of rewards":
-            ax.axhline(0, color=INK, linewidth=0.8)
+            ax.axhline(0, color=canvas.INK, linewidth=0.8)
     return figure
 
 
@@ -126,18 +93,18 @@ def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to 
     Each bar is what is left; the pale part is what this step took away. A unit may change on the way (judgments,
     prompts, pairs): the labels say so, and where a count grows nothing is shown as lost.
     """
-    figure, (axes,) = _axes(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
+    figure, (axes,) = canvas.axes_of(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
     labels, counts = [label for label, _ in steps], [count for _, count in steps]
     before = [counts[0], *counts[:-1]] if counts else []
     for i, (count, was) in enumerate(zip(counts, before, strict=True)):
-        axes.barh(i, count, color=GREEN if i == len(steps) - 1 else BLUE, height=0.7)
-        axes.barh(i, max(was - count, 0), left=count, color=GREY, alpha=0.35, height=0.7)
+        axes.barh(i, count, color=canvas.GREEN if i == len(steps) - 1 else canvas.BLUE, height=0.7)
+        axes.barh(i, max(was - count, 0), left=count, color=canvas.GREY, alpha=0.35, height=0.7)
         lost = f"   −{was - count:,}" if was > count else ""
-        axes.text(max(count, was), i, f" {count:,}{lost}", va="center", color=INK)
-    axes.set_yticks(range(len(steps)), _plain(labels))
+        axes.text(max(count, was), i, f" {count:,}{lost}", va="center", color=canvas.INK)
+    axes.set_yticks(range(len(steps)), canvas.plain(labels))
     axes.set_xlim(0, max(counts, default=1) * 1.3)
     axes.invert_yaxis()
-    _bare(axes)
+    canvas.bare(axes)
     return figure
 
 
@@ -152,14 +119,14 @@ def forest(
     columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in defined)]
     names = in_order([row["arm"] for row in defined if (row["metric"], row["split"]) in columns])
     height = 1.0 + 0.36 * len(names)
-    figure, panels = _axes(
+    figure, panels = canvas.axes_of(
         "", "", "", panels=max(len(columns), 1), height=height, width=2.9 if columns else None, left=2.0
     )
     for axes, (metric, split) in zip(panels, columns, strict=False):
         rows = {row["arm"]: row for row in defined if (row["metric"], row["split"]) == (metric, split)}
         share = metric in SHARES
         if reference in rows:
-            axes.axvline(rows[reference]["value"], color=INK, linewidth=1, linestyle="--", alpha=0.6)
+            axes.axvline(rows[reference]["value"], color=canvas.INK, linewidth=1, linestyle="--", alpha=0.6)
         for i, arm in enumerate(names):
             if arm not in rows:
                 continue
@@ -168,12 +135,14 @@ def forest(
             axes.plot([low, high], [i, i], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
             axes.plot(value, i, "o", color=color, markersize=8)
             text = f"{100 * value:.1f}" if share else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
-            axes.annotate(text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
-        _title(axes, f"{_words(metric)} on {split}")
-        axes.set_yticks(range(len(names)), _plain(names) if axes is panels[0] else [""] * len(names))
+            axes.annotate(
+                text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=canvas.INK
+            )
+        canvas.entitle(axes, f"{_words(metric)} on {split}")
+        axes.set_yticks(range(len(names)), canvas.plain(names) if axes is panels[0] else [""] * len(names))
         axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
         if share:
-            _percent(axes.xaxis)
+            canvas.percent(axes.xaxis)
     return figure
 
 
@@ -181,34 +150,34 @@ def alarms(rows: Sequence[Mapping[str, Any]], title: str = "Alarms, as shares of
     """Each alarm of each iteration as a dot at value / threshold; right of the red line it has fired."""
     rows = [row for row in rows if row["value"] is not None and row["threshold"]]
     names = list(dict.fromkeys(row["alarm"] for row in rows))
-    figure, (axes,) = _axes(title, "value / threshold", "", height=1.2 + 0.34 * len(names))
-    for iteration, color in zip(sorted({row["iteration"] for row in rows}), _palette(9), strict=False):
+    figure, (axes,) = canvas.axes_of(title, "value / threshold", "", height=1.2 + 0.34 * len(names))
+    for iteration, color in zip(sorted({row["iteration"] for row in rows}), canvas.palette(9), strict=False):
         mine = [row for row in rows if row["iteration"] == iteration]
         places = [names.index(row["alarm"]) + 0.12 * (iteration - 1) for row in mine]
         axes.plot(
             [row["value"] / row["threshold"] for row in mine], places, "o", color=color, label=f"iteration {iteration}"
         )
-    axes.axvline(1, color=RED, linewidth=1.8)
-    axes.set_yticks(range(len(names)), _plain([name.replace("_", " ") for name in names]))
+    axes.axvline(1, color=canvas.RED, linewidth=1.8)
+    axes.set_yticks(range(len(names)), canvas.plain([name.replace("_", " ") for name in names]))
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     if rows:
-        _legend(axes)
+        canvas.legend(axes)
     return figure
 
 
 def costs(rows: Sequence[Mapping[str, Any]], title: str = "Tokens that each arm took") -> Figure:
     """What each arm needed before it judged, from ledger.arms: tokens trained on, and tokens drawn to learn from."""
     rows = [row for row in rows if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
-    figure, (axes,) = _axes(title, "million tokens", "", height=1.2 + 0.3 * len(rows))
+    figure, (axes,) = canvas.axes_of(title, "million tokens", "", height=1.2 + 0.3 * len(rows))
     start = np.zeros(len(rows))
-    for key, label, color in (("training tokens", "trained on", BLUE), ("drawn tokens", "drawn", ORANGE)):
+    for key, label, color in (("training tokens", "trained on", canvas.BLUE), ("drawn tokens", "drawn", canvas.ORANGE)):
         values = np.array([(row[key] or 0) / 1e6 for row in rows])
         axes.barh(range(len(rows)), values, 0.7, left=start, color=color, label=label)
         start = start + values
-    axes.set_yticks(range(len(rows)), _plain([row["arm"] for row in rows]))
+    axes.set_yticks(range(len(rows)), canvas.plain([row["arm"] for row in rows]))
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if rows:
-        _legend(axes)
+        canvas.legend(axes)
     return figure
 
 
@@ -222,11 +191,11 @@ def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[fl
     if not table[:, -1].any():
         table = table[:, :-1]
     size = max(3.2, (0.5 if len(points) <= 12 else 0.32) * len(points) + 1.2)
-    figure, (axes,) = _axes(title or "Gold score against the judge's", "", "", height=size, width=size + 0.8)
+    figure, (axes,) = canvas.axes_of(title or "Gold score against the judge's", "", "", height=size, width=size + 0.8)
     ticks = [f"{point:g}" for point in points]
     seaborn.heatmap(
         table, ax=axes, annot=len(points) <= 12, fmt="d", cmap="Blues", cbar=False, square=True, linewidths=1,
-        linecolor=GRID, xticklabels=[*ticks, "none"][: table.shape[1]], yticklabels=ticks,
+        linecolor=canvas.GRID, xticklabels=[*ticks, "none"][: table.shape[1]], yticklabels=ticks,
     )  # fmt: skip
     axes.set(xlabel="the judge's score", ylabel="gold score")
     axes.tick_params(length=0, rotation=0)
@@ -244,12 +213,14 @@ def error_heatmap(cells: Sequence[Mapping[str, Any]], title: str = "Error by sli
     value = {(cell["slice"], cell["arm"]): _number(cell["error"]) for cell in cells}
     table = np.array([[value.get((part, arm), np.nan) for arm in names] for part, _ in labels])
     width = max(4.0, 1.1 * len(names)) + 3.6
-    figure, (axes,) = _axes(title, "", "", height=1.0 + 0.3 * max(len(labels), 1), width=width)
+    figure, (axes,) = canvas.axes_of(title, "", "", height=1.0 + 0.3 * max(len(labels), 1), width=width)
     if len(labels):
-        ticks = [f"{text}  (n {n})" for text, (_, n) in zip(_plain([p for p, _ in labels], 48), labels, strict=True)]
+        ticks = [
+            f"{text}  (n {n})" for text, (_, n) in zip(canvas.plain([p for p, _ in labels], 48), labels, strict=True)
+        ]
         seaborn.heatmap(
             100 * table, ax=axes, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, linewidths=1,
-            linecolor=GRID, xticklabels=_plain(names), yticklabels=ticks,
+            linecolor=canvas.GRID, xticklabels=canvas.plain(names), yticklabels=ticks,
         )  # fmt: skip
     axes.set(xlabel="wrong, %", ylabel="")
     axes.tick_params(length=0, rotation=0)
@@ -264,12 +235,12 @@ def reliability(
     low, high = table[0].low, table[-1].high
     rows = [row for row in table if row.n]
     xlabel, ylabel = labels or ("confidence", "share that is right")
-    figure, (axes,) = _axes(title, xlabel, ylabel, height=4.2, width=4.6)
-    axes.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=1)
+    figure, (axes,) = canvas.axes_of(title, xlabel, ylabel, height=4.2, width=4.6)
+    axes.plot([low, high], [low, high], color=canvas.GREY, linestyle="--", linewidth=1)
     most = max((row.n for row in rows), default=1)
     claimed, was = [row.confidence for row in rows], [row.correct for row in rows]
-    axes.plot(claimed, was, color=BLUE, linewidth=1, alpha=0.5)
-    axes.scatter(claimed, was, s=[20 + 160 * row.n / most for row in rows], color=BLUE, zorder=3)
+    axes.plot(claimed, was, color=canvas.BLUE, linewidth=1, alpha=0.5)
+    axes.scatter(claimed, was, s=[20 + 160 * row.n / most for row in rows], color=canvas.BLUE, zorder=3)
     axes.set_aspect("equal", adjustable="box")
     return figure
 
@@ -279,15 +250,15 @@ def preferences(won: Mapping[str, Any], first: str, second: str, title: str = ""
     dot with its interval: `{"overall": preference.win_rates(...)}`."""
     won = {name: rates for name, rates in won.items() if rates.ties_split.n}
     title = title or f"Preferred: {first} (left) or {second} (right)"
-    figure, (axes,) = _axes(title, "", "", height=1.3 + 0.42 * len(won))
+    figure, (axes,) = canvas.axes_of(title, "", "", height=1.3 + 0.42 * len(won))
     for i, rates in enumerate(won.values()):
         left = 0.0
-        for count, color in ((rates.wins, BLUE), (rates.ties, GREY), (rates.losses, ORANGE)):
+        for count, color in ((rates.wins, canvas.BLUE), (rates.ties, canvas.GREY), (rates.losses, canvas.ORANGE)):
             axes.barh(i, count / rates.ties_split.n, left=left, color=color, alpha=0.35, height=0.7)
             left += count / rates.ties_split.n
         value, low, high, n = rates.ties_split
-        axes.plot([low, high], [i, i], color=INK, linewidth=2, solid_capstyle="round")
-        axes.plot(value, i, "o", color=INK, markersize=7)
+        axes.plot([low, high], [i, i], color=canvas.INK, linewidth=2, solid_capstyle="round")
+        axes.plot(value, i, "o", color=canvas.INK, markersize=7)
         axes.annotate(
             f"{100 * value:.0f}% of {n}",
             (1, i),
@@ -295,13 +266,13 @@ def preferences(won: Mapping[str, Any], first: str, second: str, title: str = ""
             ("axes fraction", "data"),
             "offset points",
             va="center",
-            color=INK,
+            color=canvas.INK,
         )
-    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(won)), _plain([name.replace("_", " ") for name in won]))
+    axes.axvline(0.5, color=canvas.INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(won)), canvas.plain([name.replace("_", " ") for name in won]))
     axes.set(xlim=(0, 1), ylim=(max(len(won), 1) - 0.5, -0.5))
     axes.grid(visible=False)
-    _percent(axes.xaxis)
+    canvas.percent(axes.xaxis)
     return figure
 
 
@@ -314,7 +285,7 @@ def audits(results: Sequence[Mapping[str, Any]], title: str = "Audits: at 0, a j
     shown = {"shift, in % of the scale": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
     panels = [list(dict.fromkeys(key[:2] for key in rows if key[1] in wanted)) for wanted in shown.values()]
     height = 1.3 + 0.14 * (max(len(names), 2) + 1) * max(map(len, panels))
-    figure, axes = _axes(title, "", "", panels=2, height=height, width=4.4)
+    figure, axes = canvas.axes_of(title, "", "", panels=2, height=height, width=4.4)
     thick = 0.8 / max(len(names), 1)
     for ax, name, panel in zip(axes, shown, panels, strict=True):
         for k, arm in enumerate(names):
@@ -323,16 +294,20 @@ def audits(results: Sequence[Mapping[str, Any]], title: str = "Audits: at 0, a j
             ]
             y, values = [at for at, _ in mine], [row["value"] for _, row in mine]
             shade = 0.4 + 0.6 * (k + 1) / len(names)  # later iterations are darker
-            ax.barh(y, values, thick * 0.9, color=_arm_color(arm), alpha=shade, label=_plain([arm])[0])
-            ax.hlines(y, *([_number(row[end]) for _, row in mine] for end in ("ci_low", "ci_high")), INK, linewidth=1.2)
-            ax.plot(values, y, ".", color=INK, markersize=3)  # or nobody sees a 0
-        ax.axvline(0, color=INK, linewidth=0.8)
-        ax.set_yticks(range(len(panel)), _plain([AUDITS.get(split, split.split("_", 2)[-1]) for split, _ in panel]))
+            ax.barh(y, values, thick * 0.9, color=_arm_color(arm), alpha=shade, label=canvas.plain([arm])[0])
+            ax.hlines(
+                y, *([_number(row[end]) for _, row in mine] for end in ("ci_low", "ci_high")), canvas.INK, linewidth=1.2
+            )
+            ax.plot(values, y, ".", color=canvas.INK, markersize=3)  # or nobody sees a 0
+        ax.axvline(0, color=canvas.INK, linewidth=0.8)
+        ax.set_yticks(
+            range(len(panel)), canvas.plain([AUDITS.get(split, split.split("_", 2)[-1]) for split, _ in panel])
+        )
         ax.set_ylim(max(len(panel), 1) - 0.5, -0.5)
-        _title(ax, name)
-        _percent(ax.xaxis)
+        canvas.entitle(ax, name)
+        canvas.percent(ax.xaxis)
     if names:
-        _legend(axes[-1], loc="lower right", handlelength=1)
+        canvas.legend(axes[-1], loc="lower right", handlelength=1)
     return figure
 
 
@@ -350,16 +325,16 @@ def risk_coverage(
     curves: Mapping[str, selective.Curve], target: float | None = None, title: str = "Risk against coverage"
 ) -> Figure:
     """Share of wrong answers among the surest, for every share of items that is answered: `selective.curve` by arm."""
-    figure, (axes,) = _axes(title, "items answered", "of them wrong")
-    for (arm, curve), color in zip(curves.items(), _palette(len(curves)), strict=True):
+    figure, (axes,) = canvas.axes_of(title, "items answered", "of them wrong")
+    for (arm, curve), color in zip(curves.items(), canvas.palette(len(curves)), strict=True):
         axes.plot(curve.coverage, curve.risk, color=color, label=arm, linewidth=1.8)
     if target is not None:
-        axes.axhline(target, color=INK, linewidth=1, linestyle="--")
+        axes.axhline(target, color=canvas.INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.01), ylim=(0, None))
-    _percent(axes.xaxis)
-    _percent(axes.yaxis)
+    canvas.percent(axes.xaxis)
+    canvas.percent(axes.yaxis)
     if curves:
-        _legend(axes)
+        canvas.legend(axes)
     return figure
 
 
@@ -371,9 +346,11 @@ def score_entropy(
 
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
-    figure, (axes,) = _axes(title, "nats", "prompts")
+    figure, (axes,) = canvas.axes_of(title, "nats", "prompts")
     top = float(np.log(n_scores)) if n_scores else max(float(values.max(initial=0)), 0.1)
-    seaborn.histplot(x=values, ax=axes, bins=np.linspace(0, top * 1.0001, 25), color=BLUE, edgecolor="none", alpha=0.9)
+    seaborn.histplot(
+        x=values, ax=axes, bins=np.linspace(0, top * 1.0001, 25), color=canvas.BLUE, edgecolor="none", alpha=0.9
+    )
     axes.set(
         xlabel=f"nats ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else "nats", ylabel="prompts"
     )
@@ -387,7 +364,9 @@ def compare(
     rows = [row for row in rows if _number(row["value"]) == _number(row["value"])]
     columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in rows)]
     names = in_order([row["arm"] for row in rows if (row["metric"], row["split"]) in columns])
-    figure, panels = _axes("", "", "", panels=len(columns), height=1.1 + 0.36 * len(names), width=3.2, left=2.0)
+    figure, panels = canvas.axes_of(
+        "", "", "", panels=len(columns), height=1.1 + 0.36 * len(names), width=3.2, left=2.0
+    )
     for axes, (metric, split) in zip(panels, columns, strict=False):
         for i, arm in enumerate(names):
             mine = [row for row in rows if (row["arm"], row["metric"], row["split"]) == (arm, metric, split)]
@@ -398,11 +377,11 @@ def compare(
             axes.plot([row["value"] for row in mine], [i + 0.25] * len(mine), "o", color=color, alpha=0.35, ms=5, mew=0)
             axes.plot([got.low, got.high], [i, i], color=color, linewidth=2, solid_capstyle="round")
             axes.plot(got.value, i, "D", color=color, markersize=6)
-        _title(axes, f"{_words(metric)} on {split}")
+        canvas.entitle(axes, f"{_words(metric)} on {split}")
         axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-        axes.set_yticks(range(len(names)), _plain(names) if axes is panels[0] else [""] * len(names))
+        axes.set_yticks(range(len(names)), canvas.plain(names) if axes is panels[0] else [""] * len(names))
         if metric in SHARES:
-            _percent(axes.xaxis)
+            canvas.percent(axes.xaxis)
     return figure
 
 
@@ -415,86 +394,13 @@ SHARES = (
 )  # shown as percentages
 
 
-def _axes(
-    title: str,
-    xlabel: str,
-    ylabel: str,
-    panels: int = 1,
-    height: float = 3.2,
-    width: float | None = None,
-    left: float = 0,
-) -> tuple[Figure, list]:
-    """A figure with `panels` axes side by side, at least one, in the look that all share; sizes in inches, 100 dpi."""
-    import matplotlib.pyplot as plt
-
-    width = width or (6.4 if panels == 1 else 3.4)
-    style = {
-        "figure.dpi": 100, "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK,
-        "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.facecolor": "none",
-    }  # fmt: skip
-    with plt.rc_context(style):
-        size = (left + width * max(panels, 1), height)
-        figure, grid = plt.subplots(1, max(panels, 1), figsize=size, layout="constrained", squeeze=False)
-    plt.close(figure)  # it lives on; a notebook just does not draw it a second time
-    axes = list(grid[0])
-    for ax in axes:
-        ax.set(xlabel=xlabel, ylabel=ylabel)
-        ax.tick_params(length=3)
-    if panels == 1:
-        _title(axes[0], title)
-    elif title:
-        figure.suptitle(_plain([title])[0], x=0.01, ha="left", fontsize=12, color=INK)
-    return figure, axes
-
-
-def _title(axes, text: str) -> None:
-    axes.set_title(_plain([text], 60)[0], loc="left", fontsize=11, color=INK, pad=10)
-
-
-def _legend(axes, **where) -> None:
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
-
-
-def _line(axes, log: Sequence[Mapping[str, float]], key: str, color: str, label: str | None = None) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    points = [(row["step"], row[key]) for row in log if key in row and "step" in row]
-    axes.plot([x for x, _ in points], [y for _, y in points], color=color, label=label, linewidth=1.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
-def _bare(axes) -> None:
-    """No scale where every bar carries its number."""
-    axes.grid(visible=False)
-    axes.set_xticks([])
-    axes.spines[["bottom", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-
-
-def _percent(axis) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-
-
-def _palette(n: int) -> list[str]:
-    return [(BLUE, ORANGE, GREEN, RED, GREY)[i % 5] for i in range(n)]
-
-
 def _arm_color(arm: str) -> str:
     """Ours in blue, the ceiling in orange, what it is held against in grey."""
-    return BLUE if arm.startswith("sre") else ORANGE if arm == "sft_careful_only" else GREY
+    return canvas.BLUE if arm.startswith("sre") else canvas.ORANGE if arm == "sft_careful_only" else canvas.GREY
 
 
 def _words(metric: str) -> str:
     return "QWK" if metric == "qwk" else "MAE" if metric == "mae" else metric.replace("_", " ").capitalize()
-
-
-def _plain(labels: Sequence[str], limit: int = 40) -> list[str]:
-    """Labels as they are to be read: not as formulas, not longer than there is room for."""
-    return [(text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$") for text in labels]
 
 
 def _number(value: float | None) -> float:

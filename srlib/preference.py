@@ -53,7 +53,7 @@ def side_by_side(
 ) -> tuple[list[SideBySide], dict[str, int]]:
     """What can be compared, and how many items cannot, by reason (LEFT_OUT).
 
-    `a` and `b` hold one judgment of each example, in the order of `examples` (evaluate.read), None where the arm has none.
+    `a` and `b` hold one judgment of each example, in the order of `examples` (readings.read), None where the arm has none.
     Two equal texts are left out: nobody can prefer one. With `equal_score_only`, a rationale cannot win by its score.
     """
     sides, left_out = [], Counter()

@@ -1,6 +1,6 @@
 """An arm is a judge and a way to read it: from the judgments of a pass to one score, one confidence for each item.
 
-Imports schema and metrics. `greedy` reads the one judgment; of N draws, `majority` (self-consistency), `mean` and `median`
+`greedy` reads the one judgment; of N draws, `majority` (self-consistency), `mean` and `median`
 make one score of all, and `likelihood` takes the best by the judge's own mean token log-probability.
 
 >>> arm("sre_2_self_consistency")
@@ -22,6 +22,21 @@ import numpy as np
 from srlib import metrics
 from srlib.schema import Example, Judgment
 
+ARMS = {  # in the order in which they stand in every table and figure, and what they are
+    "base": "before SFT",
+    "sft_score_only": "SFT on scores, without rationales",
+    "sft": "SFT on rationale and score",
+    "sft_careful_only": "SFT, told which annotators are careful (a ceiling)",
+    "sft_continued": "SFT for as many further steps as the loop takes",
+    "rft": "SFT on the chosen side of the same pairs",
+    "sft_self_consistency": "SFT, the majority of N samples",
+    "sft_best_of_n": "SFT, the best of N samples by its selector",
+    "sft_mean_of_n": "SFT, the mean of N samples",
+    "sft_median_of_n": "SFT, the median of N samples",
+    "sre_1": "self-rationalized once",
+    "sre_2": "self-rationalized twice",
+    "sre_2_self_consistency": "self-rationalized twice, the majority of N samples",
+}
 SUFFIXES = {"_self_consistency": "majority", "_best_of_n": "likelihood", "_mean_of_n": "mean", "_median_of_n": "median"}
 
 
@@ -50,6 +65,18 @@ def arm(name: str) -> Arm:
         if name.endswith(suffix):
             return Arm(name, name.removesuffix(suffix), how)
     return Arm(name, None if name == "base" else name)
+
+
+def in_order(arms: Sequence[str]) -> list[str]:
+    """Each arm once, in the order of ARMS; `sre_3` and so on follow, then names that stand nowhere."""
+
+    def rank(arm: str) -> tuple[int, int, str]:
+        if arm in ARMS and not arm.startswith("sre_"):
+            return 0, list(ARMS).index(arm), arm
+        iteration = re.match(r"sre_(\d+)", arm)
+        return (1, int(iteration[1]), arm) if iteration else (2, 0, arm)
+
+    return sorted(set(arms), key=rank)
 
 
 def read(arm: Arm, judged: Sequence[Judgment]) -> list[Judgment | None]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from srlib import metrics, page, plots, sentences
+from srlib import metrics, page, plots, readings, sentences
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -67,7 +67,7 @@ def table(run_dir: str | Path) -> Table:
     """Arms x metrics of one run, for the terminal."""
     results = load(run_dir)
     shown = _table(f"{Path(run_dir).name}: accuracy in %, 95% interval", [column.title for column in COLUMNS])
-    for arm in plots.in_order([row["arm"] for row in results]):
+    for arm in readings.in_order([row["arm"] for row in results]):
         first, *rest = [(_find(results, arm, column), column) for column in COLUMNS]
         shown.add_row(Text(arm), _show(*first, interval=True), *(_show(*cell) for cell in rest))
     return shown
@@ -98,7 +98,7 @@ def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -
     """
     runs = _checked(sorted(map(Path, run_dirs)))
     rows = [{**row, "seed": seed} for seed, path in sorted(runs.items()) for row in load(path)]
-    arms = plots.in_order([row["arm"] for row in rows])
+    arms = readings.in_order([row["arm"] for row in rows])
     last, others = _last(arms), [arm for arm in AGAINST if arm in arms]
     means = [_over_seeds(rows, column, arm) for arm in arms for column in COMPARED]
     differences = [_over_seeds(rows, column, last, arm) for arm in others for column in COMPARED if last]
@@ -256,7 +256,7 @@ def _headline(results: Rows) -> list[str]:
 
 def _html_table(results: Rows) -> str:
     lines = []
-    for arm in plots.in_order([row["arm"] for row in results]):
+    for arm in readings.in_order([row["arm"] for row in results]):
         cells = []
         for i, column in enumerate(COLUMNS):
             row = _find(results, arm, column)
@@ -269,4 +269,4 @@ def _html_table(results: Rows) -> str:
 
 
 def _arm_cell(arm: str) -> str:
-    return f"{page.escape(arm)}<small>{page.escape(plots.ARMS.get(arm, ''))}</small>"
+    return f"{page.escape(arm)}<small>{page.escape(readings.ARMS.get(arm, ''))}</small>"

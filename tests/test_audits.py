@@ -4,14 +4,14 @@ import math
 
 import pytest
 
-from srlib import audits, evaluate, metrics, prompts, store
+from srlib import audits, evaluate, metrics, prompts, readings, store
 from srlib.attacks import FAMILIES
 from srlib.audits import altered, altered_rows, choose, equal_gold_rows, position_row
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 2: "kind"}, step=0.5)
-SFT = evaluate.arm("sft")
+SFT = readings.arm("sft")
 
 
 def items(n=12, rubric=FIVE):

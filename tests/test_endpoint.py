@@ -655,14 +655,14 @@ def test_a_server_may_move_while_its_judgments_are_drawn():
     """Another address makes no other judgments; another model's name does."""
     from pathlib import Path
 
-    from srlib import params, runs
+    from srlib import params, stages
 
     values = params.load(None)
-    (stage,) = (s for s in runs.stages(values) if s.name == "sample_1")
-    key = runs.key(runs.parts(stage, values, Path("nowhere")))
+    (stage,) = (s for s in stages.of(values) if s.name == "sample_1")
+    key = stages.key(stages.parts(stage, values, Path("nowhere")))
     moved = {"endpoint": "http://other:8000/v1", "endpoint_concurrency": 3, "endpoint_left_out": 0.5}
-    assert runs.key(runs.parts(stage, values | moved, Path("nowhere"))) == key
-    assert runs.key(runs.parts(stage, values | {"endpoint_model": "other"}, Path("nowhere"))) != key
+    assert stages.key(stages.parts(stage, values | moved, Path("nowhere"))) == key
+    assert stages.key(stages.parts(stage, values | {"endpoint_model": "other"}, Path("nowhere"))) != key
 
 
 # ---------------------------------------------------------------- transformers serve

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from srlib import evaluate, readings, store, world
-from srlib.evaluate import COMPARED, Arm, Settings, arm, read
+from srlib.evaluate import COMPARED, Settings
+from srlib.readings import Arm, arm, read
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -79,7 +80,7 @@ def test_greedy_reads_the_one_judgment_also_a_failed_one():
     found = read(arm("sft"), greedy(4, None, 1))
     assert scores_of(found) == [4, None, 1]
     assert found[1].failure == "no_verdict"
-    np.testing.assert_array_equal(evaluate.scores(found), [4, math.nan, 1])
+    np.testing.assert_array_equal(readings.scores(found), [4, math.nan, 1])
 
 
 def test_majority_reads_the_likeliest_draw_of_the_most_frequent_score():
@@ -89,7 +90,7 @@ def test_majority_reads_the_likeliest_draw_of_the_most_frequent_score():
     assert scores_of(found) == [4, None, 2, 4]
     assert found[0].id == "a#1"
     assert found[1] is None
-    assert math.isnan(evaluate.scores(found)[1])
+    assert math.isnan(readings.scores(found)[1])
 
 
 def test_likelihood_reads_the_likeliest_draw_that_has_a_score():

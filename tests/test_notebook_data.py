@@ -5,7 +5,7 @@ import json
 import judged
 import pytest
 
-from srlib import params, runs, store
+from srlib import params, stages, store
 from srlib.schema import Comparison, Example
 
 papermill = pytest.importorskip("papermill")
@@ -45,8 +45,8 @@ def test_the_collections_through_the_notebook(project, quiet_kernels, tmp_path):
     assert "row 8: field orig_score: 'none' is not a number" in text
 
     # The stage is current until a file is another one, or another revision is asked for.
-    stage = runs.every_stage(1)[0]
+    stage = stages.every(1)[0]
     known = {name: param.default for name, param in params.of_notebook("01_data", project / "notebooks").items()}
-    assert runs.why(stage, known | values, project / "runs" / "t", project) is None
+    assert stages.why(stage, known | values, project / "runs" / "t", project) is None
     judged.write(tmp_path / "pairs.jsonl", judged.preference(61))
-    assert runs.why(stage, known | values, project / "runs" / "t", project) == "data_pairwise changed"
+    assert stages.why(stage, known | values, project / "runs" / "t", project) == "data_pairwise changed"

@@ -11,7 +11,7 @@ import pytest
 from conftest import SHRUNKEN
 from rich.console import Console
 
-from srlib import params, pipeline, plots, runs, store
+from srlib import params, pipeline, readings, stages, store
 
 pytestmark = pytest.mark.torch
 
@@ -95,7 +95,7 @@ def test_the_whole_method_then_cached_then_with_another_beta(project, quiet_kern
     for r in store.read_json(run / "results.json"):
         if r["arm"] == "sft" and r["metric"] != "seconds":
             assert before["sft", r["split"], r["metric"]] == r["value"]
-    reasons = {s.name: runs.why(s, load(project, beta=0.9), run, project) for s in runs.stages(load(project))}
+    reasons = {s.name: stages.why(s, load(project, beta=0.9), run, project) for s in stages.of(load(project))}
     assert reasons["sample_2"] == "input judges/sre_1 changed"
     assert reasons["dpo_2"] == "beta 0.1 -> 0.9, input judges/sre_1 changed"
     assert {reasons[name] for name in ("sft_score_only", "sft_careful_only", "data", "curate_1")} == {None}
@@ -144,7 +144,7 @@ def check_results(results: list[dict]) -> None:
             assert 0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1
         if r["metric"] == "accuracy":
             assert r["n"] == SIZES[r["split"]]
-    assert set(found) == {(arm, split) for arm in runs.ARMS + SRE for split in SIZES}
+    assert set(found) == {(arm, split) for arm in stages.ARMS + SRE for split in SIZES}
     assert {"audit_position", "audit_padding", "audit_injection", "audit_self_preference"} < set(audits)
     assert all(arms == {"sft", "sre_1", "sre_2"} for arms in audits.values())
     for (arm, split), names in found.items():
@@ -157,7 +157,7 @@ def check_results(results: list[dict]) -> None:
             assert names == POINTWISE | RATIONALES, arm
     iterations = {r["arm"]: r["iteration"] for r in results}
     assert (iterations["sft"], iterations["sre_1"], iterations["sre_2"]) == (0, 1, 2)
-    assert plots.in_order(iterations) == list(dict.fromkeys(r["arm"] for r in results))
+    assert readings.in_order(iterations) == list(dict.fromkeys(r["arm"] for r in results))
     (best,) = {r["protocol"] for r in results if r["arm"] == "sft_best_of_n" and r["split"] == "test"}
     assert "selector" in best
 
@@ -184,7 +184,7 @@ def check_notebooks(run: Path, project: Path, stages: dict) -> None:
         assert not [o for o in outputs if o["output_type"] == "error"], name
         assert any(o["output_type"] in ("display_data", "execute_result") for o in outputs), name
         assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
-        assert (run / next(s.output for s in runs.stages(load(project)) if s.name == name) / "manifest.json").exists()
+        assert (run / next(s.output for s in stages.of(load(project)) if s.name == name) / "manifest.json").exists()
     assert not list(run.rglob("*.partial"))
 
 

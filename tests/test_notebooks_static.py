@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib import params, runs, shapes
+from srlib import params, shapes, stages
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["01_data", "02_sft", "03_sample", "04_curate", "05_dpo", "06_eval"]
@@ -103,7 +103,7 @@ def test_the_notebook_that_is_no_stage_reads_a_run_and_opens_nothing():
     text = "\n".join(source(cell) for cell in cells("07_annotate", "code"))
     assert re.findall(r"runs\.open_to_read\((.*)\)", text) == ['"07_annotate", globals(), needs=("data", "eval")']
     assert "open_stage" not in text
-    assert "07_annotate" not in {stage.notebook for stage in runs.stages({})}
+    assert "07_annotate" not in {stage.notebook for stage in stages.of({})}
 
 
 @pytest.mark.parametrize("name", NAMES)

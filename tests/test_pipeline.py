@@ -272,7 +272,7 @@ def test_heartbeats_become_lines_in_a_log(tmp_path, monkeypatch):
 
 def test_what_cannot_start_is_refused_before_anything_runs(tmp_path):
     root = make_project(tmp_path)
-    with pytest.raises(pipeline.runs.RunError, match="arm 'dpo' is unknown"):
+    with pytest.raises(pipeline.stages.RunError, match="arm 'dpo' is unknown"):
         go(root, "arms=dpo")
     (root / "notebooks" / "06_eval.ipynb").unlink()
     with pytest.raises(params.ParamError, match=r"06_eval\.ipynb: cannot be read"):

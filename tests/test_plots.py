@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from srlib import metrics, plots, selective
+from srlib import metrics, plots, readings, selective
 
 pytest.importorskip("seaborn")
 NAN = float("nan")
@@ -39,8 +39,8 @@ def test_importing_brings_no_heavy_library():
 def test_arms_stand_in_order():
     shuffled = ["sre_10", "sft", "zebra", "sre_2_self_consistency", "sre_2", "base", "sre_1", "sre_3", "rft", "sft"]
     expected = ["base", "sft", "rft", "sre_1", "sre_2", "sre_2_self_consistency", "sre_3", "sre_10", "zebra"]
-    assert plots.in_order(shuffled) == expected
-    assert plots.in_order(list(plots.ARMS)[::-1]) == list(plots.ARMS)
+    assert readings.in_order(shuffled) == expected
+    assert readings.in_order(list(readings.ARMS)[::-1]) == list(readings.ARMS)
 
 
 def test_score_histogram_has_a_bar_for_each_score_of_each_split():

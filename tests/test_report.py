@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srlib import metrics, page, plots, report
+from srlib import canvas, metrics, page, plots, report
 
 NAN = float("nan")
 
@@ -138,7 +138,7 @@ def test_figures_follow_light_and_dark_and_have_one_title(written):
     html = written.read_text("utf-8")
     assert "currentColor" in html
     assert "var(--grid)" in html
-    assert plots.INK not in html
+    assert canvas.INK not in html
     figure = plots.loss_curve([{"step": 1, "loss": 1.0}], title="Loss")
     assert "<!-- Loss -->" in page.svg(figure, "Something else")
     assert "<!-- Loss -->" not in page.svg(figure, "Loss")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from throwaway import make_project, namespace, write_notebook
 
-from srlib import fingerprint, params, runs, store
-from srlib.runs import RunError
+from srlib import fingerprint, params, runs, stages, store
+from srlib.stages import RunError
 
 ARMS = ["base", "sft_score_only", "sft", "sft_careful_only", "sft_continued", "rft", "sft_self_consistency"]
 ARMS += ["sft_best_of_n", "sre_1", "sre_2", "sre_2_self_consistency"]
@@ -37,12 +37,12 @@ def values(root, *overrides):
 
 def why(root, name, *overrides, run="tiny"):
     chosen = values(root, *overrides)
-    stage = next(stage for stage in runs.stages(chosen) if stage.name == name)
-    return runs.why(stage, chosen, root / "runs" / run, root)
+    stage = next(stage for stage in stages.of(chosen) if stage.name == name)
+    return stages.why(stage, chosen, root / "runs" / run, root)
 
 
 def test_all_arms_need_all_stages_in_order():
-    made = runs.stages({"iterations": 2, "arms": ARMS})
+    made = stages.of({"iterations": 2, "arms": ARMS})
     done, judges = set(), []
     for stage in made:
         assert set(stage.inputs) <= done
@@ -55,7 +55,7 @@ def test_all_arms_need_all_stages_in_order():
     by_name = {stage.name: stage for stage in made}
     assert by_name["sample_1"].inputs == ("data", "judges/sft")
     assert by_name["sample_2"].inputs == ("data", "judges/sre_1", "judgments/1")
-    assert by_name["dpo_2"] == runs.Stage(
+    assert by_name["dpo_2"] == stages.Stage(
         "dpo_2", "05_dpo", {"iteration": 2}, ("data", "pairs/2", "judges/sre_1"), "judges/sre_2"
     )
     assert by_name["rft"].inputs == ("data", "judges/sft", "pairs/1", "pairs/2")
@@ -75,13 +75,13 @@ def test_all_arms_need_all_stages_in_order():
     ],
 )
 def test_only_what_the_arms_need(arms, names):
-    assert " ".join(stage.name for stage in runs.stages({"iterations": 1, "arms": arms})) == names
+    assert " ".join(stage.name for stage in stages.of({"iterations": 1, "arms": arms})) == names
 
 
 @pytest.mark.parametrize("arm", ["sre_3", "sre_0", "sre_x", "dpo", "sre_1\n"])
 def test_an_arm_that_cannot_be(arm):
     with pytest.raises(RunError, match=r"unknown|needs iteration"):
-        runs.stages({"iterations": 2, "arms": [arm]})
+        stages.of({"iterations": 2, "arms": [arm]})
 
 
 def test_a_stage_is_partial_until_it_is_finished(root):
@@ -94,7 +94,7 @@ def test_a_stage_is_partial_until_it_is_finished(root):
     assert (stage.path, stage.done) == (run / "data", True)
     assert sorted(p.name for p in run.iterdir() if not p.name.startswith(".")) == ["data"]
     made = store.read_json(run / "data" / "manifest.json")
-    assert made["key"] == stage.key == runs.key(made["parts"])
+    assert made["key"] == stage.key == stages.key(made["parts"])
     assert (made["stage"], made["facts"], made["inputs"]) == ("data", {"rows": 3}, {})
     assert made["params"] == {"data": "world", "seed": 0}
     assert {"python", "srlib", "numpy"} <= made["versions"].keys()
@@ -317,9 +317,9 @@ def test_the_best_judge_is_copied_and_changing_the_mind_reruns_nothing(root):
 def test_what_an_alarm_says_changes_no_result():
     known = params.declared()
     assert [name for name in known if name.startswith("alarm_") or name == "stop_on_alarm"] == sorted(
-        runs.ALARMS, key=list(known).index
+        stages.ALARMS, key=list(known).index
     )
-    assert {"keep", *runs.ALARMS} <= set(runs.NOT_IDENTITY)
+    assert {"keep", *stages.ALARMS} <= set(stages.NOT_IDENTITY)
 
 
 def test_code_follows_imports_inside_functions_and_relative_ones(tmp_path):
