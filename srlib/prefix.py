@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 ATTENTION = "srlib_shared_prefix"
+CHUNK = 2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
 
 
 class SharedPrefix:
@@ -30,10 +31,10 @@ class SharedPrefix:
 
     is_compileable = False
 
-    def __init__(self, prefill: Any, lengths: Any, owner: Any, capacity: int) -> None:
+    def __init__(self, prompt: list[tuple[Any, Any]], lengths: Any, owner: Any, capacity: int) -> None:
         import torch
 
-        self.prompt = [(layer.keys, layer.values) for layer in prefill.layers]
+        self.prompt = prompt
         width = self.prompt[0][0].shape[2]
         beyond = torch.arange(width, device=lengths.device)[None, :] >= lengths[:, None]
         self.hidden = beyond[:, None, None, :] if bool(beyond.any()) else None  # (P, 1, 1, Tp): padding
@@ -228,17 +229,24 @@ class Copies:
 
 
 def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> SharedPrefix:
-    """Read all but the last token of every prompt; that one is the first input of the rows."""
+    """Read all but the last token of every prompt, CHUNK tokens at once; that last one is the first input of the rows."""
     import torch
     from transformers import DynamicCache
 
     device = model.device
-    width = max(1, max(len(row) for row in rows) - 1)  # a model reads at least one token; it is hidden like padding
-    ids = torch.zeros(len(rows), width, dtype=torch.long, device=device)
-    for i, row in enumerate(rows):
-        ids[i, : len(row) - 1] = torch.tensor(row[:-1], device=device)
-    # Right padding under causal attention needs no mask: no token sees what stands behind it.
-    cache = DynamicCache(config=model.config.get_text_config())
-    model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)
-    lengths = torch.tensor([len(row) - 1 for row in rows], device=device)
-    return SharedPrefix(cache, lengths, torch.tensor(owner, device=device), capacity)
+    lengths = [len(row) - 1 for row in rows]
+    width = max(1, *lengths)  # a model reads at least one token; it is hidden like padding
+    at_once, parts = max(1, CHUNK // width), []
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        ids = torch.zeros(len(part), width, dtype=torch.long)
+        for i, row in enumerate(part):
+            ids[i, : len(row) - 1] = torch.tensor(row[:-1])
+        # Right padding under causal attention needs no mask: no token sees what stands behind it.
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.get_decoder()(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
+        parts.append([(layer.keys, layer.values) for layer in cache.layers])
+    prompt = [tuple(torch.cat(pieces) for pieces in zip(*layers, strict=True)) for layers in zip(*parts, strict=True)]
+    return SharedPrefix(
+        prompt, torch.tensor(lengths, device=device), torch.tensor(owner, dtype=torch.long, device=device), capacity
+    )

@@ -277,10 +277,13 @@ def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, shared: di
 
     q, k, v = parts(tables[: prompt_slots.numel()], prompt_slots)
     own_q, own_k, own_v = parts(tables[prompt_slots.numel() :], own_slots)
-    of_prompts = attention(q, k, v, is_causal=True, scale=scale)
     keys, values = torch.cat([k[owner], own_k], 2), torch.cat([v[owner], own_v], 2)
-    of_own = attention(own_q, keys, values, attn_mask=shared["sees"], scale=scale)
-    out = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_own)])
+    exact = torch.float32 if query.device.type == "cpu" else query.dtype  # see models.attend_in_fp32
+    with torch.autocast(query.device.type, enabled=False):
+        of_prompts = attention(*(x.to(exact) for x in (q, k, v)), is_causal=True, scale=scale)
+        of_own = attention(*(x.to(exact) for x in (own_q, keys, values)), attn_mask=shared["sees"], scale=scale)
+    parted = [part.to(query.dtype).transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_own)]
+    out = torch.cat(parted)
     return _mover()(out, shared["back"], slots).view(1, -1, heads, d), None
 
 

@@ -232,6 +232,7 @@ def _train(
     disable_progress_bars()
     os.environ["TQDM_DISABLE"] = "1"  # TRL draws bars of its own; ours reaches the pipeline
     started = time.monotonic()
+    total = steps(len(rows), settings)
     set_seed(settings.seed)
     if settings.lora_rank == 0 and settings.judge_format == "adapter":
         raise models.ModelError(
@@ -247,11 +248,13 @@ def _train(
         policy, backend=settings.backend, quantization=settings.quantization, rank=settings.lora_rank,
         alpha=settings.lora_alpha, dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
     )  # fmt: skip
+    arguments = _arguments(settings, checkpoints, total)
+    if arguments["use_cpu"] and arguments["bf16"]:
+        models.attend_in_fp32(policy)
     trains = [] if settings.quantization == "none" else [p for p in policy.parameters() if p.requires_grad]
     exact = [p.detach().clone() for p in trains]
     dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])
-    total = steps(len(rows), settings)
-    trainer = make_trainer(policy, tokenizer, dataset, _arguments(settings, checkpoints, total))
+    trainer = make_trainer(policy, tokenizer, dataset, arguments)
     trainer.remove_callback(PrinterCallback)
     for p, value in zip(trains, exact, strict=True):  # TRL rounds a 4-bit model's adapter to bf16; small steps vanish
         p.data = value
