@@ -212,7 +212,6 @@ def job(work: Work, gpu: bool, bf16: bool) -> Job:
         work.kind, work.rows, work.prompt_tokens + (0 if sampling else work.completion_tokens),
         new_tokens=work.completion_tokens if sampling else 0, n=work.n if sampling else 1, gpu=gpu, bf16=bf16,
         four_bit=work.quantization == "4bit", checkpointing=work.gradient_checkpointing, lora_rank=work.lora_rank,
-        finishing=False,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     srlib bench --sharing                                  # the tiny model, prompt 175 + judgment 59 tokens
     srlib bench --sharing --shape 25m --random-weights --prompt-tokens 1000 --completion-tokens 200
+    srlib bench --sharing --shape llama-3.1-8b --random-weights --prompt-tokens 1000 --completion-tokens 200   # on a GPU
 
 For k = 1, 3 and 5 pairs a prompt, each trainer in a process of its own and in turn. The ideal counts tokens: k pairs read
 2k (P + R) of them apart and P + 2kR together. Apart also projects every prompt onto the vocabulary, so a measurement can
@@ -16,15 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlib import bench, machine, shapes, store, workload
+from srlib import bench, machine, segments, shapes, store, workload
 from srlib.workload import Work
 
 KS = (1, 3, 5)
-WAYS: dict[str, dict[str, bool]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "apart": {"share_prompts": False},
     "shared": {"share_prompts": True},
     "apart, checkpointing": {"share_prompts": False, "gradient_checkpointing": True},
     "shared, checkpointing": {"share_prompts": True, "gradient_checkpointing": True},
+}
+ON_A_GPU = {
+    "apart, Unsloth": {"variant": "unsloth", "share_prompts": False, "gradient_checkpointing": True},
+    "shared, Unsloth": {"variant": "unsloth", "share_prompts": True, "gradient_checkpointing": True},
 }
 
 
@@ -61,21 +66,22 @@ def sharing(
                 "dpo", "transformers", str(directory), rows=rows or 2 * k, prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens, pairs_per_prompt=k, steps=2, quantization=four_bit, threads=1,
             )  # fmt: skip
-            result["rows"] += _measured(work, rounds, result["versions"])
+            result["rows"] += _measured(work, rounds, result["versions"], bool(facts["gpu"]))
             text = _table(result)
             store.write_json(out / f"{name}.json", result)
             store.write_text(out / f"{name}.md", text)
     return text
 
 
-def _measured(work: Work, rounds: int, versions: dict[str, str]) -> list[dict[str, Any]]:
+def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> list[dict[str, Any]]:
     """One row for each way; a ratio is that of two neighbours in time, the median over the rounds is kept."""
     from dataclasses import replace
 
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    ways = WAYS | (ON_A_GPU if gpu and segments.available() else {})
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for i in range(rounds):
-        for way in WAYS if i % 2 == 0 else reversed(WAYS):
-            runs[way].append(workload.run(replace(work, **WAYS[way])))
+        for way in ways if i % 2 == 0 else reversed(ways):
+            runs[way].append(workload.run(replace(work, **ways[way])))
             versions |= runs[way][-1]["versions"]
     p, r, k = work.prompt_tokens, work.completion_tokens, work.pairs_per_prompt
     found = []

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srlib.sample import COMPACT
+from srlib.prefix import CHUNK as PREFILL
 from srlib.shapes import LINEAR, Shape
 
 NF4 = 0.5 + 0.127 / 8  # bytes a parameter, quantization constants included (arXiv 2305.14314)
@@ -61,7 +61,6 @@ class Job:
     checkpointing: bool = False
     lora_rank: int = 16
     targets: tuple[str, ...] = LINEAR
-    finishing: bool = True  # rows end before the others and leave
 
 
 def size(job: Job) -> int:
@@ -112,7 +111,8 @@ def _layer(shape: Shape, job: Job, c: int) -> float:
     # Under autocast every LoRA module casts its input by itself; in fp32 they share the norm's output.
     inputs = len(reads_hidden) * c if c == 2 else min(2, len(reads_hidden)) * c
     copies = (1 if "o_proj" in job.targets else 0) * attention
-    return 8 * h + inputs * h + c * (4 * attention + copies + 4 * mlp + len(job.targets) * job.lora_rank)
+    kept = c if job.gpu else 4  # queries, keys, values, output: see models.attend_in_fp32
+    return 8 * h + inputs * h + 4 * kept * attention + c * (copies + 4 * mlp + len(job.targets) * job.lora_rank)
 
 
 def saving(shape: Shape, job: Job) -> dict[str, float]:
@@ -128,16 +128,20 @@ def sampling(shape: Shape, job: Job) -> dict[str, float]:
     drawn = job.rows * job.n
     prompts, own = job.rows * job.tokens * per_token, drawn * job.new_tokens * per_token
     attention = shape.heads * shape.head_dim
-    reading = job.rows * job.tokens * (4 * shape.hidden + 3 * shape.intermediate + 4 * attention) * size(job)
+    reading = (
+        min(job.rows * job.tokens, max(PREFILL, job.tokens))
+        * (4 * shape.hidden + 3 * shape.intermediate + 4 * attention)
+        * size(job)
+    )
     scores = drawn * shape.heads * (job.tokens + job.new_tokens) * (4 + 2 * size(job))
     logits = drawn * shape.vocab * LOGITS["sample"]
-    # Reading comes before decoding; finished rows leave by a copy of those that stay.
-    leaving = COMPACT * own if job.finishing else 0.0
+    # Reading comes before decoding. Tables grow, and rows leave and enter, by a copy, one layer after the other.
+    moving = max(own, prompts) / shape.layers
     return {
         "weights": weights(shape, job),
-        "KV cache": float(prompts + own + leaving),
+        "KV cache": float(prompts + own),
         "logits": logits,
-        "reading": float(max(reading - own - leaving - logits, scores, 0.0)),
+        "reading": float(max(reading - own - logits, scores, moving)),
     }
 
 

@@ -1,13 +1,15 @@
 """One copy of a prompt's keys and values for all the rows that continue it.
 
 What transformers calls a cache, and an attention function over two parts: the prompt's keys, kept once for each prompt,
-and a row's own. Both go through transformers' own interfaces, so the model itself stays as it is. An architecture whose
-attention is not plain full attention (Gemma 2's soft caps, windows shorter than the text, sinks) would be computed
-wrongly; it reads the prompt once, too, and then every row gets a copy of what was read.
+and a row's own. Both go through transformers' own interfaces, so the model itself stays as it is. Rows that have ended
+leave, and the rows of other prompts enter. An architecture whose attention is not plain full attention (Gemma 2's soft
+caps, windows shorter than the text, sinks) would be computed wrongly; it reads the prompt once, too, and then every row
+gets a copy of what was read, and nothing enters.
 
     with reading(model, prompts, owner=[0, 0, 1, 1], capacity=120) as past:    # two prompts, two rows each
         logits = past.read(ids, positions)    # (4, T), (4, T) -> (4, T, V)
         past.keep(rows)                       # the others have ended
+        past.enter(more, owner=[0, 0])        # one more prompt, its two rows behind those that stayed
 """
 
 from __future__ import annotations
@@ -15,40 +17,38 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ATTENTION = "srlib_shared_prefix"
 CHUNK = 2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
+BLOCK = 32  # room for so many further tokens of every row is made at once
 
 
 class SharedPrefix:
     """Keys and values of P prompts, once each, and of R rows that continue them; what transformers calls a cache.
 
-    prompt keys (P, Hkv, Tp, d), own keys (R, Hkv, T, d). `owner` (R,) names each row's prompt and is ascending. `slots`
-    (P, M) lists the rows of each prompt, padded with row 0, and `places` (R,) says where a row stands in there.
+    prompt keys (P, Hkv, Tp, d) of `prompt_lengths` (P,) tokens, own keys (R, Hkv, T, d) of `lengths` (R,). `owner` (R,)
+    names each row's prompt and is ascending. `slots` (P, M) lists the rows of each prompt, padded with row 0, and `places`
+    (R,) says where a row stands in there.
     """
 
     is_compileable = False
 
-    def __init__(self, prompt: list[tuple[Any, Any]], lengths: Any, owner: Any, capacity: int) -> None:
-        import torch
-
-        self.prompt = prompt
-        width = self.prompt[0][0].shape[2]
-        beyond = torch.arange(width, device=lengths.device)[None, :] >= lengths[:, None]
-        self.hidden = beyond[:, None, None, :] if bool(beyond.any()) else None  # (P, 1, 1, Tp): padding
-        keys = self.prompt[0][0]
-        shape = (len(owner), keys.shape[1], capacity, keys.shape[3])
-        self.own = [(keys.new_empty(shape), keys.new_empty(shape)) for _ in self.prompt]
-        self.length = 0
+    def __init__(self, prompt: list[tuple[Any, Any]], prompt_lengths: Any, owner: Any) -> None:
+        self.prompt, self.prompt_lengths = prompt, prompt_lengths
+        keys = prompt[0][0]
+        empty = keys.new_zeros(len(owner), keys.shape[1], 0, keys.shape[3])
+        self.own = [(empty, empty) for _ in prompt]
+        self.lengths = owner.new_zeros(len(owner))
+        self.width, self.ragged = 0, False
         self.seat(owner)
 
     def seat(self, owner: Any) -> None:
         import torch
 
         self.owner = owner
-        counts = torch.bincount(owner, minlength=len(self.prompt[0][0]))
+        counts = torch.bincount(owner, minlength=len(self.prompt_lengths))
         first = torch.cumsum(counts, 0) - counts
         rank = torch.arange(len(owner), device=owner.device) - first[owner]
         self.widest = int(counts.max())
@@ -56,43 +56,101 @@ class SharedPrefix:
         self.slots = torch.zeros(len(counts) * self.widest, dtype=torch.long, device=owner.device)
         self.slots[self.places] = torch.arange(len(owner), device=owner.device)
         self.even = len(owner) == len(counts) * self.widest  # then both are the identity
+        beyond = torch.arange(self.prompt[0][0].shape[2], device=owner.device) >= self.prompt_lengths[:, None]
+        self.hidden = beyond[:, None, None, :] if bool(beyond.any()) else None  # (P, 1, 1, Tp): padding
 
     def keep(self, rows: Any) -> None:
         """Let all but `rows` (ascending) leave, and the prompts that nobody continues any more."""
         import torch
 
-        t = self.length
-        self.own = [tuple(_grown(part[rows, :, :t], part.shape[2]) for part in pair) for pair in self.own]
+        self.lengths = self.lengths[rows]
+        self.width = int(self.lengths.max())
+        _change(self.own, lambda part: part[rows, :, : self.width])
         alive, owner = torch.unique(self.owner[rows], return_inverse=True)
-        if len(alive) < len(self.prompt[0][0]):
-            self.prompt = [(keys[alive], values[alive]) for keys, values in self.prompt]
-            self.hidden = None if self.hidden is None else self.hidden[alive]
+        if len(alive) < len(self.prompt_lengths):
+            self.prompt_lengths = self.prompt_lengths[alive]
+            longest = max(1, int(self.prompt_lengths.max()))
+            _change(self.prompt, lambda part: part[alive, :, :longest])
         self.seat(owner)
 
+    def enter(self, other: SharedPrefix) -> None:
+        """Add prompts that nobody has continued yet, and the rows that will."""
+        import torch
+
+        longest = max(self.prompt[0][0].shape[2], other.prompt[0][0].shape[2])
+        for layer, pairs in enumerate(zip(self.prompt, other.prompt, strict=True)):
+            both = zip(*pairs, strict=True)
+            self.prompt[layer] = tuple(torch.cat([_widened(part, longest) for part in parts]) for parts in both)
+        self.ragged = self.ragged or self.width > 0
+        _change(self.own, lambda part: torch.cat([part, part.new_zeros(len(other.owner), *part.shape[1:])]))
+        owner = torch.cat([self.owner, other.owner + len(self.prompt_lengths)])
+        self.prompt_lengths = torch.cat([self.prompt_lengths, other.prompt_lengths])
+        self.lengths = torch.cat([self.lengths, other.lengths])
+        self.seat(owner)
+
+    def expect(self, n_new: int) -> None:
+        """Make room for `n_new` tokens of every row, and see which slots each of them must not attend to."""
+        import torch
+
+        if self.width + n_new > self.own[0][0].shape[2]:
+            room = self.width + max(n_new, BLOCK)
+            _change(self.own, lambda part: _widened(part, room))
+        self.n_new, width = n_new, self.width + n_new
+        places = self.lengths[:, None] + torch.arange(n_new, device=self.lengths.device)  # (R, Q)
+        self.new = (torch.arange(len(places), device=places.device)[:, None], slice(None), places)
+        self.ahead = None  # (R, 1, 1, Q, T): later tokens, and slots that a younger row has not filled
+        if n_new > 1 or self.ragged:
+            self.ahead = (torch.arange(width, device=places.device) > places[:, :, None])[:, None, None]
+
     def update(self, keys: Any, values: Any, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        own_keys, own_values = self.own[layer_idx]
-        start, end = self.length, self.length + keys.shape[2]
-        own_keys[:, :, start:end], own_values[:, :, start:end] = keys, values
-        return own_keys[:, :, :end], own_values[:, :, :end]
+        end = self.width + self.n_new
+        for part, new in zip(self.own[layer_idx], (keys, values), strict=True):
+            if self.ragged:
+                part[self.new] = new.transpose(1, 2)
+            else:
+                part[:, :, self.width : end] = new
+        return tuple(part[:, :, :end] for part in self.own[layer_idx])
+
+    def advance(self) -> None:
+        self.lengths, self.width = self.lengths + self.n_new, self.width + self.n_new
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
+        return self.width
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.length
+        return self.width
 
 
-def _grown(part: Any, capacity: int) -> Any:
-    """`(R, H, t, d) -> (R, H, capacity, d)`, the rest not yet written."""
-    full = part.new_empty((*part.shape[:2], capacity, part.shape[3]))
-    full[:, :, : part.shape[2]] = part
-    return full
+def _change(pairs: list[tuple[Any, Any]], change: Callable[[Any], Any]) -> None:
+    """Layer by layer, so that no more than one of them is there twice."""
+    for layer, (keys, values) in enumerate(pairs):
+        pairs[layer] = (change(keys), change(values))
 
 
-def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, shared: SharedPrefix, **_: Any):
-    """Attention of R rows with Q new tokens each: (R, H, Q, d) -> (R, Q, H, d), one softmax over prompt and own part."""
+def _widened(part: Any, width: int) -> Any:
+    """`(R, H, t, d) -> (R, H, width, d)` with zeros behind, which are hidden but must be numbers."""
     import torch
 
+    return part if part.shape[2] == width else torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[2]))
+
+
+def _attend(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    scaling: float,
+    shared: SharedPrefix | None = None,
+    **how: Any,
+):
+    """Attention of R rows with Q new tokens each: (R, H, Q, d) -> (R, Q, H, d), one softmax over prompt and own part. The
+    prompts themselves are read without a `shared`, by transformers' sdpa."""
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if shared is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **how)
     prompt_keys, prompt_values = shared.prompt[module.layer_idx]
     n_rows, n_heads, n_new, d = query.shape
     n_prompts, kv_heads, width, _ = prompt_keys.shape
@@ -108,13 +166,10 @@ def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: f
     to_prompt = to_prompt.reshape(n_prompts * m, kv_heads, groups * n_new, width)
     to_prompt = to_prompt if shared.even else to_prompt[shared.places]
 
-    grouped = query.reshape(n_rows, kv_heads, groups * n_new, d)
-    to_own = torch.matmul(grouped, key.transpose(2, 3))
-    if n_new > 1:  # several new tokens at once see each other causally
-        length = key.shape[2]
-        future = torch.ones(n_new, length, dtype=torch.bool, device=key.device).triu(length - n_new + 1)
-        to_own = to_own.view(n_rows, kv_heads, groups, n_new, length).masked_fill(future, -math.inf)
-        to_own = to_own.view(n_rows, kv_heads, groups * n_new, length)
+    to_own = torch.matmul(query.reshape(n_rows, kv_heads, groups * n_new, d), key.transpose(2, 3))
+    if shared.ahead is not None:
+        to_own = to_own.view(n_rows, kv_heads, groups, n_new, -1).masked_fill_(shared.ahead, -math.inf)
+        to_own = to_own.view(n_rows, kv_heads, groups * n_new, -1)
 
     weights = torch.softmax(torch.cat([to_prompt, to_own], -1).mul_(scaling).float(), -1).to(query.dtype)
     from_own = torch.matmul(weights[..., width:], value)
@@ -161,31 +216,43 @@ def not_shareable(model: Any, longest: int) -> str | None:
 @contextlib.contextmanager
 def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> Iterator[Any]:
     """What has been read so far, of P prompts (lists of token ids, all but the last of each) and of the R rows that go on
-    from them by at most `capacity` tokens; `owner` (R,) ascending names each row's prompt."""
+    from them by at most `capacity` tokens; `owner` (R,) ascending names each row's prompt, and every prompt has a row."""
     why = not_shareable(model, max(map(len, rows)) + capacity)
     if why is not None:
         warnings.warn(f"{why}: each draw gets a copy of its prompt's keys and values, which is slower", stacklevel=2)
         yield Copies(model, rows, owner)
         return
-    shared = prefill(model, rows, owner, capacity)
     with sharing(model):
-        yield _Shared(model, shared)
+        yield _Shared(model, rows, owner)
 
 
 class _Shared:
-    def __init__(self, model: Any, cache: SharedPrefix) -> None:
-        self.model, self.cache, self.keep = model, cache, cache.keep
+    takes_more = True
+
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
+        self.model, self.cache = model, prefill(model, rows, owner)
+        self.keep = self.cache.keep
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.cache.prompt_lengths)
+
+    def enter(self, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
+        self.cache.enter(prefill(self.model, rows, owner))
 
     def read(self, ids: Any, positions: Any) -> Any:
+        self.cache.expect(ids.shape[1])
         logits = self.model(
             input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, shared=self.cache
         ).logits
-        self.cache.length += ids.shape[1]
+        self.cache.advance()
         return logits
 
 
 class Copies:
     """The same for any architecture, through its own cache and its own attention: one copy of the prompt a row."""
+
+    takes_more = False
 
     def __init__(self, model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
         import torch
@@ -228,7 +295,7 @@ class Copies:
         self.mask = self.mask[rows]
 
 
-def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> SharedPrefix:
+def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> SharedPrefix:
     """Read all but the last token of every prompt, CHUNK tokens at once; that last one is the first input of the rows."""
     import torch
     from transformers import DynamicCache
@@ -236,7 +303,7 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], cap
     device = model.device
     lengths = [len(row) - 1 for row in rows]
     width = max(1, *lengths)  # a model reads at least one token; it is hidden like padding
-    at_once, parts = max(1, CHUNK // width), []
+    at_once, prompt = max(1, CHUNK // width), []
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
         ids = torch.zeros(len(part), width, dtype=torch.long)
@@ -245,8 +312,9 @@ def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], cap
         # Right padding under causal attention needs no mask: no token sees what stands behind it.
         cache = DynamicCache(config=model.config.get_text_config())
         model.get_decoder()(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
-        parts.append([(layer.keys, layer.values) for layer in cache.layers])
-    prompt = [tuple(torch.cat(pieces) for pieces in zip(*layers, strict=True)) for layers in zip(*parts, strict=True)]
-    return SharedPrefix(
-        prompt, torch.tensor(lengths, device=device), torch.tensor(owner, dtype=torch.long, device=device), capacity
-    )
+        read = [(layer.keys, layer.values) for layer in cache.layers]
+        prompt = prompt or [tuple(p.new_empty(len(rows), *p.shape[1:]) for p in pair) for pair in read]
+        for whole, own in zip(prompt, read, strict=True):
+            for table, tensor in zip(whole, own, strict=True):
+                table[start : start + at_once] = tensor
+    return SharedPrefix(prompt, torch.tensor(lengths, device=device), torch.tensor(owner, device=device))

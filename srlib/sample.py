@@ -2,8 +2,9 @@
 
 A judge's prompt is several times longer than its judgment, and self-rationalization draws N judgments of each. So the
 prompt is read once and its keys and values are kept once; the N rows that continue it attend to that one copy and to
-their own tokens (srlib.prefix). Any architecture with plain full attention works so (Llama, Qwen, Mistral, ...); the
-others get a copy of the prompt's keys and values a row, with the same draws.
+their own tokens (srlib.prefix). Rows that have ended leave, and the rows of the next prompt enter. Any architecture with
+plain full attention works so (Llama, Qwen, Mistral, ...); the others get a copy of the prompt's keys and values a row,
+with the same draws.
 
 Draws are counter-based: the uniform number of a step depends on (seed, example, index, step) alone, so the judgments
 are the same whatever the batch size, and wherever a run was interrupted.
@@ -28,6 +29,9 @@ from srlib.schema import Comparison, Item, Judgment
 ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n, and at most PROMPTS
 PROMPTS = 128  # more only wait longer for memory: a tiny judge on a CPU judged a quarter faster so
 PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
+# Batches that are decoded in one go, so that prompts enter as others end. A GPU's step costs nearly the same however full it
+# is; a processor's costs by the row, and rows of unequal age cost more there (see docs/LOG.md).
+POOL = {"cpu": 1, "cuda": 4}
 COMPACT = 0.8  # finished rows leave as soon as fewer than this share of the rows is still at work
 
 
@@ -62,45 +66,68 @@ def decode(
     draws: np.ndarray | None = None,
     watch: Sequence[int] = (),
     ends: Sequence[int] = (),
+    at_once: int = 0,
 ) -> list[Draw]:
     """Continue P prompts (lists of token ids) by R rows; `owner` (R,) ascending says which prompt each row continues.
 
-    A row ends with `eos`, or with one of `ends`, which is written down as `eos`. Greedy at temperature 0; else `draws` (R, max_new_tokens) holds the uniform numbers. Returns R draws in row order.
+    A row ends with `eos`, or with one of `ends`, which is written down as `eos`. Greedy at temperature 0; else `draws`
+    (R, max_new_tokens) holds the uniform numbers. `at_once` prompts are continued side by side (0: all of them): when the
+    rows of one have ended, the next one's enter. Returns R draws in row order.
     """
     import torch
 
-    with torch.inference_mode(), prefix.reading(model, rows, owner, max_new_tokens) as past:
-        device, n_rows = model.device, len(owner)
-        owners = torch.tensor(owner, device=device)
-        token = torch.tensor([row[-1] for row in rows], device=device)[owners]
-        position = torch.tensor([len(row) - 1 for row in rows], device=device)[owners]
-        alive = torch.arange(n_rows, device=device)  # the row each line of the batch is
-        done = torch.zeros(n_rows, dtype=torch.bool, device=device)
-        u = None if draws is None else torch.as_tensor(draws, dtype=torch.float32, device=device)
-        watched_ids = torch.tensor(list(watch), dtype=torch.long, device=device)
-        out = torch.full((n_rows, max_new_tokens), eos, dtype=torch.long, device=device)
-        logprobs = torch.zeros(n_rows, max_new_tokens, device=device)
-        watched = torch.zeros(n_rows, max_new_tokens, len(watch), device=device)
-        ending = torch.tensor([eos, *ends], device=device)
-        for step in range(max_new_tokens):
-            logits = past.read(token[:, None], position[:, None])[:, -1].float()
-            token = _choose(logits, temperature, top_p, None if u is None else u[alive, step])
-            ended = torch.isin(token, ending)
-            out[alive, step] = torch.where(ended, eos, token)
-            total = logits.logsumexp(-1, keepdim=True)
-            logprobs[alive, step] = (logits.gather(1, token[:, None]) - total)[:, 0]
-            if len(watch):
-                watched[alive, step] = logits[:, watched_ids] - total
-            done |= ended
-            position = position + 1
-            n_alive = len(done) - int(done.sum())
-            if n_alive == 0:
-                break
-            if n_alive < COMPACT * len(done):
-                stay = (~done).nonzero()[:, 0]
-                alive, token, position, done = alive[stay], token[stay], position[stay], done[stay]
-                past.keep(stay)
-    return _collect(out.cpu().numpy(), logprobs.cpu().numpy(), watched.cpu().numpy(), eos)
+    device, n_prompts, at_once = model.device, len(rows), at_once or len(rows)
+    owner = np.asarray(owner)
+    begins = np.searchsorted(owner, np.arange(n_prompts + 1))  # row begins[p] is the first of prompt p
+    u = None if draws is None else torch.as_tensor(draws, dtype=torch.float32, device=device)
+    last = torch.tensor([row[-1] for row in rows], device=device)[torch.as_tensor(owner, device=device)]
+    start = torch.tensor([len(row) - 1 for row in rows], device=device)[torch.as_tensor(owner, device=device)]
+    watched_ids, ending = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (list(watch), [eos, *ends]))
+    # The column behind the last is for rows that are full and wait until they leave.
+    out = torch.full((len(owner), max_new_tokens + 1), eos, dtype=torch.long, device=device)
+    logprobs = torch.zeros(len(owner), max_new_tokens + 1, device=device)
+    watched = torch.zeros(len(owner), max_new_tokens + 1, len(watch), device=device)
+
+    def entering(room: int) -> tuple[Sequence[Sequence[int]], np.ndarray, Any]:
+        """The next prompts, whose each of their rows is, and the numbers of these rows."""
+        nonlocal entered
+        first, entered = entered, min(entered + room, n_prompts)
+        own = slice(begins[first], begins[entered])
+        return rows[first:entered], owner[own] - first, torch.arange(own.start, own.stop, device=device)
+
+    entered = 0
+    with torch.inference_mode():
+        while entered < n_prompts:
+            first_prompts, whose, line = entering(at_once)
+            with prefix.reading(model, first_prompts, whose, max_new_tokens) as past:
+                token, step = last[line], torch.zeros_like(line)  # `line`: the row that each line of the batch is
+                done = torch.zeros_like(line, dtype=torch.bool)
+                while len(line):
+                    logits = past.read(token[:, None], (start[line] + step)[:, None])[:, -1].float()
+                    token = _choose(logits, temperature, top_p, None if u is None else u[line, step])
+                    ended = torch.isin(token, ending)
+                    at = torch.where(done, max_new_tokens, step)
+                    out[line, at] = torch.where(ended, eos, token)
+                    total = logits.logsumexp(-1, keepdim=True)
+                    logprobs[line, at] = (logits.gather(1, token[:, None]) - total)[:, 0]
+                    if len(watch):
+                        watched[line, at] = logits[:, watched_ids] - total
+                    done |= ended | (step == max_new_tokens - 1)
+                    step = (step + 1).clamp(max=max_new_tokens - 1)
+                    n_left = len(done) - int(done.sum())
+                    if n_left >= COMPACT * len(done):
+                        continue
+                    stay = (~done).nonzero()[:, 0]
+                    line, token, step = line[stay], token[stay], step[stay]
+                    if n_left:
+                        past.keep(stay)
+                        if past.takes_more and entered < n_prompts and past.n_prompts < at_once:
+                            more, whose, new = entering(at_once - past.n_prompts)
+                            past.enter(more, whose)
+                            line, token = torch.cat([line, new]), torch.cat([token, last[new]])
+                            step = torch.cat([step, torch.zeros_like(new)])
+                    done = torch.zeros_like(line, dtype=torch.bool)
+    return _collect(*(part[:, :max_new_tokens].cpu().numpy() for part in (out, logprobs, watched)), eos)
 
 
 def _choose(logits: Any, temperature: float, top_p: float, u: Any) -> Any:
@@ -223,27 +250,28 @@ def judgments(
     model.eval()
 
     def place(work: Work) -> Iterator[list[Judgment]]:
-        # Batches are cut from all examples and computed as a whole, what is there already included: sums over another
+        # Pools are cut from all examples and computed as a whole, what is there already included: sums over another
         # batch differ in their last bits, and now and then that draws another token.
         todo = [(example, prompts.prompt_ids(tokenizer, example, template), range(n)) for example, _ in work]
         missing = {(example.id, i) for example, indices in work for i in indices}
         settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
-        for batch in _batches(todo, batch_size or max(1, min(ROWS // n, PROMPTS))):
-            if any((example.id, i) in missing for example, _, indices in batch for i in indices):
-                yield list(_judge_batch(model, tokenizer, batch, seed, distributions, settings))
+        for pool, at_once in _pools(
+            todo, batch_size or max(1, min(ROWS // n, PROMPTS)), POOL.get(model.device.type, 1)
+        ):
+            if any((example.id, i) in missing for example, _, indices in pool for i in indices):
+                yield list(_judge_pool(model, tokenizer, pool, seed, distributions, settings | {"at_once": at_once}))
 
     return collect(place, examples, n=n, temperature=temperature, out=out, desc=desc)
 
 
-def _batches(todo: list, batch_size: int) -> Iterator[list]:
-    """Prompts of similar length side by side, the longest first: if memory is short, that shows at once."""
+def _pools(todo: list, batch_size: int, batches: int) -> Iterator[tuple[list, int]]:
+    """Prompts to be decoded in one go, and how many of them side by side, a `batches`th of them. Similar lengths stand together, the longest
+    first: if memory is short, that shows at once."""
     todo = sorted(todo, key=lambda item: len(item[1]), reverse=True)
-    start = 0
-    while start < len(todo):
-        fits = max(1, PROMPT_TOKENS // len(todo[start][1]))  # all are padded to the first
-        end = start + min(batch_size, fits)
-        yield todo[start:end]
-        start = end
+    while todo:
+        at_once = min(batch_size, max(1, PROMPT_TOKENS // len(todo[0][1])))  # all are padded to the first
+        yield todo[: batches * at_once], at_once
+        todo = todo[batches * at_once :]
 
 
 def _ends(model: Any) -> list[int]:
@@ -252,31 +280,31 @@ def _ends(model: Any) -> list[int]:
     return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
-def _judge_batch(
+def _judge_pool(
     model: Any,
     tokenizer: Any,
-    batch: list[tuple[Item, list[int], list[int]]],
+    pool: list[tuple[Item, list[int], list[int]]],
     seed: int,
     distributions: bool,
     settings: dict,
 ) -> Iterator[Judgment]:
     settings = settings | {"ends": _ends(model)}
     room = model.config.get_text_config().max_position_embeddings - settings["max_new_tokens"]
-    for example, ids, missing in batch:
+    for example, ids, missing in pool:
         if len(ids) > room:
             for i in missing:
                 yield Judgment(example_id=example.id, index=i, text="", failure="too_long", prompt_tokens=len(ids))
-    batch = [item for item in batch if len(item[1]) <= room]
-    if not batch:
+    pool = [item for item in pool if len(item[1]) <= room]
+    if not pool:
         return
-    owner = [p for p, (_, _, missing) in enumerate(batch) for _ in missing]
-    wanted = [(example, ids, i) for example, ids, missing in batch for i in missing]
+    owner = [p for p, (_, _, missing) in enumerate(pool) for _ in missing]
+    wanted = [(example, ids, i) for example, ids, missing in pool for i in missing]
     draws = None
     if settings["temperature"] > 0:
         draws = np.stack([uniforms(seed, example.id, i, settings["max_new_tokens"]) for example, _, i in wanted])
-    options = [candidates(tokenizer, example) for example, _, _ in batch] if distributions else []
+    options = [candidates(tokenizer, example) for example, _, _ in pool] if distributions else []
     watch = sorted({ids[0] for _, rest in options for ids in rest if all(len(r) == 1 for r in rest)})
-    found = decode(model, [ids for _, ids, _ in batch], owner, draws=draws, watch=watch, **settings)
+    found = decode(model, [ids for _, ids, _ in pool], owner, draws=draws, watch=watch, **settings)
 
     rows, unscored = [], []
     for p, (example, ids, i), draw in zip(owner, wanted, found, strict=True):
@@ -293,7 +321,7 @@ def _judge_batch(
             else:
                 unscored.append((len(rows), p))
         rows.append(row)
-    asked = [(batch[p][0], batch[p][1], rows[k]["rationale"]) for k, p in unscored]
+    asked = [(pool[p][0], pool[p][1], rows[k]["rationale"]) for k, p in unscored]
     for (k, _), fields in zip(unscored, score_distributions(model, tokenizer, asked), strict=True):
         rows[k] |= fields
     for row in rows:

@@ -5,12 +5,13 @@ other. TRL computes that prompt for each of them; here a batch has every prompt 
 TRL's loss gets the logits that it would have computed itself. Exact, not an approximation: see tests/test_shared.py.
 
 The loss sees a *virtual batch*, rows `[last prompt token, completion]` in TRL's own order, and calls a stand-in for the
-model, which has two ways to the logits of these rows:
+model, which has three ways to the logits of these rows:
 
     cache      forward the prompts, give each completion its prompt's keys and values, forward the completions. Any
                attention that transformers has a cache for; gradients flow through the cache. No gradient checkpointing.
     attention  prompts and completions one behind the other in one row, and an attention function that knows which
                completion sees which prompt. Works with gradient checkpointing; plain full attention only.
+    segments   one row again, and Unsloth's kernel for such rows, where its fast path runs on a GPU (srlib.segments).
 
 Related: arXiv 2410.20305 shares the prompt between the two sides of one pair.
 
@@ -24,15 +25,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from srlib import prefix
+from srlib import prefix, segments
 from srlib.batches import Layout
+from srlib.segments import NotShareable
 
 ATTENTION = "srlib_shared_training"
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-
-
-class NotShareable(ValueError):
-    """This model, or these settings, would read a shared prompt wrongly; says why and what to do."""
 
 
 class Plan(NamedTuple):
@@ -43,25 +41,23 @@ class Plan(NamedTuple):
 
 
 def engine(model: Any, checkpointing: bool, longest: int, unsloth_on_gpu: bool = False) -> str:
-    """`"cache"`, or `"attention"` where activations are checkpointed. Raises NotShareable where both would be wrong.
+    """`"cache"`, `"attention"` where activations are checkpointed, `"segments"` under Unsloth on a GPU. Raises NotShareable
+    where all would be wrong.
 
     Checkpointing computes a layer twice and has no cache the second time: transformers then drops the cache, with the
     prompt in it, and trains on. Unsloth's attention on a GPU drops masks and never asks for another attention function.
     """
-    if unsloth_on_gpu:
-        raise NotShareable(
-            "Unsloth's attention on a GPU cannot read a shared prompt; set share_prompts to false, or backend to "
-            "transformers"
-        )
-    if not checkpointing:
+    if not checkpointing and not unsloth_on_gpu:
         return "cache"
     why = prefix.not_shareable(model, longest)
+    if why is None and unsloth_on_gpu and not segments.available():
+        why = "the installed Unsloth has no kernel for shared prompts"
     if why is not None:
         raise NotShareable(
-            f"{why}, and gradient checkpointing leaves no other way to share prompts; set share_prompts or "
-            "gradient_checkpointing to false"
+            f"{why}, and {'Unsloth on a GPU' if unsloth_on_gpu else 'gradient checkpointing'} leaves no other way to share "
+            f"prompts; set share_prompts {'to false, or backend to transformers' if unsloth_on_gpu else 'or gradient_checkpointing to false'}"
         )
-    return "attention"
+    return "segments" if unsloth_on_gpu else "attention"
 
 
 def cost(rows: Sequence[dict[str, list[int]]]) -> Callable[[Sequence[int]], int]:
@@ -101,17 +97,23 @@ def collate(rows: Sequence[dict[str, Any]], how: str) -> dict[str, Any]:
     virtual = torch.tensor([unique[s] for s in sequences])
     completion_mask = mask.clone()
     completion_mask[:, 0] = 0
-    lay_out = _for_cache if how == "cache" else _for_attention
     batch = {
         "input_ids": ids[virtual],
         "attention_mask": mask[virtual],
         "completion_mask": completion_mask[virtual],
-        "shared": lay_out(list(prompts), [completion for _, completion in unique], owner, ids, mask)
+        "shared": _laid_out(how, list(prompts), [completion for _, completion in unique], owner, ids, mask)
         | {"virtual": virtual},
     }
     if "chosen_ids" not in rows[0]:
         batch["labels"] = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     return batch | {name: torch.tensor([row[name] for row in rows]) for name in REFERENCE if name in rows[0]}
+
+
+def _laid_out(how: str, prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
+    if how == "cache":
+        return _for_cache(prompts, owner, ids, mask)
+    lay_out = segments.lay_out if how == "segments" else _for_attention
+    return lay_out(prompts, completions, owner)
 
 
 def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, Any]:
@@ -127,7 +129,7 @@ def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, Any
     return ids, mask
 
 
-def _for_cache(prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
+def _for_cache(prompts: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
     """Prompts without their last token, at the right end, from which a window counts back."""
     import torch
 
@@ -145,7 +147,7 @@ def _for_cache(prompts: list, completions: list, owner: list[int], ids: Any, mas
     }
 
 
-def _for_attention(prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
+def _for_attention(prompts: list, completions: list, owner: list[int]) -> dict[str, Any]:
     """All prompts, then all completions, in one row of L tokens without padding; `*_slots` say where each token of a padded
     (rows, longest) table stands in that row, L for padding, and `back` where each token of the row stands in the tables."""
     import torch
@@ -197,14 +199,17 @@ def _slots(sizes: list[int], start: int, padding: int) -> Any:
 class Once:
     """Stands in for the model inside TRL: called alike, answers alike, and has read each prompt once."""
 
-    def __init__(self, model: Any, loss_function: Any = None) -> None:
-        self.model, self.loss_function = model, loss_function
+    def __init__(self, model: Any, loss_function: Any = None, check: bool = False) -> None:
+        self.model, self.loss_function, self.check = model, loss_function, check
 
     def __call__(self, input_ids: Any, shared: dict[str, Any], labels: Any = None, **given: Any) -> Any:
         from transformers.modeling_outputs import CausalLMOutput
 
-        logits = (_through_attention if "sees" in shared else _through_cache)(self.model, shared)[shared["virtual"]]
-        loss = None
+        way = segments.read if "groups" in shared else _through_attention if "sees" in shared else _through_cache
+        logits = way(self.model, shared)
+        if self.check and "groups" in shared:
+            segments.check(self.model, shared, logits)
+        logits, loss = logits[shared["virtual"]], None
         if labels is not None:
             items = {name: given[name] for name in ("num_items_in_batch",) if name in given}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
@@ -314,6 +319,8 @@ def _planned(trainer: type) -> type:
     """A trainer whose batches are laid out beforehand; every row of an optimizer step weighs the same in it."""
 
     class Planned(trainer):
+        unchecked = (True, False)  # training and judging: the first pass of each is held against the standard way
+
         def __init__(self, plan: Plan, model: Any, **given: Any) -> None:
             self.plan = plan
             if plan.engine == "attention":
@@ -332,7 +339,10 @@ def _planned(trainer: type) -> type:
             return self.accelerator.prepare(loader)
 
         def stand_in(self, model: Any) -> Once:
-            return Once(model, self.accelerator.unwrap_model(self.model).loss_function)
+            own = self.accelerator.unwrap_model(self.model)
+            first = own.training in self.unchecked
+            self.unchecked = tuple(mode for mode in self.unchecked if mode != own.training)
+            return Once(model, own.loss_function, check=first)
 
     return Planned
 

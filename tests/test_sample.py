@@ -129,6 +129,27 @@ def test_rows_that_end_early_leave_and_the_others_do_not_notice(one_thread):
         assert 2 not in a.token_ids[:-1]
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_prompts_enter_as_the_rows_of_others_end(name, at_once, one_thread):
+    """Prompts of other lengths, rows of other ages, rows that are cut off at the limit: each draws what it draws alone."""
+    model = random_model(name=CONFIGS[name][0], settings=CONFIGS[name][1] | {"initializer_range": 0.1})
+    ids = [*PROMPTS, *PROMPTS[::-1]]
+    owner = [p for p in range(8) for _ in range(1 + p % 3)]
+    draws = np.random.default_rng(0).random((len(owner), 25))
+    settings = dict(max_new_tokens=25, eos=2, ends=range(3, 9), temperature=2.0, watch=[5, 9])
+    found = sample.decode(model, ids, owner, draws=draws, at_once=at_once, **settings)
+    lengths = [len(d.token_ids) for d in found]
+    assert min(lengths) < 10, "the seed is meant to end some rows early"
+    assert max(lengths) == 25, "and to cut some off"
+    for r, draw in enumerate(found):
+        (alone,) = sample.decode(model, [ids[owner[r]]], [0], draws=draws[r : r + 1], **settings)
+        assert draw.token_ids == alone.token_ids
+        assert draw.finished == alone.finished
+        assert draw.logprob == pytest.approx(alone.logprob, abs=1e-4)
+        np.testing.assert_allclose(draw.watched, alone.watched, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
@@ -146,8 +167,13 @@ def test_attention_that_cannot_share_a_prompt_gets_copies_of_it(name, settings, 
     model = random_model(name, settings)
     before, owner = model.config._attn_implementation, [0, 0, 1, 2, 2, 2, 3]
     draws = np.random.default_rng(2).random((7, 20))
+    sampled = dict(max_new_tokens=20, eos=2, draws=draws, temperature=1.5)
     with pytest.warns(UserWarning, match=words):
-        found = sample.decode(model, PROMPTS, owner, max_new_tokens=20, eos=2, draws=draws, temperature=1.5)
+        found = sample.decode(model, PROMPTS, owner, **sampled)
+    with pytest.warns(UserWarning, match=words):  # no prompt enters; one batch follows the other
+        assert [d.token_ids for d in sample.decode(model, PROMPTS, owner, at_once=2, **sampled)] == [
+            d.token_ids for d in found
+        ]
     assert model.config._attn_implementation == before
     assert len({tuple(d.token_ids) for d in found}) == 7
     for p, draw in zip(owner, found, strict=True):
@@ -179,11 +205,14 @@ def drawn(tiny, few):
     return judge(tiny, few, n=3, temperature=1.0)
 
 
-def test_draws_do_not_depend_on_the_batch(tiny, few, drawn):
+def test_draws_do_not_depend_on_the_batch(tiny, few, drawn, monkeypatch):
     assert len({j.text for j in drawn}) > len(few), "draws of one prompt should differ"
     for settings in ({"batch_size": 1}, {"batch_size": 8}):
         for a, b in zip(drawn, judge(tiny, few, n=3, temperature=1.0, **settings), strict=True):
             assert same(a, b), settings
+    monkeypatch.setitem(sample.POOL, "cpu", 3)  # as on a GPU: prompts enter as others end
+    for a, b in zip(drawn, judge(tiny, few, n=3, temperature=1.0, batch_size=2), strict=True):
+        assert same(a, b)
     backwards = judge(tiny, few[::-1], n=3, temperature=1.0)
     assert [j.example_id for j in backwards[:3]] == [few[-1].id] * 3
     assert all(same(a, b) for a, b in zip(drawn, sorted(backwards, key=lambda j: _place(few, j)), strict=True))

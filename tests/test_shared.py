@@ -1,5 +1,10 @@
 """Training over shared prompts against standard TRL on the same pairs: losses, log-probabilities, gradients."""
 
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
 import architectures
 import numpy as np
 import pytest
@@ -164,6 +169,57 @@ def test_what_would_be_read_wrongly_is_refused(families, base_dir, tmp_path):
     trainer.model.train()
     with pytest.raises(shared.NotShareable, match="kept no cache"):  # transformers would only warn, and drop the prompt
         trainer.compute_loss(trainer.model, trainer.data_collator(pairs_of()))
+
+
+@pytest.fixture
+def unsloths_kernel(monkeypatch):
+    """Unsloth's own labels of a row's tokens, without Unsloth around them; skips where it is not installed."""
+    found = importlib.util.find_spec("unsloth")
+    if found is None:
+        pytest.skip("needs Unsloth")
+    path = Path(found.submodule_search_locations[0]) / "utils" / "prefix_grouper_kernel.py"
+    name = "unsloth.utils.prefix_grouper_kernel"
+    spec = importlib.util.spec_from_file_location(name, path)
+    kernel = importlib.util.module_from_spec(spec)
+    for package in ("unsloth", "unsloth.utils"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    monkeypatch.setitem(sys.modules, name, kernel)
+    spec.loader.exec_module(kernel)
+    return kernel
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_the_layout_for_unsloths_kernel_is_exact(base_dir, tmp_path, unsloths_kernel, loss):
+    """By its own rule of what a token sees. Its compiled kernel needs a GPU, where the first step is checked again."""
+    import torch
+    from transformers import AttentionInterface
+
+    def attend(module, query, key, value, mask, prefix_seg_info=None, scaling=None, **_):
+        n, sees = query.shape[2], None
+        if prefix_seg_info is not None:
+            info = prefix_seg_info
+            rule = unsloths_kernel._make_mask_mod(info.group_of_kv, info.is_prefix, info.suffix_of_kv)
+            sees = rule(0, 0, torch.arange(n)[:, None], torch.arange(n)[None])
+        how = dict(attn_mask=sees, is_causal=sees is None, scale=scaling)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, **how).transpose(1, 2), None
+
+    AttentionInterface.register("as_unsloth", attend)
+    rows, found = pairs_of(), {}
+    for kind in ("standard", "shared"):
+        policy, tokenizer = policy_of(base_dir)
+        trainer = trainer_of(kind, policy, tokenizer, rows, tmp_path, engine="segments", loss_type=loss)
+        if kind == "shared":
+            policy.set_attn_implementation("as_unsloth")
+        found[kind] = one_step(trainer, rows)
+    check_same(found["standard"], found["shared"])
+    assert True not in trainer.unchecked, "the first pass was to be held against the standard way"
+
+
+def test_a_model_that_does_not_pass_the_segments_on_is_found_out_at_the_first_step(base_dir, tmp_path, unsloths_kernel):
+    policy, tokenizer = policy_of(base_dir)
+    trainer = trainer_of("shared", policy, tokenizer, pairs_of(), tmp_path, engine="segments")
+    with pytest.raises(shared.NotShareable, match=r"other log-probabilities than the standard way: [0-9.]+ nats"):
+        one_step(trainer, pairs_of())
 
 
 def settings(**changes) -> train.Settings:
