@@ -1,8 +1,7 @@
-"""The figures of this repository: how fast it trains and judges, beside the alternatives, and how good the memory forecast is.
+"""The figures of this repository: how fast it trains and judges, beside the alternatives.
 
     srlib bench                                                   # the tiny model, on whatever machine this is
     srlib bench --shape llama-3.2-1b --random-weights             # on a GPU: 4-bit LoRA, prompt 1,000, judgment 200, N = 10
-    srlib bench --memory                                          # measured peaks against srlib.memory, three shapes
 
 SFT and DPO run through `train.sft` and `train.dpo` on transformers + PEFT and on Unsloth, and through TRL alone, at the
 same settings; judgments through srlib.sample and through `generate(num_return_sequences=N)`. Every training measurement
@@ -19,12 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib import machine, shapes, store, workload
-from srlib import memory as memories
-from srlib.memory import Job
+from srlib import machine, roofline, shapes, store, workload
 from srlib.workload import TRAINERS, Work
 
-MEMORY_SHAPES = ("10m", "25m", "60m")
 TINY = dict(rows=16, prompt_tokens=190, completion_tokens=45, n=10, steps=4)  # as long as the built-in world's
 LARGE = dict(rows=2, prompt_tokens=1000, completion_tokens=200, n=10, steps=6)
 UNITS = {"sft": "tokens/s", "dpo": "pairs/s", "sample": "judgments/s"}
@@ -48,7 +44,7 @@ def bench(shape: str, out: Path, root: Path, random_weights: bool = False, round
         directory = root / "models" / "tiny-base"
         if random_weights:
             directory = workload.random_model(model_shape, Path(folder) / shape, directory)
-        found, versions = _measure_all(str(directory), settings, rounds)
+        found, versions = _measure_all(str(directory), model_shape, settings, rounds)
     command = f"srlib bench --shape {shape}" + (" --random-weights" if random_weights else "") + f" --rounds {rounds}"
     command += "".join(f" --{name.replace('_', '-')} {value}" for name, value in sizes.items())
     result = {
@@ -69,14 +65,14 @@ def checked_shape(name: str, random_weights: bool, gpu: bool) -> shapes.Shape:
     if not random_weights and name != "tiny":
         raise BenchError(f"shape {name} is measured on random weights: add --random-weights")
     if name.startswith("llama") and not gpu:
-        raise BenchError(
-            f"shape {name} is measured on a GPU, and there is none here; take one of {', '.join(MEMORY_SHAPES)}"
-        )
+        raise BenchError(f"shape {name} is measured on a GPU, and there is none here; take one of 10m, 25m, 60m")
     return shapes.RANDOM[name]
 
 
-def _measure_all(model: str, settings: Mapping[str, Any], rounds: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """({"sft": {variant: figures}, "dpo": ..., "sample": ...}, versions)."""
+def _measure_all(
+    model: str, shape: shapes.Shape, settings: Mapping[str, Any], rounds: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """({"sft": {variant: figures}, "dpo": ..., "sample": ..., "sample_1": one judgment a prompt}, versions)."""
     versions: dict[str, str] = {}
     found: dict[str, Any] = {}
     for kind in ("sft", "dpo"):
@@ -95,9 +91,12 @@ def _measure_all(model: str, settings: Mapping[str, Any], rounds: int) -> tuple[
             for variant, own in runs.items()
         }
         versions |= {k: v for own in runs.values() for run in own for k, v in run["versions"].items()}
-    sampled = workload.run(Work("sample", "srlib,generate", model, **{**settings, "steps": rounds}))
-    found["sample"] = _sampled(sampled, settings)
-    return found, versions | sampled["versions"]
+    for kind, n in (("sample", settings["n"]), ("sample_1", 1)):
+        own = {**settings, "n": n}
+        run = workload.run(Work("sample", ",".join(workload.SAMPLERS), model, **{**own, "steps": rounds}))
+        found[kind] = _sampled(run, own, shape)
+        versions |= run["versions"]
+    return found, versions
 
 
 def _figures(
@@ -123,19 +122,23 @@ def _figures(
     }
 
 
-def _sampled(run: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    judgments = settings["rows"] * settings["n"]
-    ratios = [theirs / ours for ours, theirs in zip(run["seconds"]["srlib"], run["seconds"]["generate"], strict=True)]
-    return {
-        name: {
+def _sampled(run: Mapping[str, Any], settings: Mapping[str, Any], shape: shapes.Shape) -> dict[str, Any]:
+    """Figures of each sampler; `of_the_roofline` is the share that the least possible time (roofline.least) has of its own."""
+    judgments, theirs = settings["rows"] * settings["n"], run["seconds"]["generate"]
+    sizes = {name: settings[name] for name in ("rows", "n", "prompt_tokens", "completion_tokens")}
+    least = roofline.least(shape, run["peak"], **sizes, size=4 if run["dtype"] == "float32" else 2)
+    found = {}
+    for name, seconds in run["seconds"].items():
+        ratios = [base / own for own, base in zip(seconds, theirs, strict=True)]
+        found[name] = {
             "per_second": round(judgments / statistics.median(seconds), 2),
             "unit": UNITS["sample"],
             "tokens_per_second": round(run["tokens"] / statistics.median(seconds), 1),
-            "speed_against_generate": round(statistics.median(ratios), 2) if name == "srlib" else 1.0,
-            "ratios": [round(ratio, 2) for ratio in ratios] if name == "srlib" else [],
+            "speed_against_generate": round(statistics.median(ratios), 2),
+            "ratios": [round(ratio, 2) for ratio in ratios],
+            "of_the_roofline": round(least / statistics.median(seconds), 3),
         }
-        for name, seconds in run["seconds"].items()
-    }
+    return found | {"peak": {name: round(value / 1e9, 1) for name, value in run["peak"].items()}}
 
 
 def _for_plan(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,84 +159,35 @@ def _table(result: Mapping[str, Any]) -> str:
         f"`{result['command']}`: {s['rows']} rows (pairs, prompts) at once, prompt {s['prompt_tokens']} + completion "
         f"{s['completion_tokens']} tokens, N = {s['n']}, quantization {s['quantization']}, LoRA rank 16. "
         f"{result['cores']} cores, load average {result['load_average'][0]} before; medians of {s['rounds']} rounds.\n\n"
-        "| work | through | speed | against | peak memory |\n| --- | --- | ---: | ---: | ---: |\n"
+        "| work | through | speed | against | peak memory | of the roofline |\n| --- | --- | ---: | ---: | ---: | ---: |\n"
     )
     lines = []
     names = {"transformers": "srlib, transformers + PEFT", "unsloth": "srlib, Unsloth", "trl": "TRL alone"}
-    names |= {"srlib": f"srlib.sample, N = {s['n']}", "generate": f"generate(num_return_sequences={s['n']})"}
-    for kind in ("sft", "dpo", "sample"):
+    names |= {"srlib": "srlib.sample", "generate": "generate(num_return_sequences=N)"}
+    names |= {"prefilled": "generate, from a cache read once and copied N times"}
+    kinds = {"sft": "sft", "dpo": "dpo", "sample": f"sample, N = {s['n']}", "sample_1": "sample, N = 1"}
+    for kind, called in kinds.items():
         for name, own in result[kind].items():
+            if name == "peak":
+                continue
             if "failed" in own:
-                lines.append(f"| {kind} | {names[name]} | {own['failed']} | | |")
+                lines.append(f"| {called} | {names[name]} | {own['failed']} | | | |")
                 continue
             ratio = own.get("speed_against_transformers", own.get("speed_against_generate"))
             peak = f"{own['peak_mib']:,.0f} MiB" if "peak_mib" in own else ""
-            lines.append(f"| {kind} | {names[name]} | {own['per_second']:,.1f} {own['unit']} | {ratio:.2f} | {peak} |")
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    return head + "\n".join(lines) + f"\n\nPython {result['python']}, {versions}.\n"
-
-
-# ---------------------------------------------------------------- the memory forecast
-
-
-def memory(out: Path, root: Path, rows: int = 4, prompt_tokens: int = 384, completion_tokens: int = 128) -> str:
-    """Peaks of SFT, DPO and sampling for three random models against srlib.memory's forecast; memory.json and .md.
-
-    Both are written anew after each measurement, so a run that is stopped leaves what it measured.
-    """
-    sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "n": 10}
-    result = {**machine.facts(), "versions": {}, "command": "srlib bench --memory", "settings": sizes, "rows": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in MEMORY_SHAPES:
-            model = workload.random_model(shapes.RANDOM[name], Path(folder) / name, root / "models" / "tiny-base")
-            for kind in workload.KINDS:
-                variant = "srlib" if kind == "sample" else "transformers"
-                work = Work(kind, variant, str(model), **sizes, steps=1, threads=1, share_prompts=False)
-                run = workload.run(work)
-                result["versions"] |= run["versions"]
-                result["rows"].append(_memory_row(name, work, run, result["gpu"]))
-                text = _write_memory(out, result)
-    return text
-
-
-def _memory_row(name: str, work: Work, run: Mapping[str, Any], gpu: bool) -> dict[str, Any]:
-    forecast = sum(memories.forecast(shapes.RANDOM[name], job(work, gpu, run["bf16"])).values())
-    return {
-        "shape": name, "parameters": shapes.RANDOM[name].parameters, "kind": work.kind, "bf16": run["bf16"],
-        "forecast_mib": round(forecast / 2**20, 1), "measured_mib": round(run["peak_bytes"] / 2**20, 1),
-        "ratio": round(forecast / run["peak_bytes"], 3), "libraries_mib": round(run["before_bytes"] / 2**20, 1),
-    }  # fmt: skip
-
-
-def job(work: Work, gpu: bool, bf16: bool) -> Job:
-    """The job that a measured piece of work is, for the forecast."""
-    sampling = work.kind == "sample"
-    return Job(
-        work.kind, work.rows, work.prompt_tokens + (0 if sampling else work.completion_tokens),
-        new_tokens=work.completion_tokens if sampling else 0, n=work.n if sampling else 1, gpu=gpu, bf16=bf16,
-        four_bit=work.quantization == "4bit", checkpointing=work.gradient_checkpointing, lora_rank=work.lora_rank,
-    )  # fmt: skip
-
-
-def _write_memory(out: Path, result: Mapping[str, Any]) -> str:
-    s = result["settings"]
-    head = (
-        "# The memory forecast against measured peaks\n\n"
-        f"`{result['command']}`: SFT and DPO steps of {s['rows']} rows (pairs) of {s['prompt_tokens']} + "
-        f"{s['completion_tokens']} tokens, and {s['n']} judgments each of {s['rows']} prompts; random Llamas, LoRA rank 16. "
-        "Measured is the peak above what the process held when its libraries were loaded and warm; share_prompts is off. "
-        "The constants LOGITS and ALLOCATOR of srlib.memory were fitted to the SFT and DPO rows, the rest is counted. "
-        f"{result['device']}, {result['cores']} cores. {result.get('note', '')}\n\n"
-        "| shape | parameters | work | forecast, MiB | measured, MiB | forecast / measured |\n"
-        "| --- | ---: | --- | ---: | ---: | ---: |\n"
+            share = f"{own['of_the_roofline']:.0%}" if "of_the_roofline" in own else ""
+            lines.append(
+                f"| {called} | {names[name]} | {own['per_second']:,.1f} {own['unit']} | {ratio:.2f} | {peak} | {share} |"
+            )
+    peak = result["sample"]["peak"]
+    lines.append(
+        f"\nThe roofline: {peak['flops']:,.0f} billion operations a second in a large matrix product, {peak['bytes']:,.1f} GB a "
+        "second in a copy, both measured beside it, and what N judgments must at least compute and read (srlib.roofline)."
     )
-    lines = [
-        f"| {row['shape']} | {row['parameters'] / 1e6:.1f} M | {row['kind']} | {row['forecast_mib']:,.0f} | "
-        f"{row['measured_mib']:,.0f} | {row['ratio']:.2f} |"
-        for row in result["rows"]
-    ]
+    return head + "\n".join(lines) + footer(result)
+
+
+def footer(result: Mapping[str, Any]) -> str:
+    """The last line of every table: `Python 3.11.7, peft 0.21.2, torch 2.13.0+cpu, ...`."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    text = head + "\n".join(lines) + f"\n\nPython {result['python']}, {versions}.\n"
-    store.write_json(out / "memory.json", result)
-    store.write_text(out / "memory.md", text)
-    return text
+    return f"\n\nPython {result['python']}, {versions}.\n"

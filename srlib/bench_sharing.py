@@ -119,5 +119,4 @@ def _table(result: Mapping[str, Any]) -> str:
         f"{row['ideal']:.2f} | {row['peak_mib']:,.0f} | {row['peak']:.2f} |"
         for row in result["rows"]
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
-    return head + "\n".join(lines) + f"\n\nPython {result['python']}, {versions}.\n"
+    return head + "\n".join(lines) + bench.footer(result)

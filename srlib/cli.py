@@ -117,6 +117,9 @@ def bench(
     sharing: Annotated[
         bool, typer.Option("--sharing", help="DPO with each prompt read once, 1, 3, 5 pairs each")
     ] = False,
+    stages: Annotated[
+        Path | None, typer.Option("--stages", help="a run, stage by stage: at work, or on the way")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="processes of each variant, in turn; medians are kept")] = 3,
     rows: Annotated[int, typer.Option(min=0, help="rows, pairs and prompts at once; 0: the shape's default")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
@@ -131,7 +134,13 @@ def bench(
         sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         sizes = {name: value for name, value in sizes.items() if value}
         if memory:
-            text = benches.memory(out or root / "docs" / "bench", root, **sizes)
+            from srlib import bench_memory
+
+            text = bench_memory.memory(out or root / "docs" / "bench", root, **sizes)
+        elif stages is not None:
+            from srlib import bench_stages
+
+            text = bench_stages.stages(stages, out or root / "docs" / "bench")
         elif sharing:
             from srlib import bench_sharing
 

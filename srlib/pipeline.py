@@ -34,6 +34,7 @@ from srlib import params as parameters
 from srlib import runs, stages, store, warm
 from srlib.stages import Stage
 
+PATIENCE = 10.0  # seconds that a kernel waits for imports under way: its own would take as long, and slow those down
 PLAIN_EVERY = 30.0  # seconds between two progress lines of one stage, where there is no terminal
 
 
@@ -292,9 +293,10 @@ class _Kernels:
         if not self.forks:
             return None
         with self.guard:
+            patience = 0.0 if self.nursery is None else PATIENCE
             if self.nursery is None:
                 self.nursery = warm.Nursery(environment)
-        return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log)
+        return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log, patience)
 
     def kill(self) -> None:
         """End every kernel that is still there, at once: what it wrote is safe by construction."""

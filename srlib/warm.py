@@ -61,11 +61,14 @@ class Nursery:
         self.answers = self.channel.makefile("r")
         self.ready = False
 
-    def fork(self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, log: Path) -> Forked | None:
-        """A kernel for `argv`, whose last words go to `log`; None where there is none to be had yet, or ever."""
+    def fork(
+        self, argv: Sequence[str], env: Mapping[str, str], cwd: str | None, log: Path, patience: float = 0
+    ) -> Forked | None:
+        """A kernel for `argv`, whose last words go to `log`; None where there is none to be had within `patience` seconds,
+        or ever."""
         with self.guard, contextlib.suppress(OSError, ValueError):
             if not self.ready:
-                if not select.select([self.channel], [], [], 0)[0]:
+                if not select.select([self.channel], [], [], patience)[0]:
                     return None
                 self.ready = self.answers.readline() == "ready\n"
             if self.ready:

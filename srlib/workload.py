@@ -28,10 +28,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srlib import roofline
 from srlib.shapes import Shape
 
 KINDS = ("sft", "dpo", "sample")
 TRAINERS = ("transformers", "unsloth", "trl")  # through train.sft and train.dpo on either backend; TRL by itself
+SAMPLERS = (
+    "srlib",
+    "generate",
+    "prefilled",
+)  # srlib.sample; transformers' generate, also from a cache that was read once
 
 
 class WorkError(RuntimeError):
@@ -41,7 +47,7 @@ class WorkError(RuntimeError):
 @dataclass(frozen=True)
 class Work:
     kind: str  # one of KINDS
-    variant: str  # one of TRAINERS; "srlib" or "srlib,generate" where kind is "sample"
+    variant: str  # one of TRAINERS; of SAMPLERS where kind is "sample", several with commas
     model: str  # a directory that `random_model` made
     rows: int = 4  # sequences, pairs or prompts that go through the model at once
     prompt_tokens: int = 1000
@@ -246,14 +252,16 @@ def _sample(work: Work) -> dict[str, Any]:
     model, _ = models.load(work.model, quantization=work.quantization)
     model.generation_config.eos_token_id = None  # every judgment has exactly completion_tokens tokens
     prompts = _ids(work, work.rows, work.prompt_tokens, "prompt")
-    draws = {"srlib": _ours, "generate": _theirs}
+    draws = {"srlib": _ours, "generate": _theirs, "prefilled": _prefilled}
     seconds: dict[str, list[float]] = {name: [] for name in work.variant.split(",")}
     for i in range(work.steps):
         for name in seconds if i % 2 == 0 else reversed(seconds):
             started = time.perf_counter()
             draws[name](model, prompts, work)
             seconds[name].append(time.perf_counter() - started)
-    return {"seconds": seconds, "tokens": work.rows * work.n * work.completion_tokens}
+    dtype = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
+    tokens = work.rows * work.n * work.completion_tokens
+    return {"seconds": seconds, "tokens": tokens, "dtype": dtype, "peak": roofline.measured(dtype)}
 
 
 def _ours(model: Any, prompts: list[list[int]], work: Work) -> None:
@@ -275,6 +283,23 @@ def _theirs(model: Any, prompts: list[list[int]], work: Work) -> None:
         model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             num_return_sequences=work.n, max_new_tokens=work.completion_tokens, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+
+
+def _prefilled(model: Any, prompts: list[list[int]], work: Work) -> None:
+    """transformers' advice for many continuations: read the prompts once, copy their cache for every row, generate."""
+    import torch
+    from transformers import DynamicCache
+
+    ids = torch.tensor(prompts, device=model.device)
+    cache = DynamicCache(config=model.config.get_text_config())
+    with torch.inference_mode():
+        model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(work.n)
+        ids = ids.repeat_interleave(work.n, 0)
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, do_sample=True, temperature=1.0,
+            top_k=0, top_p=1.0, max_new_tokens=work.completion_tokens, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
 
 

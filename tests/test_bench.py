@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib import bench, plan, shapes, workload
+from srlib import bench, bench_stages, plan, roofline, shapes, store, workload
 from srlib.machine import Card
 from srlib.workload import Work
 
@@ -34,9 +34,51 @@ def test_text_for_a_trainer_of_its_own_is_as_long_as_our_ids(small):
 
 
 def test_sampling_is_measured_in_a_process_of_its_own(small):
-    done = workload.run(Work("sample", "srlib,generate", str(small), **FEW))
-    assert {name: len(seconds) for name, seconds in done["seconds"].items()} == {"srlib": 2, "generate": 2}
+    done = workload.run(Work("sample", ",".join(workload.SAMPLERS), str(small), **FEW))
+    assert {name: len(seconds) for name, seconds in done["seconds"].items()} == dict.fromkeys(workload.SAMPLERS, 2)
     assert done["tokens"] == 2 * 6
+    assert done["peak"]["flops"] > 1e9
+    assert done["peak"]["bytes"] > 1e8
+
+
+def test_the_least_time_by_hand():
+    """One layer of width 4, one head, no cache worth speaking of: 1 prompt of 10 tokens, 2 judgments of 3."""
+    shape = shapes.Shape("hand", 4, 1, 1, 1, 4, 8, 16, True)
+    assert shape.linear == 4 * 4 * 4 + 3 * 4 * 8
+    reading = 10 * (2 * 160 + 16 * 10 / 2)
+    drawing = 6 * (2 * (160 + 64) + 16 * 11.5)
+    sizes = dict(rows=1, n=2, prompt_tokens=10, completion_tokens=3, size=4)
+    only_arithmetic = roofline.least(shape, {"flops": 100.0, "bytes": 1e12}, **sizes)
+    assert only_arithmetic == pytest.approx((reading + drawing) / 100)
+    step = (160 + 64) * 4 + 2 * 4 * 4 * (10 + 2 * 3 / 2)
+    only_reads = roofline.least(shape, {"flops": 1e12, "bytes": 100.0}, **sizes)
+    assert only_reads == pytest.approx((160 * 4 + 3 * step) / 100)
+
+
+def test_a_run_stage_by_stage(tmp_path):
+    run = tmp_path / "runs" / "small"
+    begun = {"data": 0, "sft": 5, "sample_1": 30, "eval": 59}
+    for name, second in begun.items():
+        output = {"sft": "judges/sft", "sample_1": "judgments/1"}.get(name, name)
+        facts = {"seconds": 20.0} if name in ("sft", "sample_1") else {}
+        store.write_json(run / output / "manifest.json", {"stage": name, "created": f"{second:02}", "facts": facts})
+        clock = {"start_time": f"2026-01-01T00:00:{second:02}", "end_time": f"2026-01-01T00:01:{second:02}"}
+        notebook = {"metadata": {"papermill": clock}, "cells": []}
+        store.write_json(run / "notebooks" / f"{name}.ipynb", notebook)
+    for arm in ("base", "sft"):
+        store.write_json(run / "eval" / arm / "test.done", {"seconds": 4.0, "tokens": 9})
+    text = bench_stages.stages(run, tmp_path / "out")
+    assert "| sft | 60.0 | 20.0 | 40.0 |" in text
+    assert "| eval | 60.0 | 8.0 |  |" in text
+    found = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert found["seconds"] == 119.0
+    assert found["command"] == "srlib bench --stages runs/small"
+    (run / "notebooks" / "sft.ipynb").unlink()
+    with pytest.raises(bench.BenchError, match="no executed notebook"):
+        bench_stages.stages(run, tmp_path / "out")
+    (run / "eval" / "manifest.json").unlink()
+    with pytest.raises(bench.BenchError, match="there is no eval in it"):
+        bench_stages.stages(run, tmp_path / "out")
 
 
 def test_a_failing_process_is_named(small):

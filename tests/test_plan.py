@@ -84,7 +84,7 @@ def test_memory_moves_as_it_should():
 
 def test_the_forecast_is_within_a_quarter_of_what_was_measured():
     """The committed table was measured (`srlib bench --memory`); the formulae are those of today."""
-    from srlib import bench
+    from srlib import bench_memory
     from srlib.workload import Work
 
     table = json.loads((ROOT / "docs" / "bench" / "memory.json").read_text())
@@ -94,7 +94,7 @@ def test_the_forecast_is_within_a_quarter_of_what_was_measured():
     }
     for row in table["rows"]:
         work = Work(row["kind"], "transformers", "", **sizes)
-        job = bench.job(work, gpu=table["gpu"], bf16=row["bf16"])
+        job = bench_memory.job(work, gpu=table["gpu"], bf16=row["bf16"])
         forecast = sum(memory.forecast(shapes.RANDOM[row["shape"]], job).values()) / 2**20
         assert forecast == pytest.approx(row["forecast_mib"], rel=0.01), "run `srlib bench --memory` again"
         assert abs(forecast / row["measured_mib"] - 1) <= 0.25, row
