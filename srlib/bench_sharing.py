@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlib import bench, machine, segments, shapes, store, workload
+from srlib import bench, machine, plots, segments, shapes, store, workload
 from srlib.workload import Work
 
 KS = (1, 3, 5)
@@ -43,7 +43,8 @@ def sharing(
     completion_tokens: int = 59,
     rows: int = 0,
 ) -> str:
-    """Measure, write <out>/sharing-<cpu or gpu>-<shape>-<P>-<R>.json and .md after every k, and return the table.
+    """Measure, write <out>/sharing-<cpu or gpu>-<shape>-<P>-<R>.json and .md after every k, draw all of them into
+    sharing.png, and return the table.
 
     `rows` is how many pairs go through the model at once (0: those of two prompts). Raises bench.BenchError as bench.bench.
     """
@@ -70,6 +71,9 @@ def sharing(
             text = _table(result)
             store.write_json(out / f"{name}.json", result)
             store.write_text(out / f"{name}.md", text)
+            drawn = [store.read_json(path) for path in out.glob("sharing-*.json")]
+            figure = plots.sharing(sorted(drawn, key=lambda one: one["parameters"]))
+            figure.savefig(out / "sharing.png", dpi=120, bbox_inches="tight")
     return text
 
 

@@ -394,6 +394,34 @@ SHARES = (
 )  # shown as percentages
 
 
+def sharing(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """How much faster DPO is with each prompt read once, a panel for each result of `srlib bench --sharing`; a tick stands
+    where the count of tokens puts it, a dotted line at TRL's own trainer."""
+    ways = ("shared", "shared, checkpointing")
+    figure, panels = canvas.axes_of(
+        "DPO with each prompt read once", "pairs a prompt", "", panels=len(results), width=4.2
+    )
+    for axes, result in zip(panels, results, strict=True):
+        sizes, ks = result["settings"], sorted({row["k"] for row in result["rows"]})
+        for i, way in enumerate(ways):
+            found = {row["k"]: row for row in result["rows"] if row["way"] == way}
+            at = [ks.index(k) + 0.38 * (i - 0.5) for k in found]
+            speeds = [row["speed"] for row in found.values()]
+            axes.bar(at, speeds, 0.34, label=way, color=(canvas.BLUE, canvas.GREEN)[i])
+            axes.plot(at, [row["ideal"] for row in found.values()], "_", color=canvas.INK, markersize=22)
+            for x, speed in zip(at, speeds, strict=True):
+                axes.text(x, 0.06, f"{speed:.1f}", ha="center", va="bottom", fontsize=10, color="white")
+        axes.axhline(1, color=canvas.GREY, linestyle=":")
+        size = f"{result['parameters'] / 1e6:.0f} M parameters, {sizes['prompt_tokens']} + {sizes['completion_tokens']} tokens"
+        canvas.entitle(axes, size)
+        axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+        axes.grid(visible=False, axis="x")
+    if panels:
+        panels[0].set_ylabel("times as fast as TRL")
+        canvas.legend(panels[-1], loc="upper left")
+    return figure
+
+
 def _arm_color(arm: str) -> str:
     """Ours in blue, the ceiling in orange, what it is held against in grey."""
     return canvas.BLUE if arm.startswith("sre") else canvas.ORANGE if arm == "sft_careful_only" else canvas.GREY

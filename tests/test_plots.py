@@ -29,6 +29,20 @@ def y_labels(axes) -> list[str]:
     return [label.get_text() for label in axes.get_yticklabels()]
 
 
+def test_sharing_has_a_panel_a_result_and_says_each_speed():
+    rows = [
+        {"k": k, "way": way, "speed": k + 0.5, "ideal": k + 1.0}
+        for k in (1, 3)
+        for way in ("apart", "shared", "apart, checkpointing", "shared, checkpointing")
+    ]
+    sizes = {"prompt_tokens": 175, "completion_tokens": 59}
+    figure = plots.sharing([{"parameters": n, "settings": sizes, "rows": rows} for n in (1e6, 28e6)])
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["1.5", "3.5", "1.5", "3.5"]
+    assert right.get_title(loc="left") == "28 M parameters, 175 + 59 tokens"
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["shared", "shared, checkpointing"]
+
+
 def test_importing_brings_no_heavy_library():
     code = (
         "import sys, srlib.plots; sys.exit(any(m in sys.modules for m in ('matplotlib', 'seaborn', 'pandas', 'torch')))"
