@@ -88,7 +88,7 @@ def altered_rows(
 
 
 def _effects(pairs: Pairs, n_boot: int) -> dict[str, intervals.Interval]:
-    group = np.array([item.group or item.instruction for item, _, _ in pairs])
+    group = np.array([item.cluster for item, _, _ in pairs])
     before, after = np.array([[a, b] for _, a, b in pairs]).reshape(-1, 2).T
     both, below = np.isfinite(before) & np.isfinite(after), before < 1
     return {
@@ -132,7 +132,7 @@ def equal_gold_rows(
         found = dict.fromkeys(("slope", "correlation"), intervals.Interval(math.nan, math.nan, math.nan, 0))
         if kept:
             gold = [_share(item, item.score) for item, _, _ in kept]
-            group = [item.group or item.instruction for item, _, _ in kept]
+            group = [item.cluster for item, _, _ in kept]
             x, y = [value for _, value, _ in kept], [score for _, _, score in kept]
             found = metrics.at_equal(x, y, gold, n_boot=n_boot, group=group)
         how = f"greedy, observed at equal gold score; x: {name}; slope: share of the scale for one standard deviation of x"

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srlib import answers, models, questions, store
-from srlib.judge import Judge, is_url
+from srlib.judge import Judge, identity, is_url
 from srlib.questions import Benchmark, Source
 
 GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` asks
@@ -50,7 +50,7 @@ def evaluate(
     asked = questions.ask(source, compare)
     store.make_dir(out.resolve().parent)
     kept = out.with_suffix(".judgments.jsonl")
-    name = f"{judge} {model}".strip() if served else f"{judge} sha256:{store.sha256(judge)[:16]}"
+    name = identity(judge, model)
     _same_or_refuse(kept, {"judge": name, "revision": source.revision, "compare": compare, "told": GREEDY})
     judge_ = Judge.load(judge, model=model)
     found = judge_.score_many(asked, out=kept, desc=benchmark.name)

@@ -5,7 +5,7 @@ fit is named by row and field, and nothing is skipped in silence.
 
     loaded = load("answers.parquet", n_validation=200, limits={"train": 5000}, seed=0)
     loaded.splits["train"], loaded.columns, loaded.counts       # rows; how columns were read; what was left out
-    examples, failures = read_any("rows.jsonl")                 # every row, or the reason why not
+    for number, where, row, form, names in read_rows("rows.jsonl"): ...     # an item, or the reason why not
 """
 
 from __future__ import annotations
@@ -90,20 +90,6 @@ def read_rows(source: str | Path, revision: str = "", score_step: float = 0.25) 
         except store.RowError as error:
             row_id = row_id if isinstance(row_id, str) else None
             yield Found(number, where, RowFailure(number, row_id, str(error)), form, tuple(values or ()))
-
-
-def read_any(path: str | Path, score_step: float = 0.25) -> tuple[list[tuple[int, Example]], list[RowFailure]]:
-    """Every row of a source that one response is to be scored in, as (line, example), or as a named failure."""
-    examples, failures = [], []
-    for number, where, row, form, _ in read_rows(path, score_step=score_step):
-        if form is not None and form.makes is Comparison:
-            reason = f"{where}: two responses to compare; this reads rows with one response to score"
-            failures.append(RowFailure(number, row.id, reason))
-        elif isinstance(row, Example):
-            examples.append((number, row))
-        else:
-            failures.append(row)
-    return examples, failures
 
 
 def load(

@@ -207,7 +207,7 @@ def groups(items: Split) -> list[str] | None:
 
     Many responses to one question stand or fall together: then questions are resampled, not responses.
     """
-    found = [item.group or item.instruction for item in items]
+    found = [item.cluster for item in items]
     return found if 1 < len(set(found)) < len(found) * 0.9 else None
 
 

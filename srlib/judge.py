@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,22 @@ def is_url(path: str | Path) -> bool:
     return str(path).startswith(("http://", "https://"))
 
 
+def identity(judge: str | Path, model: str = "") -> str:
+    """What judged, so that another's judgments are not taken for its own: a directory by the hash of its files, and of its
+    base's where it is an adapter, `"runs/tiny/judge sha256:4f3a5005168266fd"`; a hub id and a served model by their names,
+    since a server may move."""
+    local = Path(judge).expanduser()
+    if not local.is_dir():
+        return str(model or judge)
+    base = models.base_of(local)
+    on = (
+        f" on sha256:{store.sha256(base)[:16]}"
+        if base is not None and Path(base).is_dir()
+        else f" on {base}" * bool(base)
+    )
+    return f"{judge} sha256:{store.sha256(local)[:16]}{on}"
+
+
 def judge_file(
     judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = ""
 ) -> dict[str, Any]:
@@ -157,7 +173,7 @@ def judge_file(
     lines = lines[:limit] if limit is not None else lines
     wanted = [row for _, row in lines if isinstance(row, Item)]
     partial = out.with_name(f"{out.name}.partial")
-    _start_over_unless_same(partial, (model or judge) if served else judge, rows)
+    _start_over_unless_same(partial, {"judge": identity(judge, model), "rows": store.sha256(rows)})
     loaded = Judge.load(judge, model=model)
     found = {j.example_id: j for j in loaded.score_many(wanted, out=partial)}
     records: list[dict[str, Any]] = []
@@ -203,10 +219,8 @@ def _made_by(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.json")
 
 
-def _start_over_unless_same(partial: Path, judge: str | Path, rows: str | Path) -> None:
+def _start_over_unless_same(partial: Path, now: Mapping[str, str]) -> None:
     """Judgments of another judge or of other rows are not resumed."""
-    local = Path(judge).expanduser()
-    now = {"judge": store.sha256(local) if local.is_dir() else str(judge), "rows": store.sha256(rows)}
     note = _made_by(partial)
     if partial.exists() and note.exists() and store.read_json(note) == now:
         return

@@ -101,6 +101,11 @@ def _refuse_blank(text: str) -> str:
     return text
 
 
+def _cluster(item: Example | Comparison) -> str:
+    """What stands or falls together with it: its group, or else all that has its instruction."""
+    return item.group or item.instruction
+
+
 class Example(Row):
     """One thing to judge, with the gold rationale and score where a person gave them.
 
@@ -118,6 +123,7 @@ class Example(Row):
     score: float | None = None
     group: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
+    cluster = property(_cluster)
 
     _not_blank = field_validator("instruction", "response")(_refuse_blank)
 
@@ -152,6 +158,7 @@ class Comparison(Row):
     rationale: str | None = None  # why the preferred one is better, where a person or a model wrote it
     group: str | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
+    cluster = property(_cluster)
 
     _not_blank = field_validator("instruction", "response_a", "response_b")(_refuse_blank)
 

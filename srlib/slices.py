@@ -156,10 +156,9 @@ def measure(
     or 1 and every item stands for itself; where `group` ties items together, or errors are shares, a score test whose
     variance is that of whole groups (Boos 1992, On generalized score tests). p_corrected is Bonferroni's, over all slices here. A slice with fewer than `support` items,
     or with as few outside, has no number: its error is None, it is listed last, and is not tested. Of slices that hold
-    the same items the first counts. Hardly any groups of two items, as by chance, are no groups.
+    the same items the first counts.
     """
     errors = np.asarray(errors, dtype=float)
-    group = None if group is None or len(set(group)) > 0.9 * len(errors) else group
     held = [(part.members(rows), part) for part in slices]
     distinct = {inside.tobytes(): (inside, part) for inside, part in reversed(held)}
     found = []
@@ -197,6 +196,20 @@ def summary(table: Sequence[Mapping[str, Any]], arm: str, split: str, level: flo
         ]
     shown = len(worse) + len(better)
     return lines + ([f"{len(sure) - shown} more slices differ; see the table."] if len(sure) > shown else [])
+
+
+def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
+    """The table in one sentence, for the report."""
+    tested = [row for row in table if row["p_corrected"] is not None]
+    sure = [row for row in tested if row["p_corrected"] <= level]
+    if not sure:
+        return f"Of {len(tested)} slices none differs from the rest by more than chance explains (p > {level:g}, corrected)."
+    out = max(sure, key=lambda row: (row["error"] > row["rest"], abs(row["error"] - row["rest"])))
+    return (
+        f"Of {len(tested)} slices {len(sure)} differ from the rest by more than chance explains; it is wrong "
+        f"{'most' if out['error'] > out['rest'] else 'least'} often where {out['slice']}: {_percent(out)} of {out['n']} "
+        f"items, {out['rest']:.0%} of the rest."
+    )
 
 
 def focus(leaves: Sequence[Slice], rows: Sequence[Features], errors: Mapping[int, float]) -> np.ndarray:

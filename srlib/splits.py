@@ -36,7 +36,7 @@ def split_of(row: Example | Comparison) -> str:
 
 
 def _by_instruction(row: Example | Comparison) -> str:
-    bucket = int(_hash(_group(row))[:8], 16) % 10
+    bucket = int(_hash(row.cluster)[:8], 16) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
 
 
@@ -98,7 +98,7 @@ def carve(splits: dict[str, list[Any]], n: int, seed: int) -> None:
     """
     train = splits["train"]
     wanted = min(n, len(train) // 5)
-    sizes, chosen = Counter(map(_group, train)), set()
+    sizes, chosen = Counter(row.cluster for row in train), set()
     for group in sorted(sizes, key=lambda group: _rank(seed, group)):
         if sizes[group] <= wanted:
             chosen.add(group)
@@ -109,8 +109,8 @@ def carve(splits: dict[str, list[Any]], n: int, seed: int) -> None:
         splits["train"] = [e for e in train if e.id not in ids]
         return
     for source, target in (("train", "validation"), ("train_pairwise", "pairwise")):
-        splits[target] = [*splits[target], *(row for row in splits[source] if _group(row) in chosen)]
-        splits[source] = [row for row in splits[source] if _group(row) not in chosen]
+        splits[target] = [*splits[target], *(row for row in splits[source] if row.cluster in chosen)]
+        splits[source] = [row for row in splits[source] if row.cluster not in chosen]
 
 
 def balanced(examples: Sequence[Example], seed: int = 0, limit: int | None = None) -> list[Example]:
@@ -147,10 +147,6 @@ def class_balance(examples: Sequence[Example]) -> list[dict[str, Any]]:
 
 def _source(example: Example) -> str:
     return str(example.meta.get("source") or "")
-
-
-def _group(row: Example | Comparison) -> str:
-    return row.group or row.instruction
 
 
 def _hash(text: str) -> str:

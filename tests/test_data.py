@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from srlib import data, splits
-from srlib.data import DataError, RowFailure, load, load_splits, read_any
+from srlib.data import DataError, RowFailure, load, load_splits, read_rows
 from srlib.schema import Comparison, Example, Rubric
 
 OURS = {
@@ -34,6 +34,20 @@ def write(path, rows) -> Path:
 
 def without(row, *names):
     return {name: value for name, value in row.items() if name not in names}
+
+
+def read_any(path, score_step=0.25):
+    """Every row of a source that one response is to be scored in, as (line, example), or as a named failure."""
+    examples, failures = [], []
+    for number, where, row, form, _ in read_rows(path, score_step=score_step):
+        if form is not None and form.makes is Comparison:
+            reason = f"{where}: two responses to compare; this reads rows with one response to score"
+            failures.append(RowFailure(number, row.id, reason))
+        elif isinstance(row, Example):
+            examples.append((number, row))
+        else:
+            failures.append(row)
+    return examples, failures
 
 
 def test_our_own_form(tmp_path):

@@ -175,3 +175,20 @@ def test_slices_survive_json():
     leaves = slices.grow(rows(200, 5), planted(rows(200, 5), 6)[1])
     assert len(leaves) > 2
     assert slices.from_json(json.loads(json.dumps(slices.to_json(leaves)))) == leaves
+
+
+def test_one_sentence_names_the_slice_that_stands_out_most():
+    def row(name, error, rest, p, n=40):
+        return dict(
+            slice=name, error=error, rest=rest, p=p, p_corrected=p, n=n, ci_low=error - 0.1, ci_high=error + 0.1
+        )
+
+    small = dict(slice="tiny", error=None, rest=None, p=None, p_corrected=None, n=3)
+    table = [row("long", 0.8, 0.3, 0.001), row("short", 0.6, 0.3, 0.01), row("plain", 0.31, 0.3, 0.9), small]
+    said = slices.sentence(table)
+    assert said == (
+        "Of 3 slices 2 differ from the rest by more than chance explains; it is wrong most often where long: 80% [70, 90] "
+        "of 40 items, 30% of the rest."
+    )
+    assert slices.sentence(table[2:]).startswith("Of 1 slices none differs")
+    assert "least often where easy: 10% [0, 20] of 40 items" in slices.sentence([row("easy", 0.1, 0.5, 0.001)])
