@@ -120,7 +120,8 @@ def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -
     page.save(out / "compare.md", _markdown(title, ["arm", *header], lines))
     figure = plots.compare(rows, [(column.metric, column.split) for column in COMPARED[:3] + COMPARED[5:6]])
     figure.savefig(out / "compare.png", dpi=120)
-    page.save(out / "compare.html", _compared_page(title, header, lines, len(arms), figure, differences))
+    sections = _questions(rows, last, differences)
+    page.save(out / "compare.html", _compared_page(title, header, lines, len(arms), sections))
 
     shown = _table(title, header)
     for i, (name, *texts) in enumerate(lines):
@@ -128,24 +129,74 @@ def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -
     return shown
 
 
+def _questions(rows: Rows, last: str | None, differences: Rows) -> dict[str, list[page.Part]]:
+    """The report's five questions over seeds: figures with a dot a seed, what there are rows for, and a sentence each."""
+    cells: dict[tuple[str, str, str], list[Any]] = {}
+    for row in rows:
+        cells.setdefault((row["arm"], row["split"], row["metric"]), []).append(row["value"])
+    means = []
+    for (arm, split, metric), values in cells.items():
+        value, low, high, n = metrics.seeds([v for v in values if _defined(v)])
+        mean = dict(value=value, ci_low=low, ci_high=high, n=n)
+        means.append(dict(arm=arm, split=split, metric=metric) | mean)
+    on_test = [row for row in differences if (row["metric"], row["split"]) == ("accuracy", "test")]
+    seen = {(row["metric"], row["split"]) for row in rows if _defined(row["value"])}
+
+    def dots(title: str, reading: str, *columns: tuple[str, str]) -> list[page.Part]:
+        columns = tuple(column for column in columns if column in seen)
+        return [page.Part(title, plots.compare(rows, columns), reading)] if columns else []
+
+    audits = [row for row in means if row["split"].startswith("audit_") and _defined(row["ci_low"])]
+    return {
+        "Is it better?": dots(
+            "A dot a seed; mean and t interval",
+            " ".join(sentences.over_seeds(on_test)),
+            ("accuracy", "test"),
+            ("rationale_win_rate", "test"),
+        ),
+        "At what?": dots(
+            "Other splits, and the rationales",
+            sentences.over_splits([row for row in differences if row["against"] == "sft"]),
+            *(("accuracy", split) for split in ("ood", "pairwise")),
+            ("rationale_accuracy", "test"),
+        ),
+        "Is it calibrated?": dots(
+            "Expected calibration error, and whether right answers are surer",
+            sentences.means(means, last, "ece", "test", "The expected calibration error"),
+            ("ece", "test"),
+            ("auroc", "test"),
+        ),
+        "Is it robust?": [
+            page.Part("Audits, means over seeds", plots.audits(audits), sentences.robust(audits, plots.AUDITS))
+        ]
+        if audits
+        else [],
+        "What did it cost?": dots(
+            "To judge the test split",
+            sentences.means(means, last, "tokens", "test", "The tokens written"),
+            ("tokens", "test"),
+            ("seconds", "test"),
+        ),
+    }
+
+
 def _compared_page(
-    title: str, header: Sequence[str], lines: Sequence[Sequence[str]], n_arms: int, figure: Any, differences: Rows
+    title: str,
+    header: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    n_arms: int,
+    sections: Mapping[str, Sequence[page.Part]],
 ) -> str:
-    """The comparison as one HTML file: the same table, the figure, and what the paired differences say."""
+    """The comparison as one HTML file: the same table, then a section for each question."""
     rows = []
     for i, (name, *texts) in enumerate(lines):
         cells = [f"<td>{page.escape(text)}</td>" for text in texts]
         rows.append(
             ("ours" if name.startswith("sre") else "", _arm_cell(name) if i < n_arms else page.escape(name), cells)
         )
-    readings = sentences.over_seeds(
-        [row for row in differences if (row["metric"], row["split"]) == ("accuracy", "test")]
-    )
-    body = [f"<h1>{page.escape(title)}</h1>", *(f"<p class=lead>{page.escape(line)}</p>" for line in readings[:1])]
+    body = [f"<h1>{page.escape(title)}</h1>"]
     body.append(f"<section><h2>Results</h2>{page.table(['arm', *header], rows)}</section>")
-    body.append(
-        page.section("Is it better?", [page.Part("A dot a seed; mean and t interval", figure, " ".join(readings))])
-    )
+    body += [page.section(question, parts) for question, parts in sections.items() if parts]
     return page.page("compare", body)
 
 
