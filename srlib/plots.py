@@ -428,7 +428,7 @@ def _arm_color(arm: str) -> str:
 
 
 def _words(metric: str) -> str:
-    return "QWK" if metric == "qwk" else "MAE" if metric == "mae" else metric.replace("_", " ").capitalize()
+    return metric.upper() if metric in ("qwk", "mae", "ece", "auroc", "aurc") else metric.replace("_", " ").capitalize()
 
 
 def _number(value: float | None) -> float:
