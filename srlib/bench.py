@@ -163,10 +163,11 @@ def _table(result: Mapping[str, Any]) -> str:
     )
     lines = []
     names = {"transformers": "srlib, transformers + PEFT", "unsloth": "srlib, Unsloth", "trl": "TRL alone"}
-    names |= {"srlib": "srlib.sample", "generate": "generate(num_return_sequences=N)"}
+    names |= {"srlib": "srlib.sample"}
     names |= {"prefilled": "generate, from a cache read once and copied N times"}
     kinds = {"sft": "sft", "dpo": "dpo", "sample": f"sample, N = {s['n']}", "sample_1": "sample, N = 1"}
     for kind, called in kinds.items():
+        names["generate"] = f"generate(num_return_sequences={1 if kind == 'sample_1' else s['n']})"
         for name, own in result[kind].items():
             if name == "peak":
                 continue

@@ -224,7 +224,9 @@ def test_compare_writes_json_markdown_and_figure(runs):
     html = (out / "compare.html").read_text()
     assert "sre_2 against sft: +13.0 points [+5.5, +20.5] over 3 seeds." in html
     asked = re.findall(r"<h2>([^<]*)</h2>", html)
-    assert asked == ["Results", "Is it better?", "At what?", "What did it cost?"], "a section for each, where there are rows"
+    assert asked == ["Results", "Is it better?", "At what?", "What did it cost?"], (
+        "a section for each, where there are rows"
+    )
     assert html.count("<svg") == 3
     assert "<script" not in html
 
