@@ -104,8 +104,8 @@ def test_the_whole_method_then_cached_then_with_another_beta(project, quiet_kern
 def test_a_judge_that_compares_is_merged_of_two(project, quiet_kernels):
     """An adapter for scores and one for comparisons; test_collections trains both in one."""
     small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "n_train_pairwise": 12}
-    stages, _ = go(project, sft_mode="merge", max_new_tokens=180, audit_items=0, **small, arms="sft", iterations=1)
-    assert list(stages) == ["data", "sft", "eval"]
+    said, _ = go(project, sft_mode="merge", max_new_tokens=180, audit_items=0, **small, arms="sft", iterations=1)
+    assert list(said) == ["data", "sft", "eval"]
     run = project / "runs" / "t"
     facts = store.read_json(run / "judges" / "sft" / "train.json")
     assert (facts["rows"], facts["steps"], len(facts["log"])) == (16 + 12, 12, 12)
@@ -177,8 +177,8 @@ def check_report(run: Path) -> None:
     assert "sre_2" in page
 
 
-def check_notebooks(run: Path, project: Path, stages: dict) -> None:
-    for name in stages:
+def check_notebooks(run: Path, project: Path, said: dict) -> None:
+    for name in said:
         text = (run / "notebooks" / f"{name}.ipynb").read_text()
         outputs = [o for cell in json.loads(text)["cells"] for o in cell.get("outputs", [])]
         assert not [o for o in outputs if o["output_type"] == "error"], name

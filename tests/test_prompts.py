@@ -60,6 +60,7 @@ def judged_as(monkeypatch, example: Example | Comparison, generated: str, templa
         eval=lambda: None,
         config=SimpleNamespace(get_text_config=lambda: config),
         generation_config=SimpleNamespace(eos_token_id=0),
+        device=SimpleNamespace(type="cpu"),
     )
     with monkeypatch.context() as patch:
         patch.setattr(sample, "decode", decode)
