@@ -267,3 +267,20 @@ def test_every_line_names_its_row(base_dir, tmp_path):
     path = write(tmp_path / "rows.jsonl", [row("a"), "{", row("b")])
     judge.judge_file(base_dir, path, tmp_path / "out.jsonl")
     assert [(line["line"], line["id"]) for line in read(tmp_path / "out.jsonl")] == [(1, "a"), (2, None), (3, "b")]
+
+
+def test_who_judged_is_told_by_the_files_of_judge_and_base(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder, files in ((base, {"config.json": "{}"}), (adapter, {"adapter_config.json": "{}"})):
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    first = judge.identity(adapter)
+    assert first.startswith(f"{adapter} sha256:")
+    (base / "config.json").write_text('{"hidden_size": 8}')
+    second = judge.identity(adapter)
+    assert second.partition(" on ")[0] == first.partition(" on ")[0], "the adapter is the same"
+    assert second != first, "on another base it is another judge"
+    assert judge.identity("org/judge") == "org/judge"
+    assert judge.identity("http://localhost:8000/v1", "org/judge") == "org/judge", "a server may move"
