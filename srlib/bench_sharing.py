@@ -5,8 +5,8 @@
     srlib bench --sharing --shape llama-3.1-8b --random-weights --prompt-tokens 1000 --completion-tokens 200   # on a GPU
 
 For k = 1, 3 and 5 pairs a prompt, each trainer in a process of its own and in turn. The ideal counts tokens: k pairs read
-2k (P + R) of them apart and P + 2kR together. Apart also projects every prompt onto the vocabulary, so a measurement can
-be better than its ideal.
+2k (P + R) of them apart and P + 2kR together. Apart also projects every prompt onto the vocabulary, and its larger steps
+leave a processor's cache, so a measurement can be better than its ideal: `--rows` sets how many pairs go through at once.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     srlib bench --stages runs/tiny
 
 At work is what the stage says of itself: seconds of training, of drawing, of judging (over the processes side by side).
-The rest is imports, loading, tables and figures, the kernel. Stages run side by side, so their sum is not the run's time.
+The rest is imports, loading, tables and figures, the kernel. Stages run side by side, so their sum is not the run's time;
+of a run in several sittings the time between them is counted, too.
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ def _times(notebook: Path) -> dict[str, float]:
 
 def _work(run: Path, stage: str) -> float:
     """Seconds of training, drawing or judging; of a stage that does none of these, 0."""
-    judged = [store.read_json(path)["seconds"] for path in (run / "eval").glob("*/*.done")]
     if stage == "eval":
-        return round(sum(judged), 1)
+        return round(sum(store.read_json(path)["seconds"] for path in (run / "eval").glob("*/*.done")), 1)
     kind, _, number = stage.partition("_")
     made = {"sample": f"judgments/{number}", "dpo": f"judges/sre_{number}", "curate": f"pairs/{number}"}
     path = run / made.get(kind, stage if stage == "data" else f"judges/{stage}") / "manifest.json"

@@ -50,7 +50,7 @@ def evaluate(
     asked = questions.ask(source, compare)
     store.make_dir(out.resolve().parent)
     kept = out.with_suffix(".judgments.jsonl")
-    name = identity(judge, model)
+    name = f"{judge} {model}".strip() if served else f"{judge} {identity(judge)}"
     _same_or_refuse(kept, {"judge": name, "revision": source.revision, "compare": compare, "told": GREEDY})
     judge_ = Judge.load(judge, model=model)
     found = judge_.score_many(asked, out=kept, desc=benchmark.name)

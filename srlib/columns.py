@@ -119,7 +119,7 @@ def convert(
     """A row as ours. Raises store.RowError, beginning with `where`, on the first field that does not fit.
 
     `source` and `split` stand in meta where the row does not say them itself; a collection's rows have no id and get one
-    from `number`. `score_step` is for flat rubrics that name a range and no levels, see data.read_any.
+    from `number`. `score_step` is for flat rubrics that name a range and no levels, see data.read_rows.
     """
     form = form_of(row)
     make = {OURS.name: _ours, OUR_PAIRS.name: _ours, FLAT.name: _flat, FLAT_PAIRS.name: _flat_pair}

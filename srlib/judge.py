@@ -133,18 +133,14 @@ def is_url(path: str | Path) -> bool:
 
 def identity(judge: str | Path, model: str = "") -> str:
     """What judged, so that another's judgments are not taken for its own: a directory by the hash of its files, and of its
-    base's where it is an adapter, `"runs/tiny/judge sha256:4f3a5005168266fd"`; a hub id and a served model by their names,
-    since a server may move."""
+    base's where it is an adapter, `"sha256:4f3a5005168266fd"`; a hub id and a served model by their names, since a server
+    may move."""
     local = Path(judge).expanduser()
     if not local.is_dir():
         return str(model or judge)
+    files = f"sha256:{store.sha256(local)[:16]}"
     base = models.base_of(local)
-    on = (
-        f" on sha256:{store.sha256(base)[:16]}"
-        if base is not None and Path(base).is_dir()
-        else f" on {base}" * bool(base)
-    )
-    return f"{judge} sha256:{store.sha256(local)[:16]}{on}"
+    return files if base is None else f"{files} on {identity(base)}"
 
 
 def judge_file(

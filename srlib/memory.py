@@ -1,8 +1,8 @@
 """What a step of training or a batch of sampling holds in memory, computed before anything is loaded.
 
 Every part is a number of elements times the bytes of what stands there; fitted to docs/bench/memory.md are LOGITS, which
-counts the copies that TRL's losses make, and ALLOCATOR. Parts, with t = tokens that go through the model at once, L = layers, h = hidden size, a =
-heads x head size, I = size of the MLP, V = vocabulary, c = bytes of the compute dtype:
+counts the copies that TRL's losses make, and ALLOCATOR. Parts, with t = tokens that go through the model at once, L =
+layers, h = hidden size, a = heads x head size, I = size of the MLP, V = vocabulary, c = bytes of the compute dtype:
 
     weights       all parameters; in 4-bit 0.516 bytes a projection's (NF4 with double quantization, arXiv 2305.14314
                   section 3); everything else stays in the dtype of the weights
@@ -11,8 +11,8 @@ heads x head size, I = size of the MLP, V = vocabulary, c = bytes of the compute
     optimizer     gradient, and Adam's two moments, fp32: 12 bytes an adapter parameter (arXiv 1910.02054 section 3);
                   without an adapter (rank 0), as many in the dtype of the weights for each of them
     activations   t L (8h + inputs of LoRA + c (4a + 4I + 7 rank)): two norms in fp32; what LoRA's A reads (arXiv
-                  2205.05198 counts the same layer by layer); query, key, value and output of attention, which itself
-                  keeps no T x T matrix (sdpa); gate, its activation, up and their product. With checkpointing, t L h
+                  2205.05198 counts the same layer by layer); query, key, value and output of attention (4a; on a CPU
+                  in fp32), which itself keeps no T x T matrix (sdpa); gate, its activation, up and their product. With checkpointing, t L h
                   (residual stream) and one layer as above
     logits        SFT: 256 tokens at a time (TRL's chunked_nll); DPO: all t of them
     KV cache      2 L (kv heads x head size) a token: prompts once, and N x max_new_tokens of their continuations
@@ -31,16 +31,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srlib.prefix import CHUNK as PREFILL
+from srlib.prefix import BLOCK, PREFILL
 from srlib.shapes import LINEAR, Shape
 
 NF4 = 0.5 + 0.127 / 8  # bytes a parameter, quantization constants included (arXiv 2305.14314)
 CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once (trl 1.14.2, sft_trainer)
-LOGITS = {
-    "sft": 24.0,
-    "dpo": 8.0,
-    "sample": 18.0,
-}  # bytes a logit: the matrix, its softmax, their gradients; DPO: times c
+# Bytes a logit: the matrix, its softmax, their gradients; DPO: times c.
+LOGITS = {"sft": 24.0, "dpo": 8.0, "sample": 18.0}
 ALLOCATOR = {"activations": 0.65, "logits": 0.25}  # on a CPU, shares of these
 PARTS = ("weights", "casts", "adapter", "optimizer", "activations", "logits", "KV cache", "reading", "allocator")
 
@@ -126,7 +123,7 @@ def sampling(shape: Shape, job: Job) -> dict[str, float]:
     """Bytes by part while N judgments each of `rows` prompts are drawn (srlib.sample, srlib.prefix)."""
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * size(job)
     drawn = job.rows * job.n
-    prompts, own = job.rows * job.tokens * per_token, drawn * job.new_tokens * per_token
+    prompts, own = job.rows * job.tokens * per_token, drawn * -(-job.new_tokens // BLOCK) * BLOCK * per_token
     attention = shape.heads * shape.head_dim
     reading = (
         min(job.rows * job.tokens, max(PREFILL, job.tokens))
@@ -135,13 +132,15 @@ def sampling(shape: Shape, job: Job) -> dict[str, float]:
     )
     scores = drawn * shape.heads * (job.tokens + job.new_tokens) * (4 + 2 * size(job))
     logits = drawn * shape.vocab * LOGITS["sample"]
-    # Reading comes before decoding. Tables grow, and rows leave and enter, by a copy, one layer after the other.
+    # Reading comes before decoding, but on a GPU prompts also enter later. Tables grow, and rows leave and enter, by a
+    # copy, one layer after the other.
+    free = 0.0 if job.gpu else own + logits
     moving = max(own, prompts) / shape.layers
     return {
         "weights": weights(shape, job),
         "KV cache": float(prompts + own),
         "logits": logits,
-        "reading": float(max(reading - own - logits, scores, moving)),
+        "reading": float(max(reading - free, scores, moving)),
     }
 
 

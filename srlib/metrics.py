@@ -1,7 +1,7 @@
 """Agreement, calibration, win rates, always with an interval.
 
-Imports intervals. Scores are floats with NaN where the judge gave none; a missing score is wrong
-wherever something is counted as right or wrong, and absent wherever numbers are correlated.
+Scores are floats with NaN where the judge gave none; a missing score is wrong wherever something is counted as right or
+wrong, and absent wherever numbers are correlated.
 
 >>> got = agreement(gold=[1, 2, 3, 4], scores=[1, 2, 3, float("nan")], scale=[1, 2, 3, 4, 5])
 >>> got["accuracy"].value, got["pearson"].value, got["pearson"].n, got["parse_rate"].value

@@ -34,7 +34,7 @@ from srlib import params as parameters
 from srlib import runs, stages, store, warm
 from srlib.stages import Stage
 
-PATIENCE = 10.0  # seconds that a kernel waits for imports under way: its own would take as long, and slow those down
+PATIENCE = 20.0  # seconds from the nursery's start that kernels wait for it: imports of their own would slow it down
 PLAIN_EVERY = 30.0  # seconds between two progress lines of one stage, where there is no terminal
 
 
@@ -255,6 +255,7 @@ class _Kernels:
         self.stopped = False
         self.guard = threading.Lock()
         self.nursery: warm.Nursery | None = None
+        self.founded = 0.0  # when; by time.monotonic
         self.forks = warm.possible(backend) and not _gpu()
 
     def manager(self, environment: Mapping[str, str], log: Path) -> type:
@@ -276,7 +277,12 @@ class _Kernels:
                     if kernels.stopped:
                         raise RuntimeError("the pipeline was stopped")
                     kernels.started.append(self)
-                if forked := kernels.fork(environment, kernel_cmd, kwargs, log):
+                forked = kernels.fork(environment, kernel_cmd, kwargs, log)
+                if kernels.stopped:  # while it waited
+                    if forked is not None:
+                        forked.kill()
+                    raise RuntimeError("the pipeline was stopped")
+                if forked is not None:
                     self.provisioner.process = forked
                     self.provisioner.pid = self.provisioner.pgid = forked.pid
                     self._reconcile_connection_info(self.provisioner.connection_info)
@@ -293,9 +299,10 @@ class _Kernels:
         if not self.forks:
             return None
         with self.guard:
-            patience = 0.0 if self.nursery is None else PATIENCE
+            now = time.monotonic()
             if self.nursery is None:
-                self.nursery = warm.Nursery(environment)
+                self.nursery, self.founded = warm.Nursery(environment), now
+            patience = 0.0 if self.founded == now else max(0.0, self.founded + PATIENCE - now)
         return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log, patience)
 
     def kill(self) -> None:

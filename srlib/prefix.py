@@ -6,7 +6,7 @@ leave, and the rows of other prompts enter. An architecture whose attention is n
 caps, windows shorter than the text, sinks) would be computed wrongly; it reads the prompt once, too, and then every row
 gets a copy of what was read, and nothing enters.
 
-    with reading(model, prompts, owner=[0, 0, 1, 1], capacity=120) as past:    # two prompts, two rows each
+    with reading(model, prompts, owner=[0, 0, 1, 1], longest=320) as past:    # two prompts, two rows each
         logits = past.read(ids, positions)    # (4, T), (4, T) -> (4, T, V)
         past.keep(rows)                       # the others have ended
         past.enter(more, owner=[0, 0])        # one more prompt, its two rows behind those that stayed
@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 ATTENTION = "srlib_shared_prefix"
-CHUNK = 2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
+PREFILL = (
+    2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
+)
 BLOCK = 32  # room for so many further tokens of every row is made at once
 
 
@@ -29,7 +31,7 @@ class SharedPrefix:
     """Keys and values of P prompts, once each, and of R rows that continue them; what transformers calls a cache.
 
     prompt keys (P, Hkv, Tp, d) of `prompt_lengths` (P,) tokens, own keys (R, Hkv, T, d) of `lengths` (R,). `owner` (R,)
-    names each row's prompt and is ascending. `slots` (P, M) lists the rows of each prompt, padded with row 0, and `places`
+    names each row's prompt and is ascending. `slots` (P * M,) lists the rows of each prompt, padded with row 0, and `places`
     (R,) says where a row stands in there.
     """
 
@@ -214,19 +216,22 @@ def not_shareable(model: Any, longest: int) -> str | None:
 
 
 @contextlib.contextmanager
-def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], capacity: int) -> Iterator[Any]:
+def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], longest: int) -> Iterator[Any]:
     """What has been read so far, of P prompts (lists of token ids, all but the last of each) and of the R rows that go on
-    from them by at most `capacity` tokens; `owner` (R,) ascending names each row's prompt, and every prompt has a row."""
-    why = not_shareable(model, max(map(len, rows)) + capacity)
+    from them; `owner` (R,) ascending names each row's prompt, and every prompt has a row. No text gets longer than `longest`
+    tokens, prompt and all, those that enter later included."""
+    why = not_shareable(model, longest)
     if why is not None:
         warnings.warn(f"{why}: each draw gets a copy of its prompt's keys and values, which is slower", stacklevel=2)
         yield Copies(model, rows, owner)
         return
     with sharing(model):
-        yield _Shared(model, rows, owner)
+        yield Shared(model, rows, owner)
 
 
-class _Shared:
+class Shared:
+    """Rows that attend to one copy of their prompt."""
+
     takes_more = True
 
     def __init__(self, model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
@@ -236,6 +241,11 @@ class _Shared:
     @property
     def n_prompts(self) -> int:
         return len(self.cache.prompt_lengths)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the row that has been here longest."""
+        return self.cache.width
 
     def enter(self, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> None:
         self.cache.enter(prefill(self.model, rows, owner))
@@ -296,14 +306,14 @@ class Copies:
 
 
 def prefill(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int]) -> SharedPrefix:
-    """Read all but the last token of every prompt, CHUNK tokens at once; that last one is the first input of the rows."""
+    """Read all but the last token of every prompt, PREFILL tokens at once; that last one is the first input of the rows."""
     import torch
     from transformers import DynamicCache
 
     device = model.device
     lengths = [len(row) - 1 for row in rows]
     width = max(1, *lengths)  # a model reads at least one token; it is hidden like padding
-    at_once, prompt = max(1, CHUNK // width), []
+    at_once, prompt = max(1, PREFILL // width), []
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
         ids = torch.zeros(len(part), width, dtype=torch.long)

@@ -1,7 +1,7 @@
 """An arm is a judge and a way to read it: from the judgments of a pass to one score, one confidence for each item.
 
-`greedy` reads the one judgment; of N draws, `majority` (self-consistency), `mean` and `median`
-make one score of all, and `likelihood` takes the best by the judge's own mean token log-probability.
+`greedy` reads the one judgment; of N draws, `majority` (self-consistency), `mean` and `median` make one score of all, and
+`likelihood` takes the best by the judge's own mean token log-probability.
 
 >>> arm("sre_2_self_consistency")
 Arm(name='sre_2_self_consistency', judge='sre_2', read='majority')

@@ -3,7 +3,7 @@
     peak = measured("float32")                                # {"flops": 8.4e10, "bytes": 2.6e10}, a second
     least(shape, peak, rows=16, n=10, prompt_tokens=190, completion_tokens=45, size=4)     # seconds
 
-A phase takes as long as its arithmetic at the speed of a large matrix product, or as long as its reads at the speed of
+For a model that a processor's cache holds, this is no strict bound: its reads can be faster than a copy. A phase takes as long as its arithmetic at the speed of a large matrix product, or as long as its reads at the speed of
 a copy, whichever is longer (the roofline, https://doi.org/10.1145/1498765.1498785). Reading: every prompt once. Drawing:
 a step for each token, which reads the weights once, each prompt's keys and values once, and each row's own.
 """

@@ -2,7 +2,7 @@
 
 A judge's prompt is several times longer than its judgment, and self-rationalization draws N judgments of each. So the
 prompt is read once and its keys and values are kept once; the N rows that continue it attend to that one copy and to
-their own tokens (srlib.prefix). Rows that have ended leave, and the rows of the next prompt enter. Any architecture with
+their own tokens (srlib.prefix). Rows that have ended leave, and on a GPU the rows of the next prompt enter. Any architecture with
 plain full attention works so (Llama, Qwen, Mistral, ...); the others get a copy of the prompt's keys and values a row,
 with the same draws.
 
@@ -29,10 +29,10 @@ from srlib.schema import Comparison, Item, Judgment
 ROWS = 512  # rows that are decoded side by side; prompts in a batch = ROWS / n, and at most PROMPTS
 PROMPTS = 128  # more only wait longer for memory: a tiny judge on a CPU judged a quarter faster so
 PROMPT_TOKENS = 2**16  # and at most so many tokens of prompts, whose keys and values are kept
-# Batches that are decoded in one go, so that prompts enter as others end. A GPU's step costs nearly the same however full it
-# is; a processor's costs by the row, and rows of unequal age cost more there (see docs/LOG.md).
+# Batches that are decoded in one go, so that prompts enter as others end. A GPU's step costs nearly the same however full
+# it is; a processor's costs by the row, and rows of unequal age cost more there (see docs/LOG.md).
 POOL = {"cpu": 1, "cuda": 4}
-COMPACT = 0.8  # finished rows leave as soon as fewer than this share of the rows is still at work
+COMPACT = 0.8  # finished rows leave as soon as fewer than this share of the rows is still at work, or one is full
 
 
 # ---------------------------------------------------------------- decoding
@@ -95,11 +95,11 @@ def decode(
         own = slice(begins[first], begins[entered])
         return rows[first:entered], owner[own] - first, torch.arange(own.start, own.stop, device=device)
 
-    entered = 0
+    entered, longest = 0, max(map(len, rows)) + max_new_tokens
     with torch.inference_mode():
         while entered < n_prompts:
             first_prompts, whose, line = entering(at_once)
-            with prefix.reading(model, first_prompts, whose, max_new_tokens) as past:
+            with prefix.reading(model, first_prompts, whose, longest) as past:
                 token, step = last[line], torch.zeros_like(line)  # `line`: the row that each line of the batch is
                 done = torch.zeros_like(line, dtype=torch.bool)
                 while len(line):
@@ -115,7 +115,10 @@ def decode(
                     done |= ended | (step == max_new_tokens - 1)
                     step = (step + 1).clamp(max=max_new_tokens - 1)
                     n_left = len(done) - int(done.sum())
-                    if n_left >= COMPACT * len(done):
+                    full = (
+                        past.takes_more and past.width >= max_new_tokens
+                    )  # then tables would outgrow the longest judgment
+                    if n_left >= (len(done) if full else COMPACT * len(done)):
                         continue
                     stay = (~done).nonzero()[:, 0]
                     line, token, step = line[stay], token[stay], step[stay]
@@ -190,7 +193,7 @@ def score_candidates(
     owner = [i for i, options in enumerate(continuations) for _ in options]
     flat = [list(option) for options in continuations for option in options]
     width = max(map(len, flat))
-    with torch.inference_mode(), prefix.reading(model, contexts, owner, width) as past:
+    with torch.inference_mode(), prefix.reading(model, contexts, owner, max(map(len, contexts)) + width) as past:
         # The input is the context's last token and all but the last of the continuation.
         ids = torch.zeros(len(flat), width, dtype=torch.long, device=model.device)
         for i, option in enumerate(flat):
@@ -209,7 +212,10 @@ def score_distributions(
     model: Any, tokenizer: Any, asked: Sequence[tuple[Item, Sequence[int], str]]
 ) -> list[dict[str, Any]]:
     """Probability of each verdict that an item can get, after its prompt (token ids) and a rationale, at temperature 1, as
-    fields of a judgment: `[(example, prompt_ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
+    fields of a judgment.
+
+        [(example, prompt_ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]
+    """
     found: list[dict[str, Any]] = []
     for start in range(0, len(asked), 32):
         part = asked[start : start + 32]
@@ -265,8 +271,8 @@ def judgments(
 
 
 def _pools(todo: list, batch_size: int, batches: int) -> Iterator[tuple[list, int]]:
-    """Prompts to be decoded in one go, and how many of them side by side, a `batches`th of them. Similar lengths stand together, the longest
-    first: if memory is short, that shows at once."""
+    """Prompts to be decoded in one go, and how many of them side by side, a `batches`th. Similar lengths stand together, the
+    longest first: if memory is short, that shows at once."""
     todo = sorted(todo, key=lambda item: len(item[1]), reverse=True)
     while todo:
         at_once = min(batch_size, max(1, PROMPT_TOKENS // len(todo[0][1])))  # all are padded to the first

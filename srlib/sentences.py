@@ -136,8 +136,9 @@ def over_splits(differences: Sequence[Row]) -> str:
 
 
 def means(rows: Sequence[Row], arm: str | None, metric: str, split: str, what: str) -> str:
-    """The mean over seeds of an arm beside sft's: `"The expected calibration error of sre_2 on test is 0.11, sft's 0.17."`"""
-    found = {r["arm"]: r["value"] for r in rows if (r["metric"], r["split"]) == (metric, split)}
+    """The mean over seeds of an arm beside sft's: `"The error of sre_2 on test: 0.11; of sft: 0.17 (means ..."`"""
+    rows = [r for r in rows if (r["metric"], r["split"]) == (metric, split) and r["n"]]
+    found = {r["arm"]: r["value"] for r in rows}
     if arm not in found or "sft" not in found:
         return f"{what} of sft and a later judge are not both there."
     number = "{:,.0f}" if max(found[arm], found["sft"]) >= 10 else "{:.2f}"

@@ -199,7 +199,7 @@ def _slots(sizes: list[int], start: int, padding: int) -> Any:
 class Once:
     """Stands in for the model inside TRL: called alike, answers alike, and has read each prompt once."""
 
-    def __init__(self, model: Any, loss_function: Any = None, check: bool = False) -> None:
+    def __init__(self, model: Any, loss_function: Any = None, check: float = 0.0) -> None:
         self.model, self.loss_function, self.check = model, loss_function, check
 
     def __call__(self, input_ids: Any, shared: dict[str, Any], labels: Any = None, **given: Any) -> Any:
@@ -208,7 +208,7 @@ class Once:
         way = segments.read if "groups" in shared else _through_attention if "sees" in shared else _through_cache
         logits = way(self.model, shared)
         if self.check and "groups" in shared:
-            segments.check(self.model, shared, logits)
+            segments.check(self.model, shared, logits, self.check)
         logits, loss = logits[shared["virtual"]], None
         if labels is not None:
             items = {name: given[name] for name in ("num_items_in_batch",) if name in given}
@@ -340,9 +340,11 @@ def _planned(trainer: type) -> type:
 
         def stand_in(self, model: Any) -> Once:
             own = self.accelerator.unwrap_model(self.model)
+            half = self.args.bf16 or self.args.fp16 or "16" in str(own.dtype)
+            allowed = segments.HALF if half else segments.EXACT
             first = own.training in self.unchecked
             self.unchecked = tuple(mode for mode in self.unchecked if mode != own.training)
-            return Once(model, own.loss_function, check=first)
+            return Once(model, own.loss_function, check=allowed if first else 0.0)
 
     return Planned
 

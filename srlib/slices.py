@@ -204,11 +204,12 @@ def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
     sure = [row for row in tested if row["p_corrected"] <= level]
     if not sure:
         return f"Of {len(tested)} slices none differs from the rest by more than chance explains (p > {level:g}, corrected)."
-    out = max(sure, key=lambda row: (row["error"] > row["rest"], abs(row["error"] - row["rest"])))
+    worse = [row for row in sure if row["error"] > row["rest"]]
+    out = max(worse, key=lambda row: row["error"]) if worse else min(sure, key=lambda row: row["error"])
     return (
-        f"Of {len(tested)} slices {len(sure)} differ from the rest by more than chance explains; it is wrong "
-        f"{'most' if out['error'] > out['rest'] else 'least'} often where {out['slice']}: {_percent(out)} of {out['n']} "
-        f"items, {out['rest']:.0%} of the rest."
+        f"Of {len(tested)} slices {len(sure)} differ from the rest by more than chance explains; of these it is wrong "
+        f"{'most' if worse else 'least'} often where {out['slice']}: {_percent(out)} of {out['n']} items, {out['rest']:.0%} "
+        "of the rest."
     )
 
 

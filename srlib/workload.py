@@ -33,11 +33,8 @@ from srlib.shapes import Shape
 
 KINDS = ("sft", "dpo", "sample")
 TRAINERS = ("transformers", "unsloth", "trl")  # through train.sft and train.dpo on either backend; TRL by itself
-SAMPLERS = (
-    "srlib",
-    "generate",
-    "prefilled",
-)  # srlib.sample; transformers' generate, also from a cache that was read once
+# srlib.sample; transformers' generate, also from a cache that was read once.
+SAMPLERS = ("srlib", "generate", "prefilled")
 
 
 class WorkError(RuntimeError):

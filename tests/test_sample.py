@@ -188,6 +188,15 @@ def test_attention_that_cannot_share_a_prompt_gets_copies_of_it(name, settings, 
             assert value == pytest.approx(behind[np.arange(len(option)), option].sum(), abs=1e-3)
 
 
+def test_a_longer_prompt_that_enters_later_is_reckoned_with(one_thread):
+    model = random_model("MistralConfig", {"sliding_window": 30})
+    ids, sampled = [[5, 6, 7], [8, 9], [3, 4] * 25], dict(max_new_tokens=10, eos=2)
+    with pytest.warns(UserWarning, match="attends to 30 tokens and a judgment needs 60"):
+        found = sample.decode(model, ids, range(3), at_once=2, **sampled)
+    for row, draw in zip(ids, found, strict=True):
+        assert draw.token_ids == generated(model, row, 10, 2)
+
+
 def test_the_model_gets_its_own_attention_back(tiny, few):
     model, _ = tiny
     before, row = model.config._attn_implementation, [1, 9, 30, 40]

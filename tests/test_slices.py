@@ -187,8 +187,8 @@ def test_one_sentence_names_the_slice_that_stands_out_most():
     table = [row("long", 0.8, 0.3, 0.001), row("short", 0.6, 0.3, 0.01), row("plain", 0.31, 0.3, 0.9), small]
     said = slices.sentence(table)
     assert said == (
-        "Of 3 slices 2 differ from the rest by more than chance explains; it is wrong most often where long: 80% [70, 90] "
-        "of 40 items, 30% of the rest."
+        "Of 3 slices 2 differ from the rest by more than chance explains; of these it is wrong most often where long: "
+        "80% [70, 90] of 40 items, 30% of the rest."
     )
     assert slices.sentence(table[2:]).startswith("Of 1 slices none differs")
     assert "least often where easy: 10% [0, 20] of 40 items" in slices.sentence([row("easy", 0.1, 0.5, 0.001)])
