@@ -83,7 +83,9 @@ def _measure_all(
                 if variant in failed:
                     continue
                 try:
-                    runs[variant].append(workload.run(Work(kind, variant, model, **settings)))
+                    apart = variant == "unsloth" and machine.found().gpu  # its kernel for shared prompts: bench_sharing
+                    work = Work(kind, variant, model, **settings, share_prompts=not apart)
+                    runs[variant].append(workload.run(work))
                 except workload.WorkError as error:
                     failed[variant] = str(error)
         found[kind] = {

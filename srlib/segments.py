@@ -1,4 +1,6 @@
-"""The same shared prompts through Unsloth's own kernel on a GPU: not measured on a GPU yet, off in every recipe.
+"""The same shared prompts through Unsloth's own kernel on a GPU: not measured on a GPU yet, and off.
+
+Only `srlib bench --sharing` on a GPU turns it on (train.Settings.unsloth_kernel).
 
 Unsloth's attention on a GPU drops masks and asks for no other attention function, but takes `prefix_seg_info`: which
 tokens of one long row are a prompt, and which are the completions that see it (made for GRPO, compiled flex attention).

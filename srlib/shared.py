@@ -40,24 +40,34 @@ class Plan(NamedTuple):
     layout: Layout
 
 
-def engine(model: Any, checkpointing: bool, longest: int, unsloth_on_gpu: bool = False) -> str:
-    """`"cache"`, `"attention"` where activations are checkpointed, `"segments"` under Unsloth on a GPU. Raises NotShareable
-    where all would be wrong.
+def engine(
+    model: Any, checkpointing: bool, longest: int, unsloth_on_gpu: bool = False, unsloth_kernel: bool = False
+) -> str:
+    """`"cache"`, or `"attention"` where activations are checkpointed. Raises NotShareable where both would be wrong.
 
     Checkpointing computes a layer twice and has no cache the second time: transformers then drops the cache, with the
-    prompt in it, and trains on. Unsloth's attention on a GPU drops masks and never asks for another attention function.
+    prompt in it, and trains on. Unsloth's attention on a GPU drops masks and never asks for another attention function;
+    it gets `"segments"`, its own kernel, where `unsloth_kernel` asks for what was never measured.
     """
+    if unsloth_on_gpu and not unsloth_kernel:
+        raise NotShareable(
+            "Unsloth's attention on a GPU cannot read a shared prompt our way, and its own kernel for that is not measured "
+            "(`srlib bench --sharing` tries it); set share_prompts to false, or backend to transformers"
+        )
     if not checkpointing and not unsloth_on_gpu:
         return "cache"
     why = prefix.not_shareable(model, longest)
-    if why is None and unsloth_on_gpu and not segments.available():
-        why = "the installed Unsloth has no kernel for shared prompts"
+    if unsloth_on_gpu:
+        why = why or (None if segments.available() else "the installed Unsloth has no kernel for shared prompts")
+        if why is not None:
+            raise NotShareable(f"{why}; set share_prompts to false, or backend to transformers")
+        return "segments"
     if why is not None:
         raise NotShareable(
-            f"{why}, and {'Unsloth on a GPU' if unsloth_on_gpu else 'gradient checkpointing'} leaves no other way to share "
-            f"prompts; set share_prompts {'to false, or backend to transformers' if unsloth_on_gpu else 'or gradient_checkpointing to false'}"
+            f"{why}, and gradient checkpointing leaves no other way to share prompts; set share_prompts or "
+            "gradient_checkpointing to false"
         )
-    return "segments" if unsloth_on_gpu else "attention"
+    return "attention"
 
 
 def cost(rows: Sequence[dict[str, list[int]]]) -> Callable[[Sequence[int]], int]:

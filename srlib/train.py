@@ -42,6 +42,7 @@ class Settings:
     lora_targets: str = adapters.ALL
     gradient_checkpointing: bool = False
     share_prompts: bool = True  # rows that share a prompt read it once, see srlib.shared
+    unsloth_kernel: bool = False  # with Unsloth on a GPU through its own kernel; not measured, so no notebook offers it
     backend: str = "auto"
     quantization: str = "none"
     quant_type: str = "nf4"
@@ -163,6 +164,8 @@ def dpo(
         if settings.share_prompts:
             prompt_of = [tuple(row["prompt_ids"]) for row in rows]
             plan = [_share(policy, rows, prompt_of, lengths, settings, arguments)]
+        else:
+            print("each judgment reads its own prompt (TRL's trainer)")
         config = DPOConfig(**arguments, **loss, beta=beta, precompute_ref_log_probs=True)
         return TokenizedDPOTrainer(*plan, model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
 
@@ -185,7 +188,8 @@ def _share(
     import torch
 
     unsloth_on_gpu = torch.cuda.is_available() and models.resolve_backend(settings.backend) == "unsloth"
-    engine = shared.engine(policy, settings.gradient_checkpointing, max(lengths), unsloth_on_gpu)
+    kernel = settings.unsloth_kernel
+    engine = shared.engine(policy, settings.gradient_checkpointing, max(lengths), unsloth_on_gpu, kernel)
     cost = shared.cost(rows)
     sides = 2 if "chosen_ids" in rows[0] else 1
     apart = [cost([i]) + (sides - 1) * len(prompt) for i, prompt in enumerate(prompt_of)]

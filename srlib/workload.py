@@ -192,7 +192,7 @@ def _train(work: Work, out: Path) -> int:
     settings = train.Settings(
         learning_rate=1e-5, max_steps=work.steps + 2, batch_size=work.rows, micro_batch_size=work.rows,
         lora_rank=work.lora_rank, gradient_checkpointing=work.gradient_checkpointing, quantization=work.quantization,
-        share_prompts=work.share_prompts, backend="unsloth" if work.variant == "unsloth" else "transformers",
+        share_prompts=work.share_prompts, unsloth_kernel=True, backend="unsloth" if work.variant == "unsloth" else "transformers",
     )  # fmt: skip
     if work.kind == "sft":
         rows = [train._sft_row(p, c) for p, c in zip(prompts, chosen, strict=True)]

@@ -161,8 +161,12 @@ def test_what_would_be_read_wrongly_is_refused(families, base_dir, tmp_path):
         shared.engine(gemma, checkpointing=True, longest=100)
     with pytest.raises(shared.NotShareable, match="soft-caps"):
         shared.engine(gemma, checkpointing=True, longest=50)
-    with pytest.raises(shared.NotShareable, match="backend to transformers"):
+    with pytest.raises(shared.NotShareable, match="its own kernel for that is not measured"):  # off unless asked for
         shared.engine(gemma, checkpointing=False, longest=100, unsloth_on_gpu=True)
+    with pytest.raises(
+        shared.NotShareable, match=r"64 tokens.*; set share_prompts to false, or backend to transformers"
+    ):
+        shared.engine(gemma, checkpointing=False, longest=100, unsloth_on_gpu=True, unsloth_kernel=True)
     policy, tokenizer = policy_of(base_dir)
     trainer = trainer_of("shared", policy, tokenizer, pairs_of(), tmp_path)
     policy.gradient_checkpointing_enable()
