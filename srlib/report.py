@@ -131,14 +131,8 @@ def compare(run_dirs: Sequence[str | Path], out_dir: str | Path | None = None) -
 
 def _questions(rows: Rows, last: str | None, differences: Rows) -> dict[str, list[page.Part]]:
     """The report's five questions over seeds: figures with a dot a seed, what there are rows for, and a sentence each."""
-    cells: dict[tuple[str, str, str], list[Any]] = {}
-    for row in rows:
-        cells.setdefault((row["arm"], row["split"], row["metric"]), []).append(row["value"])
-    means = []
-    for (arm, split, metric), values in cells.items():
-        value, low, high, n = metrics.seeds([v for v in values if _defined(v)])
-        mean = dict(value=value, ci_low=low, ci_high=high, n=n)
-        means.append(dict(arm=arm, split=split, metric=metric) | mean)
+    cells = dict.fromkeys((row["arm"], row["metric"], row["split"]) for row in rows)
+    means = [_over_seeds(rows, Column("", metric, split), arm) for arm, metric, split in cells]
     on_test = [row for row in differences if (row["metric"], row["split"]) == ("accuracy", "test")]
     seen = {(row["metric"], row["split"]) for row in rows if _defined(row["value"])}
 
