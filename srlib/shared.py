@@ -207,34 +207,39 @@ def _slots(sizes: list[int], start: int, padding: int) -> Any:
 
 
 class Once:
-    """Stands in for the model inside TRL: called alike, answers alike, and has read each prompt once."""
+    """Stands in for the model inside TRL: called alike, answers alike, and has read each prompt once. `model` is what is
+    called, possibly wrapped; `own` the model within."""
 
-    def __init__(self, model: Any, loss_function: Any = None, check: float = 0.0) -> None:
-        self.model, self.loss_function, self.check = model, loss_function, check
+    def __init__(self, model: Any, own: Any, check: float = 0.0) -> None:
+        self.model, self.own, self.check = model, own, check
 
     def __call__(self, input_ids: Any, shared: dict[str, Any], labels: Any = None, **given: Any) -> Any:
         from transformers.modeling_outputs import CausalLMOutput
 
-        way = segments.read if "groups" in shared else _through_attention if "sees" in shared else _through_cache
-        logits = way(self.model, shared)
+        if "groups" in shared:
+            logits = segments.read(self.model, shared)
+        elif "sees" in shared:
+            logits = _through_attention(self.model, shared)
+        else:
+            logits = _through_cache(self.model, self.own.config, shared)
         if self.check and "groups" in shared:
             segments.check(self.model, shared, logits, self.check)
         logits, loss = logits[shared["virtual"]], None
         if labels is not None:
             items = {name: given[name] for name in ("num_items_in_batch",) if name in given}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
+            loss = self.own.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **items)
         return CausalLMOutput(loss=loss, logits=logits)
 
 
-def _through_cache(model: Any, s: dict[str, Any]) -> Any:
-    read = model(
+def _through_cache(model: Any, config: Any, s: dict[str, Any]) -> Any:
+    read = prefix.cache_of(
+        config,
+        model,
         input_ids=s["prompt_ids"],
         attention_mask=s["prompt_mask"],
         position_ids=s["prompt_positions"],
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
-    if read is None or read.get_seq_length() == 0:
+    )
+    if read.get_seq_length() == 0:
         raise NotShareable(
             "the model kept no cache of the prompts while training (is gradient checkpointing on?); set share_prompts to false"
         )
@@ -357,7 +362,7 @@ def _planned(trainer: type) -> type:
             allowed = segments.HALF if half else segments.EXACT
             first = own.training in self.unchecked
             self.unchecked = tuple(mode for mode in self.unchecked if mode != own.training)
-            return Once(model, own.loss_function, check=allowed if first else 0.0)
+            return Once(model, own, check=allowed if first else 0.0)
 
     return Planned
 
