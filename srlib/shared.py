@@ -9,8 +9,8 @@ model, which has three ways to the logits of these rows:
 
     cache      forward the prompts, give each completion its prompt's keys and values, forward the completions. Any
                attention that transformers has a cache for; gradients flow through the cache. No gradient checkpointing.
-    attention  prompts and completions one behind the other in one row, and an attention function that knows which
-               completion sees which prompt. Works with gradient checkpointing; plain full attention only.
+    attention  prompts and completions in one row, and an attention function of ours (srlib.packed). Works with gradient
+               checkpointing; plain full attention only.
     segments   one row again, and Unsloth's kernel for such rows, where its fast path runs on a GPU (srlib.segments).
 
 Related: arXiv 2410.20305 shares the prompt between the two sides of one pair.
@@ -25,11 +25,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from srlib import attention, prefix, segments
+from srlib import packed, prefix, segments
 from srlib.batches import Layout
 from srlib.segments import NotShareable
 
-ATTENTION = "srlib_shared_training"
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -122,7 +121,7 @@ def collate(rows: Sequence[dict[str, Any]], how: str) -> dict[str, Any]:
 def _laid_out(how: str, prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
     if how == "cache":
         return _for_cache(prompts, owner, ids, mask)
-    lay_out = segments.lay_out if how == "segments" else _for_attention
+    lay_out = segments.lay_out if how == "segments" else packed.lay_out
     return lay_out(prompts, completions, owner)
 
 
@@ -157,52 +156,6 @@ def _for_cache(prompts: list, owner: list[int], ids: Any, mask: Any) -> dict[str
     }
 
 
-def _for_attention(prompts: list, completions: list, owner: list[int]) -> dict[str, Any]:
-    """All prompts, then all completions, in one row of L tokens without padding; `*_slots` say where each token of a padded
-    (rows, longest) table stands in that row, L for padding, and `back` where each token of the row stands in the tables."""
-    import torch
-
-    sizes = [len(p) for p in prompts], [len(c) for c in completions]
-    n_prompt, total = sum(sizes[0]), sum(sizes[0]) + sum(sizes[1])
-    prompt_slots, own_slots = _slots(sizes[0], 0, total), _slots(sizes[1], n_prompt, total)
-    slots = torch.cat([prompt_slots.flatten(), own_slots.flatten()])
-    back = torch.empty(total + 1, dtype=torch.long)
-    back[slots] = torch.arange(len(slots))
-    owners, starts = torch.tensor(owner), torch.tensor(sizes[0])
-    width = own_slots.shape[1]
-    sees = torch.cat(
-        [
-            (prompt_slots != total)[owners][:, None].expand(-1, width, -1),
-            torch.ones(width, width, dtype=torch.bool).tril().expand(len(owner), -1, -1),
-        ],
-        dim=2,
-    )
-    last = (starts.cumsum(0) - 1)[owners][:, None]
-    wanted = torch.cat([last, torch.where(own_slots == total, last, own_slots)], 1)
-    positions = [torch.arange(n) for n in sizes[0]]
-    positions += [sizes[0][g] + torch.arange(n) for g, n in zip(owner, sizes[1], strict=True)]
-    return {
-        "ids": torch.tensor([[token for row in (*prompts, *completions) for token in row]]),
-        "positions": torch.cat(positions)[None],
-        "wanted": wanted,  # (U, T): where the logits of [last prompt token, completion] come from
-        "prompt_slots": prompt_slots,
-        "own_slots": own_slots,
-        "back": back[:total],
-        "owner": owners,
-        "sees": sees[:, None],
-    }
-
-
-def _slots(sizes: list[int], start: int, padding: int) -> Any:
-    import torch
-
-    table = torch.full((len(sizes), max(sizes)), padding)
-    for i, n in enumerate(sizes):
-        table[i, :n] = torch.arange(start, start + n)
-        start += n
-    return table
-
-
 # ---------------------------------------------------------------- one batch -> its logits
 
 
@@ -219,7 +172,7 @@ class Once:
         if "groups" in shared:
             logits = segments.read(self.model, shared)
         elif "sees" in shared:
-            logits = _through_attention(self.model, shared)
+            logits = packed.read(self.model, shared)
         else:
             logits = _through_cache(self.model, self.own.config, shared)
         if self.check and "groups" in shared:
@@ -253,83 +206,6 @@ def _through_cache(model: Any, config: Any, s: dict[str, Any]) -> Any:
     ).logits
 
 
-def _through_attention(model: Any, s: dict[str, Any]) -> Any:
-    layout = {name: s[name] for name in ("prompt_slots", "own_slots", "back", "owner", "sees")}
-    wanted = s["wanted"]
-    out = model(
-        input_ids=s["ids"],
-        position_ids=s["positions"],
-        use_cache=False,
-        logits_to_keep=wanted.flatten(),
-        shared=layout,
-    )
-    return out.logits.view(*wanted.shape, -1)
-
-
-def install_attention(model: Any) -> None:
-    """Give the model the attention function; without a layout it is transformers' sdpa, so it may stay."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attend)
-    model.set_attn_implementation(ATTENTION)
-
-
-def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, shared: dict | None = None, **how: Any):
-    """Attention over one row of L tokens, (1, H, L, d) -> (1, L, H, d): prompts causally among themselves, completions over
-    their prompt and causally over themselves."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention as sdpa
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if shared is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **how)
-    heads, d = query.shape[1], query.shape[3]
-    groups = heads // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    prompt_slots, own_slots, owner, scale = shared["prompt_slots"], shared["own_slots"], shared["owner"], how["scaling"]
-    slots = torch.cat([prompt_slots.flatten(), own_slots.flatten()])
-    row = torch.cat([part[0].transpose(0, 1) for part in (query, key, value)], 1).flatten(1)  # (L, 3 H d)
-    tables = _mover()(row, slots, shared["back"]).unflatten(1, (3, heads, d))
-
-    def parts(rows: Any, like: Any) -> list[Any]:  # three of (rows, H, T, d)
-        return list(rows.unflatten(0, like.shape).permute(2, 0, 3, 1, 4))
-
-    q, k, v = parts(tables[: prompt_slots.numel()], prompt_slots)
-    own_q, own_k, own_v = parts(tables[prompt_slots.numel() :], own_slots)
-    keys, values = torch.cat([k[owner], own_k], 2), torch.cat([v[owner], own_v], 2)
-    if torch.is_autocast_enabled("cpu"):
-        of_prompts = attention.blocks(q, k, v, None, scale)
-        of_own = attention.blocks(own_q, keys, values, shared["sees"], scale)
-    else:
-        with torch.autocast(query.device.type, enabled=False):
-            of_prompts = sdpa(*(x.to(query.dtype) for x in (q, k, v)), is_causal=True, scale=scale)
-            of_own = sdpa(*(x.to(query.dtype) for x in (own_q, keys, values)), attn_mask=shared["sees"], scale=scale)
-    parted = [part.to(query.dtype).transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_own)]
-    out = torch.cat(parted)
-    return _mover()(out, shared["back"], slots).view(1, -1, heads, d), None
-
-
-@functools.cache
-def _mover() -> Any:
-    import torch
-
-    class Move(torch.autograd.Function):
-        """Rows of a table by index, zeros where the index is behind its end. The gradient is a lookup too, in the inverse
-        index: an indexed sum would be many times slower."""
-
-        @staticmethod
-        def forward(ctx: Any, rows: Any, index: Any, inverse: Any) -> Any:
-            ctx.save_for_backward(inverse)
-            return torch.nn.functional.pad(rows, (0, 0, 0, 1))[index]
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            return torch.nn.functional.pad(gradient, (0, 0, 0, 1))[ctx.saved_tensors[0]], None, None
-
-    return Move.apply
-
-
 # ---------------------------------------------------------------- TRL's trainers
 
 
@@ -342,7 +218,7 @@ def _planned(trainer: type) -> type:
         def __init__(self, plan: Plan, model: Any, **given: Any) -> None:
             self.plan = plan
             if plan.engine == "attention":
-                install_attention(model)
+                packed.install(model)
             super().__init__(model=model, data_collator=functools.partial(collate, how=plan.engine), **given)
 
         def get_train_dataloader(self) -> Any:

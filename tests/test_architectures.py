@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architectures import FAMILIES, KINDS, make
 
-from srlib import models, prompts, sample, train, world
+from srlib import models, prefix, prompts, sample, train, world
 
 pytestmark = pytest.mark.torch
 SETTINGS = dict(max_steps=3, batch_size=4, micro_batch_size=4, lora_rank=4, learning_rate=5e-3)
@@ -132,6 +132,27 @@ def test_draws_are_the_models_own(loaded, rows, kind):
             logprobs = torch.log_softmax(model(whole).logits[0, len(ids[p]) - 1 : -1].float(), -1)
         own = logprobs.gather(1, whole[0, len(ids[p]) :, None]).mean()
         assert draw.logprob == pytest.approx(float(own), abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_is_read_until_the_last_layer_has_its_keys_and_values(loaded, rows, kind):
+    import torch
+
+    model, tokenizer = loaded[kind]
+    ids = torch.tensor([prompts.prompt_ids(tokenizer, rows[0])])
+    ran = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        cache = prefix.cache_of(model.config, model.get_decoder(), input_ids=ids)
+        assert ran == list(range(len(hooks) - 1))
+        after = model(input_ids=ids[:, -1:], past_key_values=cache).logits  # and the cache goes on like any other
+        whole = model(input_ids=torch.cat([ids, ids[:, -1:]], 1)).logits[:, -1:]
+    for hook in hooks:
+        hook.remove()
+    assert ran[len(hooks) - 1 :] == 2 * list(range(len(hooks)))
+    assert torch.allclose(after, whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
