@@ -11,6 +11,7 @@ leave a processor's cache, so a measurement can be better than its ideal: `--row
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -26,10 +27,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "shared": {"share_prompts": True},
     "apart, checkpointing": {"share_prompts": False, "gradient_checkpointing": True},
     "shared, checkpointing": {"share_prompts": True, "gradient_checkpointing": True},
-}
-ON_A_GPU = {
-    "apart, Unsloth": {"variant": "unsloth", "share_prompts": False, "gradient_checkpointing": True},
-    "shared, Unsloth": {"variant": "unsloth", "share_prompts": True, "gradient_checkpointing": True},
 }
 
 
@@ -81,7 +78,7 @@ def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> l
     """One row for each way; a ratio is that of two neighbours in time, the median over the rounds is kept."""
     from dataclasses import replace
 
-    ways = WAYS | (ON_A_GPU if gpu and segments.available() else {})
+    ways = WAYS | _unsloths(gpu)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for i in range(rounds):
         for way in ways if i % 2 == 0 else reversed(ways):
@@ -106,6 +103,17 @@ def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> l
             }
         )  # fmt: skip
     return found
+
+
+def _unsloths(gpu: bool) -> dict[str, dict[str, Any]]:
+    """The same through Unsloth, where it is installed: on a GPU checkpointed, as it always is there, and with its own kernel
+    for shared prompts, if it has one."""
+    if importlib.util.find_spec("unsloth") is None:
+        return {}
+    how = {"variant": "unsloth", "gradient_checkpointing": gpu}
+    apart = {"apart, Unsloth": {**how, "share_prompts": False}}
+    shareable = not gpu or segments.available()
+    return apart | ({"shared, Unsloth": {**how, "share_prompts": True}} if shareable else {})
 
 
 def _table(result: Mapping[str, Any]) -> str:
