@@ -42,17 +42,18 @@ def test_sampling_is_measured_in_a_process_of_its_own(small):
 
 
 def test_the_least_time_by_hand():
-    """One layer of width 4, one head, no cache worth speaking of: 1 prompt of 10 tokens, 2 judgments of 3."""
-    shape = shapes.Shape("hand", 4, 1, 1, 1, 4, 8, 16, True)
-    assert shape.linear == 4 * 4 * 4 + 3 * 4 * 8
-    reading = 10 * (2 * 160 + 16 * 10 / 2)
-    drawing = 6 * (2 * (160 + 64) + 16 * 11.5)
+    """Two layers of width 4, one head: 1 prompt of 10 tokens, of which the second layer makes keys and values, 2 judgments
+    of 3."""
+    shape = shapes.Shape("hand", 4, 2, 1, 1, 4, 8, 16, True)
+    assert shape.linear == 2 * (4 * 4 * 4 + 3 * 4 * 8)
+    reading = 10 * (2 * (160 + 2 * 4 * 4) + 16 * 10 / 2)
+    drawing = 6 * (2 * (320 + 64) + 2 * 16 * 11.5)
     sizes = dict(rows=1, n=2, prompt_tokens=10, completion_tokens=3, size=4)
     only_arithmetic = roofline.least(shape, {"flops": 100.0, "bytes": 1e12}, **sizes)
     assert only_arithmetic == pytest.approx((reading + drawing) / 100)
-    step = (160 + 64) * 4 + 2 * 4 * 4 * (10 + 2 * 3 / 2)
+    step = (320 + 64) * 4 + 2 * 2 * 4 * 4 * (10 + 2 * 3 / 2)
     only_reads = roofline.least(shape, {"flops": 1e12, "bytes": 100.0}, **sizes)
-    assert only_reads == pytest.approx((160 * 4 + 3 * step) / 100)
+    assert only_reads == pytest.approx(((160 + 2 * 4 * 4) * 4 + 3 * step) / 100)
 
 
 def test_a_run_stage_by_stage(tmp_path):
