@@ -80,13 +80,24 @@ def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> l
 
     ways = WAYS | _unsloths(gpu)
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    failed: dict[str, Any] = {}  # Unsloth takes nothing else with it
     for i in range(rounds):
         for way in ways if i % 2 == 0 else reversed(ways):
-            runs[way].append(workload.run(replace(work, **ways[way])))
-            versions |= runs[way][-1]["versions"]
+            if failed and way not in WAYS:
+                continue
+            try:
+                runs[way].append(workload.run(replace(work, **ways[way])))
+            except workload.WorkError as error:
+                if way in WAYS:
+                    raise
+                failed = {"k": work.pairs_per_prompt, "way": way, "failed": str(error)}
+            else:
+                versions |= runs[way][-1]["versions"]
     p, r, k = work.prompt_tokens, work.completion_tokens, work.pairs_per_prompt
     found = []
     for way, own in runs.items():
+        if failed and way not in WAYS:
+            continue
         base = runs[way.replace("shared", "apart")]
         ratios = [
             statistics.median(b["seconds"]) / statistics.median(a["seconds"]) for a, b in zip(own, base, strict=True)
@@ -102,7 +113,7 @@ def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> l
                 "peak": round(statistics.median(peaks), 2),
             }
         )  # fmt: skip
-    return found
+    return [*found, failed] if failed else found
 
 
 def _unsloths(gpu: bool) -> dict[str, dict[str, Any]]:
@@ -127,7 +138,9 @@ def _table(result: Mapping[str, Any]) -> str:
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     )
     lines = [
-        f"| {row['k']} | {row['way']} | {row['pairs']} | {row['ms_per_pair']:,.1f} | {row['speed']:.2f} | "
+        f"| {row['k']} | {row['way']} | | {row['failed']} | | | | |"
+        if "failed" in row
+        else f"| {row['k']} | {row['way']} | {row['pairs']} | {row['ms_per_pair']:,.1f} | {row['speed']:.2f} | "
         f"{row['ideal']:.2f} | {row['peak_mib']:,.0f} | {row['peak']:.2f} |"
         for row in result["rows"]
     ]

@@ -1,4 +1,4 @@
-"""The same shared prompts without a cache: prompts and completions one behind the other in one row, without padding.
+"""What srlib.shared does, without a cache: prompts and completions one behind the other in one row, without padding.
 
 An attention function knows which completion sees which prompt. Gradient checkpointing, which computes a layer twice and has
 no cache the second time, works so; plain full attention only.

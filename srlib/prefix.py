@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-ATTENTION = "srlib_shared_prefix"
+NAME = "srlib_shared_prefix"
 PREFILL = (
     2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
 )
@@ -197,9 +197,9 @@ class sharing:
     def __enter__(self) -> None:
         from transformers import AttentionInterface
 
-        AttentionInterface.register(ATTENTION, _attend)
+        AttentionInterface.register(NAME, _attend)
         self.before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(ATTENTION)
+        self.model.set_attn_implementation(NAME)
 
     def __exit__(self, *_: object) -> None:
         self.model.set_attn_implementation(self.before)
@@ -310,27 +310,30 @@ class _AllRead(Exception):
 @functools.cache
 def _cache_class() -> type:
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)  # others keep more than keys and values, and write it later
 
     class UntilAllRead(DynamicCache):
         all_read = False
 
         def update(self, keys: Any, values: Any, layer_idx: int, *given: Any, **how: Any) -> tuple[Any, Any]:
             found = super().update(keys, values, layer_idx, *given, **how)
-            if not self.all_read and layer_idx == len(self.layers) - 1:
-                self.all_read = True
+            if not self.all_read and layer_idx == len(self.layers) - 1 and type(self.layers[-1]) in plain:
                 raise _AllRead
             return found
 
     return UntilAllRead
 
 
-def cache_of(config: Any, read: Callable[..., Any], **inputs: Any) -> Any:
-    """The keys and values of some prompts, as transformers' DynamicCache; `read` is the model or its decoder. It stops as soon
-    as the last layer has its own: that layer's attention and MLP would only be on the way to logits that nobody asks for. In
-    a model of four layers they are a fifth of the work."""
+def cache_of(config: Any, forward: Callable[..., Any], **inputs: Any) -> Any:
+    """The keys and values of some prompts, as transformers' DynamicCache; `forward` is the model or its decoder. It stops as
+    soon as the last layer has its own: that layer's attention and MLP would only be on the way to logits that nobody asks
+    for. In a model of four layers they are a fifth of the work."""
     cache = _cache_class()(config=config.get_text_config())
     with contextlib.suppress(_AllRead):
-        read(**inputs, past_key_values=cache, use_cache=True)
+        forward(**inputs, past_key_values=cache, use_cache=True)
+    cache.all_read = True  # from here on it is a cache like any other
     return cache
 
 

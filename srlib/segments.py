@@ -1,4 +1,4 @@
-"""The same shared prompts through Unsloth's own kernel on a GPU: not measured on a GPU yet, and off.
+"""What srlib.shared does, through Unsloth's own kernel on a GPU: not measured on a GPU yet, and off.
 
 Only `srlib bench --sharing` on a GPU turns it on (train.Settings.unsloth_kernel).
 

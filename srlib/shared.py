@@ -185,23 +185,24 @@ class Once:
 
 
 def _through_cache(model: Any, config: Any, s: dict[str, Any]) -> Any:
-    read = prefix.cache_of(
+    cache = prefix.cache_of(
         config,
         model,
         input_ids=s["prompt_ids"],
         attention_mask=s["prompt_mask"],
         position_ids=s["prompt_positions"],
+        logits_to_keep=1,  # where it does not stop before
     )
-    if read.get_seq_length() == 0:
+    if cache.get_seq_length() == 0:
         raise NotShareable(
             "the model kept no cache of the prompts while training (is gradient checkpointing on?); set share_prompts to false"
         )
-    read.batch_select_indices(s["owner"])  # a copy for each completion, whose gradients add up in the prompt
+    cache.batch_select_indices(s["owner"])  # a copy for each completion, whose gradients add up in the prompt
     return model(
         input_ids=s["ids"],
         attention_mask=s["mask"],
         position_ids=s["positions"],
-        past_key_values=read,
+        past_key_values=cache,
         use_cache=True,
     ).logits
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srlib import bench, bench_stages, plan, roofline, shapes, store, workload
+from srlib import bench, bench_sharing, bench_stages, plan, roofline, shapes, store, workload
 from srlib.machine import Card
 from srlib.workload import Work
 
@@ -152,3 +152,24 @@ def test_the_committed_figures_name_no_machine_but_its_processor():
         if found["command"].startswith("srlib bench"):
             assert found["load_average"]
         assert not any(place in path.read_text() for place in ("/home/", "/tmp/", "/root/", "/work/"))
+
+
+def test_sharing_keeps_its_table_where_unsloth_fails(monkeypatch):
+    def run(work):
+        if work.variant == "unsloth":
+            raise workload.WorkError("dpo with unsloth failed: no kernel")
+        each = 1.0 if work.share_prompts else 4.0
+        return {"seconds": [each, each], "peak_bytes": int(each * 2**20), "versions": {"trl": "1"}}
+
+    monkeypatch.setattr(workload, "run", run)
+    monkeypatch.setattr(bench_sharing.importlib.util, "find_spec", lambda name: name)
+    work = workload.Work(
+        "dpo", "transformers", "nowhere", 6, prompt_tokens=100, completion_tokens=20, pairs_per_prompt=3
+    )
+    *rows, failed = bench_sharing._measured(work, 3, versions := {}, gpu=False)
+    assert [(row["way"], row["speed"], row["peak"]) for row in rows] == [
+        ("apart", 1.0, 1.0), ("shared", 4.0, 0.25), ("apart, checkpointing", 1.0, 1.0), ("shared, checkpointing", 4.0, 0.25)
+    ]  # fmt: skip
+    assert rows[1]["ideal"] == round(2 * 3 * 120 / (100 + 2 * 3 * 20), 2)
+    assert failed == {"k": 3, "way": "apart, Unsloth", "failed": "dpo with unsloth failed: no kernel"}
+    assert versions == {"trl": "1"}
