@@ -10,8 +10,10 @@ shared among them.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,10 +34,16 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
     from concurrent.futures.process import BrokenProcessPool
 
     threads = max(1, torch.get_num_threads() // workers)
-    context = multiprocessing.get_context("spawn")  # forking a process that runs torch threads can hang
+    # A fork has its imports behind it. Where this process has run torch's threads it would wait for them for ever, unless it
+    # has one thread of its own, as the forks of torch's DataLoader.
+    method = "fork" if sys.platform == "linux" and threads == 1 else "spawn"
+    context = multiprocessing.get_context(method)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads,))
     try:
-        for future in as_completed([pool.submit(work, *job) for job in jobs]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork in a process with threads, as a kernel is
+            futures = [pool.submit(work, *job) for job in jobs]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -29,6 +29,26 @@ def _met(folder, i):
     return os.getpid(), torch.get_num_threads()
 
 
+def test_after_torch_has_run_threads_here():
+    """What a fork must not wait for."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        total = _product(0)
+        assert list(processes.side_by_side(_product, [(0,), (0,)], workers=2)) == pytest.approx([total] * 2, rel=1e-3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _product(seed):
+    import torch
+
+    square = torch.rand(1500, 1500, generator=torch.Generator().manual_seed(seed))
+    return float((square @ square).mean())
+
+
 @pytest.mark.parametrize(("workers", "n_jobs", "gpu"), [(1, 3, False), (2, 1, False), (2, 3, True)])
 def test_this_process_where_it_has_to_be(monkeypatch, workers, n_jobs, gpu):
     import torch
