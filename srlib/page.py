@@ -58,7 +58,7 @@ def links(run_dir: Path) -> str:
     items = []
     for path in sorted((run_dir / "notebooks").glob("*.ipynb"), key=_stage):
         name, url = escape(path.stem), f"notebooks/{quote(path.stem)}"
-        link = f'<a href="{url}.html">{name}</a> ' if _render(path) else f"{name} "
+        link = f'<a href="{url}.html">{name}</a> ' if rendered(path) else f"{name} "
         items.append(f'<li>{link}<a class=small href="{url}.ipynb">.ipynb</a></li>')
     return f"<section><h2>Executed notebooks</h2><ul>{''.join(items)}</ul></section>" if items else ""
 
@@ -72,7 +72,7 @@ def _stage(path: Path) -> tuple[int, int, int, str]:
     return phase, int(iteration[1]) if iteration else 0, place, path.stem
 
 
-def _render(notebook: Path) -> bool:
+def rendered(notebook: Path) -> bool:
     """<stage>.html beside <stage>.ipynb, sanitized and without scripts; False where nbconvert is not installed."""
     target = notebook.with_suffix(".html")
     if target.exists() and target.stat().st_mtime >= notebook.stat().st_mtime:
@@ -126,7 +126,7 @@ def escape(text: object) -> str:
 
 def save(path: Path, text: str) -> Path:
     """All of it or nothing."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # two processes may render one page
     part.write_text(text, "utf-8")
     os.replace(part, path)
     return path

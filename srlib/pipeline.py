@@ -119,6 +119,7 @@ class _Walk:
         self.reports: dict[str, StageReport] = {}
         self.running: dict[Future[StageReport], Stage] = {}
         self.kernels = _Kernels(params.get("backend"))
+        self.pages = ThreadPoolExecutor(1)  # the report links them: rendered here, its stage finds them there
 
     def finish(self) -> list[StageReport]:
         pool = ThreadPoolExecutor(self.workers)
@@ -133,6 +134,7 @@ class _Walk:
             # also on Ctrl-C: the kernels are in sessions of their own, so the terminal's signal does not reach them
             self.kernels.kill()
             pool.shutdown(cancel_futures=True)
+            self.pages.shutdown()
         left = [StageReport(stage.name, "left") for stage in self.todo]
         return [self.reports.get(report.stage, report) for report in left]
 
@@ -164,6 +166,8 @@ class _Walk:
         self.reports[stage.name] = report
         how = f"done in {report.seconds:.1f} s" if report.status == "done" else report.error or report.status
         self.screen.line(stage.name, how, failed=report.status == "failed")
+        if report.status == "done":
+            self.pages.submit(_page, self.run_dir / "notebooks" / f"{stage.name}.ipynb")
         self.screen.ended(stage)
 
     def _execute(self, stage: Stage, reason: str) -> StageReport:
@@ -245,6 +249,12 @@ def _notebook(
         if reason is not None:
             return f"{where}: it ended without {stage.output} ({reason}); does it call stage.finish()?\n{look}"
     return ""
+
+
+def _page(notebook: Path) -> None:
+    from srlib import page  # matplotlib, beside what is running
+
+    page.rendered(notebook)
 
 
 def _forget_paths(output: Path, stage: Stage) -> None:

@@ -167,6 +167,8 @@ SRE = ("sre_1", "sre_2", "sre_2_self_consistency")
 
 def check_report(run: Path) -> None:
     page = (run / "report.html").read_text()
+    for notebook in (run / "notebooks").glob("*.ipynb"):  # rendered when it had ended, the last one too
+        assert notebook.with_suffix(".html").stat().st_mtime >= notebook.stat().st_mtime
     seen = Loads()
     seen.feed(page)
     assert all(url.startswith("data:") for url in seen.fetched), "the page opens offline"
