@@ -26,7 +26,10 @@ def track(stage: Any, mode: str = "auto") -> Iterator[Any]:
     os.environ["WANDB_SILENT"] = "true"
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True)
+    settings = wandb.Settings(
+        silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True,
+        x_save_requirements=False,  # a second to list what is installed, in every stage; the manifest has what matters
+    )  # fmt: skip
     run = wandb.init(
         project="srlib", group=stage.run.name, job_type=stage.stage.name, name=f"{stage.run.name}/{stage.stage.name}",
         mode=mode, dir=str(stage.run), config=dict(vars(stage.params)), settings=settings,
