@@ -17,9 +17,6 @@ import json
 import logging
 import os
 import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -31,10 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srlib import params as parameters
-from srlib import runs, stages, store, warm
+from srlib import runs, stages, store
+from srlib.kernels import Kernels, gpu
 from srlib.stages import Stage
 
-PATIENCE = 20.0  # seconds from the nursery's start that kernels wait for it: imports of their own would slow it down
 BESIDE = 10  # niceness of a stage that only the evaluation waits for: the chain of iterations gets the cores it can use
 PLAIN_EVERY = 30.0  # seconds between two progress lines of one stage, where there is no terminal
 
@@ -85,12 +82,7 @@ def run(
 
 def default_workers() -> int:
     """Stages side by side: 2 on a machine with at least two cores and no GPU, 1 otherwise; torch is not asked."""
-    return 1 if _gpu() or cores() < 2 else 2
-
-
-def _gpu() -> bool:
-    found = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
-    return found and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1")
+    return 1 if gpu() or cores() < 2 else 2
 
 
 def cores() -> int:
@@ -118,7 +110,7 @@ class _Walk:
         self.screen = _Screen(console, run_dir, len(todo))
         self.reports: dict[str, StageReport] = {}
         self.running: dict[Future[StageReport], Stage] = {}
-        self.kernels = _Kernels(params.get("backend"))
+        self.kernels = Kernels(params.get("backend"))
         self.pages = ThreadPoolExecutor(1)  # the report links them: rendered here, its stage finds them there
 
     def finish(self) -> list[StageReport]:
@@ -166,9 +158,18 @@ class _Walk:
         self.reports[stage.name] = report
         how = f"done in {report.seconds:.1f} s" if report.status == "done" else report.error or report.status
         self.screen.line(stage.name, how, failed=report.status == "failed")
-        if report.status == "done":
-            self.pages.submit(_page, self.run_dir / "notebooks" / f"{stage.name}.ipynb")
         self.screen.ended(stage)
+        if report.status == "done":
+            self.pages.submit(self._page, self.run_dir / "notebooks" / f"{stage.name}.ipynb")
+
+    def _page(self, notebook: Path) -> None:
+        from srlib import page  # matplotlib, beside what is running
+
+        try:
+            page.rendered(notebook)
+        except Exception as error:  # of nbconvert or the file system: the stage itself is done
+            text = _printable(f"its page could not be rendered: {type(error).__name__}: {error}")
+            self.screen.line(notebook.stem, text, failed=True)
 
     def _execute(self, stage: Stage, reason: str) -> StageReport:
         started = time.monotonic()
@@ -191,7 +192,7 @@ def _notebook(
     params: Mapping[str, Any],
     run_dir: Path,
     root: Path,
-    kernels: _Kernels,
+    kernels: Kernels,
     threads: int,
     nice: int,
 ) -> str:
@@ -251,12 +252,6 @@ def _notebook(
     return ""
 
 
-def _page(notebook: Path) -> None:
-    from srlib import page  # matplotlib, beside what is running
-
-    page.rendered(notebook)
-
-
 def _forget_paths(output: Path, stage: Stage) -> None:
     """papermill notes where this machine keeps the files; a notebook that is shown around need not tell."""
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -264,83 +259,6 @@ def _forget_paths(output: Path, stage: Stage) -> None:
         notes = notebook["metadata"]["papermill"]
         notes["input_path"], notes["output_path"] = f"notebooks/{stage.notebook}.ipynb", output.name
         output.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-class _Kernels:
-    """Makes kernel managers for this interpreter, without an installed kernelspec, and knows what is running.
-
-    Threads share os.environ; a kernelspec has an environment of its own, and papermill passes the manager's class on.
-    """
-
-    def __init__(self, backend: str | None) -> None:
-        self.started: list[Any] = []
-        self.stopped = False
-        self.guard = threading.Lock()
-        self.nursery: warm.Nursery | None = None
-        self.founded = 0.0  # when; by time.monotonic
-        self.forks = warm.possible(backend) and not _gpu()
-
-    def manager(self, environment: Mapping[str, str], log: Path, nice: int = 0) -> type:
-        """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars. `nice` is
-        how far it steps back behind the other kernels where there are fewer cores than processes."""
-        from jupyter_client import AsyncKernelManager
-        from jupyter_client.kernelspec import KernelSpec
-
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec = KernelSpec(argv=argv, language="python", env=dict(environment))
-        kernels = self
-
-        class KernelManager(AsyncKernelManager):
-            @property
-            def kernel_spec(self) -> KernelSpec:
-                return spec
-
-            async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
-                with kernels.guard:
-                    if kernels.stopped:
-                        raise RuntimeError("the pipeline was stopped")
-                    kernels.started.append(self)
-                forked = kernels.fork(environment, kernel_cmd, kwargs, log, nice)
-                if kernels.stopped:  # while it waited
-                    if forked is not None:
-                        forked.kill()
-                    raise RuntimeError("the pipeline was stopped")
-                if forked is not None:
-                    self.provisioner.process = forked
-                    self.provisioner.pid = self.provisioner.pgid = forked.pid
-                    self._reconcile_connection_info(self.provisioner.connection_info)
-                    return
-                with open(log, "wb") as output:
-                    await super()._async_launch_kernel(kernel_cmd, **kwargs, stdout=output, stderr=output)
-                if nice:
-                    warm.step_back(nice, self.provisioner.pid)
-
-        return KernelManager
-
-    def fork(
-        self, environment: Mapping[str, str], command: list[str], how: Mapping[str, Any], log: Path, nice: int
-    ) -> warm.Forked | None:
-        """A kernel from the nursery, which the first kernel of a run founds; None where it has to be an ordinary one."""
-        if not self.forks:
-            return None
-        with self.guard:
-            now = time.monotonic()
-            if self.nursery is None:
-                self.nursery, self.founded = warm.Nursery(environment), now
-            patience = 0.0 if self.founded == now else max(0.0, self.founded + PATIENCE - now)
-        return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log, patience, nice)
-
-    def kill(self) -> None:
-        """End every kernel that is still there, at once: what it wrote is safe by construction."""
-        with self.guard:
-            self.stopped = True
-        for manager in self.started:
-            process = getattr(manager.provisioner, "process", None)
-            if process is not None and process.poll() is None:
-                with contextlib.suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
-        if self.nursery is not None:
-            self.nursery.close()
 
 
 def _heartbeat(run_dir: Path, stage: Stage) -> Path:

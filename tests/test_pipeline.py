@@ -302,3 +302,14 @@ def test_default_workers(monkeypatch, gpu, hidden, n, expected):
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert pipeline.default_workers() == expected
+
+
+def test_a_page_that_cannot_be_rendered_is_said_and_costs_no_stage(tmp_path, monkeypatch):
+    def fails(notebook):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("srlib.page.rendered", fails)
+    reports, printed = go(make_project(tmp_path), "arms=base,sft")
+    assert {status for status, _ in reports.values()} == {"done"}
+    said = "its page could not be rendered: OSError: no space left"
+    assert sorted(line.split()[0] for line in printed.splitlines() if said in line) == sorted(reports)

@@ -1,0 +1,106 @@
+"""The kernels of one run: how they start, forked from a warm process or as ordinary ones, and how they all end.
+
+kernels = Kernels(backend="auto")
+papermill.execute_notebook(..., kernel_manager_class=kernels.manager(environment, log, nice=0))
+kernels.kill()                                 # whatever still runs
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srlib import warm
+
+PATIENCE = 20.0  # seconds from the nursery's start that kernels wait for it: imports of their own would slow it down
+
+
+def gpu() -> bool:
+    """Whether there is one to be seen; torch is not asked."""
+    found = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
+    return found and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1")
+
+
+class Kernels:
+    """Makes kernel managers for this interpreter, without an installed kernelspec, and knows what is running.
+
+    Threads share os.environ; a kernelspec has an environment of its own, and papermill passes the manager's class on.
+    """
+
+    def __init__(self, backend: str | None) -> None:
+        self.started: list[Any] = []
+        self.stopped = False
+        self.guard = threading.Lock()
+        self.nursery: warm.Nursery | None = None
+        self.founded = 0.0  # when; by time.monotonic
+        self.forks = warm.possible(backend) and not gpu()
+
+    def manager(self, environment: Mapping[str, str], log: Path, nice: int = 0) -> type:
+        """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars. `nice` is
+        how far it steps back behind the other kernels where there are fewer cores than processes."""
+        from jupyter_client import AsyncKernelManager
+        from jupyter_client.kernelspec import KernelSpec
+
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec = KernelSpec(argv=argv, language="python", env=dict(environment))
+        kernels = self
+
+        class KernelManager(AsyncKernelManager):
+            @property
+            def kernel_spec(self) -> KernelSpec:
+                return spec
+
+            async def _async_launch_kernel(self, kernel_cmd: list[str], **kwargs: Any) -> None:
+                with kernels.guard:
+                    if kernels.stopped:
+                        raise RuntimeError("the pipeline was stopped")
+                    kernels.started.append(self)
+                forked = kernels.fork(environment, kernel_cmd, kwargs, log, nice)
+                if kernels.stopped:  # while it waited
+                    if forked is not None:
+                        forked.kill()
+                    raise RuntimeError("the pipeline was stopped")
+                if forked is not None:
+                    self.provisioner.process = forked
+                    self.provisioner.pid = self.provisioner.pgid = forked.pid
+                    self._reconcile_connection_info(self.provisioner.connection_info)
+                    return
+                with open(log, "wb") as output:
+                    await super()._async_launch_kernel(kernel_cmd, **kwargs, stdout=output, stderr=output)
+                if nice:
+                    warm.step_back(nice, self.provisioner.pid)
+
+        return KernelManager
+
+    def fork(
+        self, environment: Mapping[str, str], command: list[str], how: Mapping[str, Any], log: Path, nice: int
+    ) -> warm.Forked | None:
+        """A kernel from the nursery, which the first kernel of a run founds; None where it has to be an ordinary one."""
+        if not self.forks:
+            return None
+        with self.guard:
+            now = time.monotonic()
+            if self.nursery is None:
+                self.nursery, self.founded = warm.Nursery(environment), now
+            patience = 0.0 if self.founded == now else max(0.0, self.founded + PATIENCE - now)
+        return self.nursery.fork(command[command.index("-f") :], how["env"], how.get("cwd"), log, patience, nice)
+
+    def kill(self) -> None:
+        """End every kernel that is still there, at once: what it wrote is safe by construction."""
+        with self.guard:
+            self.stopped = True
+        for manager in self.started:
+            process = getattr(manager.provisioner, "process", None)
+            if process is not None and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
+        if self.nursery is not None:
+            self.nursery.close()
