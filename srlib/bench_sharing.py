@@ -7,6 +7,7 @@
 For k = 1, 3 and 5 pairs a prompt, each trainer in a process of its own and in turn. The ideal counts tokens: k pairs read
 2k (P + R) of them apart and P + 2kR together. Apart also projects every prompt onto the vocabulary, and its larger steps
 leave a processor's cache, so a measurement can be better than its ideal: `--rows` sets how many pairs go through at once.
+By default these are the pairs of two prompts, or of one where two have more than AT_ONCE tokens apart.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from srlib import bench, machine, plots, segments, shapes, store, workload
 from srlib.workload import Work
 
 KS = (1, 3, 5)
+AT_ONCE = 24_000  # tokens that the standard trainer reads at once: 15 GiB at 28 M parameters in bf16
 WAYS: dict[str, dict[str, Any]] = {
     "apart": {"share_prompts": False},
     "shared": {"share_prompts": True},
@@ -43,7 +45,8 @@ def sharing(
     """Measure, write <out>/sharing-<cpu or gpu>-<shape>-<P>-<R>.json and .md after every k, draw all of them into
     sharing.png, and return the table.
 
-    `rows` is how many pairs go through the model at once (0: those of two prompts). Raises bench.BenchError as bench.bench.
+    `rows` is how many pairs go through the model at once (0: those of two prompts, or of one). Raises bench.BenchError as
+    bench.bench.
     """
     facts = machine.facts()
     model_shape = bench.checked_shape(shape, random_weights, facts["gpu"])
@@ -61,8 +64,9 @@ def sharing(
             directory = workload.random_model(shapes.RANDOM[shape], Path(folder) / shape, directory)
         for k in KS:
             work = Work(
-                "dpo", "transformers", str(directory), rows=rows or 2 * k, prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens, pairs_per_prompt=k, steps=2, quantization=four_bit, threads=1,
+                "dpo", "transformers", str(directory), rows=rows or pairs_at_once(k, prompt_tokens + completion_tokens),
+                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, pairs_per_prompt=k, steps=2,
+                quantization=four_bit, threads=1,
             )  # fmt: skip
             result["rows"] += _measured(work, rounds, result["versions"], bool(facts["gpu"]))
             text = _table(result)
@@ -72,6 +76,11 @@ def sharing(
             figure = plots.sharing(sorted(drawn, key=lambda one: one["parameters"]))
             figure.savefig(out / "sharing.png", dpi=120, bbox_inches="tight")
     return text
+
+
+def pairs_at_once(k: int, tokens: int) -> int:
+    """The pairs of two prompts, k each of two sides of so many tokens, or of one: `(5, 1200) -> 10`, `(5, 2300) -> 5`."""
+    return k * (2 if 2 * k * 2 * tokens <= AT_ONCE else 1)
 
 
 def _measured(work: Work, rounds: int, versions: dict[str, str], gpu: bool) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -18,15 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlib import warm
+from srlib import machine, warm
 
 PATIENCE = 20.0  # seconds from the nursery's start that kernels wait for it: imports of their own would slow it down
-
-
-def gpu() -> bool:
-    """Whether there is one to be seen; torch is not asked."""
-    found = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
-    return found and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1")
 
 
 class Kernels:
@@ -41,7 +34,7 @@ class Kernels:
         self.guard = threading.Lock()
         self.nursery: warm.Nursery | None = None
         self.founded = 0.0  # when; by time.monotonic
-        self.forks = warm.possible(backend) and not gpu()
+        self.forks = warm.possible(backend) and not machine.gpu()
 
     def manager(self, environment: Mapping[str, str], log: Path, nice: int = 0) -> type:
         """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars. `nice` is

@@ -51,6 +51,12 @@ def found() -> Card:
     return Card("this machine's RAM", ram, gpu=False)
 
 
+def gpu() -> bool:
+    """Whether there is a GPU to be seen; torch is not asked."""
+    found = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi") is not None
+    return found and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1")
+
+
 def facts() -> dict[str, Any]:
     """What a figure needs beside it: device, cores, load. No host name and no path."""
     card = found()
@@ -72,6 +78,19 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def environment(threads: int | str | None = None) -> dict[str, str]:
+    """Variables for a process that computes: `threads` of torch's (None: its own choice), none of which burns a core while it
+    waits. Without a GPU, what it frees stays with it, in large pages: glibc would give it back and ask for it again in every
+    step of a training (docs/LOG.md); other systems ignore that, and a value of the user's own stays."""
+    found = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
+    if threads is not None:
+        found["OMP_NUM_THREADS"] = str(threads)
+    if not gpu() and "GLIBC_TUNABLES" not in os.environ:
+        keep = ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000")
+        found["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{setting}" for setting in keep)
+    return found
 
 
 def cpu_has_bf16() -> bool:

@@ -27,9 +27,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from srlib import machine, runs, stages, store
 from srlib import params as parameters
-from srlib import runs, stages, store
-from srlib.kernels import Kernels, gpu
+from srlib.kernels import Kernels
 from srlib.stages import Stage
 
 BESIDE = 10  # niceness of a stage that only the evaluation waits for: the chain of iterations gets the cores it can use
@@ -82,7 +82,7 @@ def run(
 
 def default_workers() -> int:
     """Stages side by side: 2 on a machine with at least two cores and no GPU, 1 otherwise; torch is not asked."""
-    return 1 if gpu() or cores() < 2 else 2
+    return 1 if machine.gpu() or cores() < 2 else 2
 
 
 def cores() -> int:
@@ -210,12 +210,8 @@ def _notebook(
     run_name = os.path.relpath(run_dir, root) if run_dir.is_relative_to(root) else str(run_dir)
     known = {**params, **stage.fixed, "run_dir": run_name}
     wanted = {name: known[name] for name in parameters.of_notebook(stage.notebook, notebooks)}
-    environment = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads))),
-        "GOMP_SPINCOUNT": "0",  # waiting threads would burn the core that the stage beside needs
-        "TOKENIZERS_PARALLELISM": "false",
-        "SRLIB_PROGRESS": str(heartbeat),
-    }
+    given = os.environ.get("OMP_NUM_THREADS", max(1, threads))
+    environment = machine.environment(given) | {"SRLIB_PROGRESS": str(heartbeat)}
     made_before = stages.manifest(run_dir / stage.output)
     where = f"{stage.name} (notebook {stage.notebook}) failed"
     look = f"The notebook as far as it came: {output}"

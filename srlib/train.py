@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib import adapters, attention, batches, models, prompts, reference, shared, store
+from srlib import adapters, attention, batches, lowrank, models, prompts, reference, shared, store
 from srlib.progress import progress
 from srlib.schema import Item, Pair
 
@@ -253,8 +253,8 @@ def _train(
         alpha=settings.lora_alpha, dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
     )  # fmt: skip
     arguments = _arguments(settings, checkpoints, total)
-    if arguments["use_cpu"] and arguments["bf16"]:
-        attention.install(policy)
+    if arguments["use_cpu"]:
+        (attention if arguments["bf16"] else lowrank).install(policy)
     trains = [] if settings.quantization == "none" else [p for p in policy.parameters() if p.requires_grad]
     exact = [p.detach().clone() for p in trains]
     dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srlib import roofline
+from srlib import machine, roofline
 from srlib.shapes import Shape
 
 KINDS = ("sft", "dpo", "sample")
@@ -88,9 +88,8 @@ def random_model(shape: Shape, directory: Path, tokenizer_from: Path) -> Path:
 def run(work: Work, timeout: float | None = None) -> dict[str, Any]:
     """Measure in a process of its own. Raises WorkError with what it said last."""
     paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)), GOMP_SPINCOUNT="0")
-    environment |= {"OMP_NUM_THREADS": str(work.threads)} if work.threads else {}
-    environment |= {"TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **machine.environment(work.threads or None)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-m", "srlib.workload", json.dumps(asdict(work))]
     with tempfile.TemporaryDirectory() as elsewhere:  # Unsloth leaves its compiled cache where it stands
         work_path = Path(work.model).resolve()

@@ -154,6 +154,12 @@ def test_the_committed_figures_name_no_machine_but_its_processor():
         assert not any(place in path.read_text() for place in ("/home/", "/tmp/", "/root/", "/work/"))
 
 
+def test_sharing_reads_one_prompt_at_once_where_two_are_long():
+    assert [bench_sharing.pairs_at_once(k, 234) for k in bench_sharing.KS] == [2, 6, 10]
+    assert [bench_sharing.pairs_at_once(k, 1200) for k in bench_sharing.KS] == [2, 6, 10]
+    assert [bench_sharing.pairs_at_once(k, 2300) for k in bench_sharing.KS] == [2, 3, 5]
+
+
 def test_sharing_keeps_its_table_where_unsloth_fails(monkeypatch):
     def run(work):
         if work.variant == "unsloth":

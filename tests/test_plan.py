@@ -206,3 +206,17 @@ def test_time_is_known_where_it_was_measured(tmp_path):
     assert plan.throughput(card.name, shape, tmp_path) == {"sft": 100.0}
     assert plan.throughput(card.name, LLAMA, tmp_path) == {}
     assert plan.throughput("another", shape, tmp_path) == {}
+
+
+def test_what_a_process_that_computes_is_started_with(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU, whatever this machine has
+    found = machine.environment(2)
+    assert found.pop("GLIBC_TUNABLES").count("glibc.malloc.") == 3
+    assert found == {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
+    assert "OMP_NUM_THREADS" not in machine.environment()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert "GLIBC_TUNABLES" not in machine.environment(2)
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(machine, "gpu", lambda: True)
+    assert "GLIBC_TUNABLES" not in machine.environment(2)
