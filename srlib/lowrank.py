@@ -1,10 +1,10 @@
 """How a LoRA layer computes on a processor, where its matrix is small: the update is added to the weight.
 
 PEFT adds W x and s B (A x) for every token (arXiv 2106.09685, section 4.1): three products and two passes over the result, and as
-many again backwards. Where W is small its own update costs next to nothing: W + s B A first, then one product, and backwards one
-for x and one for the weight, of which the gradients of A and B are small products. So a judge of a million parameters trains
-with a fifth less time in its linear layers, and reads its reference with a third less; from some 256 x 256 on, the product
-for the weight costs more than what it saves (docs/LOG.md).
+many again backwards. Where W is small, so is the work of updating it: W + s B A first, then one product, and backwards one for x
+and one for the weight, from which the gradients of A and B are small products. The linear layers of a judge of a million
+parameters take a fifth less time so, without a gradient a third; from some 256 x 256 on, the product for the weight costs more
+than it saves (docs/LOG.md).
 
     install(model)      # a PeftModel in fp32 that trains on a CPU; larger, quantized or dropped-out layers stay PEFT's
 """
@@ -39,12 +39,8 @@ def _forward(layer: Any, x: Any, *given: Any, **how: Any) -> Any:
     """(..., in) -> (..., out), what `peft.tuners.lora.Linear.forward` gives, up to rounding."""
     import torch
 
-    if (
-        layer.disable_adapters
-        or layer.merged
-        or layer.active_adapters != ["default"]
-        or torch.is_autocast_enabled("cpu")
-    ):
+    ours = layer.active_adapters == ["default"] and not (layer.disable_adapters or layer.merged or given or how)
+    if not ours or torch.is_autocast_enabled("cpu"):
         return type(layer).forward(layer, x, *given, **how)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     weight = torch.addmm(layer.base_layer.weight, b, a, alpha=layer.scaling["default"])
