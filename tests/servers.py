@@ -95,7 +95,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def transformers_serve(home: Path):
-    """`transformers serve` on a CPU, offline, with an empty hub cache; it loads a model's directory when it is asked for it."""
+    """`transformers serve` on a CPU, offline, with an empty hub cache; it loads a model's directory when it is asked for it.
+
+    In fp32: in the bf16 of the weights, sums over other shapes tie or not, and another token is the likeliest on some processors.
+    """
     import httpx
 
     port = free_port()
@@ -103,7 +106,7 @@ def transformers_serve(home: Path):
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve"]
     with open(home / "serve.txt", "w") as log:
         server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"],
             env=environment, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:

@@ -688,11 +688,9 @@ def test_transformers_serve_draws_what_the_model_writes(real, base_dir, rows, tm
     assert "one call a draw" in place.told()
     assert "not taken: min_p repetition_penalty top_k" in place.told()
 
-    import torch
-
     here, tokenizer = models.load(base_dir)
     served = place.score_many(few)
-    ours = sample.judgments(here.to(torch.bfloat16), tokenizer, few, distributions=False)  # as it is served
+    ours = sample.judgments(here, tokenizer, few, distributions=False)
     assert any(j.score is not None for j in served)
     for a, b in zip(served, ours, strict=True):
         assert (a.text, a.score, a.failure, a.tokens, a.prompt_tokens) == (
