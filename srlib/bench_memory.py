@@ -2,7 +2,8 @@
 
     srlib bench --memory
 
-Every peak is that of a process of its own (srlib.workload says why).
+Every peak is that of a process of its own (srlib.workload says why). A processor without bf16 instructions trains in fp32 and
+has a table of its own, memory-fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SHAPES = ("10m", "25m", "60m")
 
 
 def memory(out: Path, root: Path, rows: int = 4, prompt_tokens: int = 384, completion_tokens: int = 128) -> str:
-    """Peaks of SFT, DPO and sampling for three random models against srlib.memory's forecast; memory.json and .md.
+    """Peaks of SFT, DPO and sampling for three random models against srlib.memory's forecast; memory.json and .md, or
+    memory-fp32 where training runs in fp32.
 
     Both are written anew after each measurement, so a run that is stopped leaves what it measured.
     """
@@ -66,7 +68,7 @@ def _write(out: Path, result: Mapping[str, Any]) -> str:
         f"`{result['command']}`: SFT and DPO steps of {s['rows']} rows (pairs) of {s['prompt_tokens']} + "
         f"{s['completion_tokens']} tokens, and {s['n']} judgments each of {s['rows']} prompts; random Llamas, LoRA rank 16. "
         "Measured is the peak above what the process held when its libraries were loaded and warm; share_prompts is off. "
-        "The constants LOGITS and ALLOCATOR of srlib.memory were fitted to the SFT and DPO rows, the rest is counted. "
+        "The constants LOGITS and ALLOCATOR of srlib.memory were fitted to the SFT and DPO rows of memory.md and memory-fp32.md, the rest is counted. "
         f"{result['device']}, {result['cores']} cores. {result.get('note', '')}\n\n"
         "| shape | parameters | work | forecast, MiB | measured, MiB | forecast / measured |\n"
         "| --- | ---: | --- | ---: | ---: | ---: |\n"
@@ -77,6 +79,7 @@ def _write(out: Path, result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     text = head + "\n".join(lines) + bench.footer(result)
-    store.write_json(out / "memory.json", result)
-    store.write_text(out / "memory.md", text)
+    name = "memory" if all(row["bf16"] for row in result["rows"]) else "memory-fp32"
+    store.write_json(out / f"{name}.json", result)
+    store.write_text(out / f"{name}.md", text)
     return text

@@ -1,7 +1,7 @@
 """What a step of training or a batch of sampling holds in memory, computed before anything is loaded.
 
-Every part is a number of elements times the bytes of what stands there; fitted to docs/bench/memory.md are LOGITS, which
-counts the copies that TRL's losses make, and ALLOCATOR. Parts, with t = tokens that go through the model at once, L =
+Every part is a number of elements times the bytes of what stands there; fitted to docs/bench/memory.md and memory-fp32.md are
+LOGITS, which counts the copies that TRL's losses make, and ALLOCATOR. Parts, with t = tokens that go through the model at once, L =
 layers, h = hidden size, a = heads x head size, I = size of the MLP, V = vocabulary, c = bytes of the compute dtype:
 
     weights       all parameters; in 4-bit 0.516 bytes a projection's (NF4 with double quantization, arXiv 2305.14314
@@ -37,8 +37,8 @@ from srlib.shapes import LINEAR, Shape
 
 NF4 = 0.5 + 0.127 / 8  # bytes a parameter, quantization constants included (arXiv 2305.14314)
 CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once (trl 1.14.2, sft_trainer)
-# Bytes a logit: the matrix, its softmax, their gradients; DPO: times c.
-LOGITS = {"sft": 24.0, "dpo": 8.0, "sample": 18.0}
+# Bytes a logit: the matrix, its softmax, their gradients; DPO: and 2c, the matrix and its gradient as they are computed.
+LOGITS = {"sft": 24.0, "dpo": 12.0, "sample": 18.0}
 ALLOCATOR = {"activations": 0.65, "logits": 0.25}  # on a CPU, shares of these
 PARTS = ("weights", "casts", "adapter", "optimizer", "activations", "logits", "KV cache", "reading", "allocator")
 
@@ -88,7 +88,8 @@ def training(shape: Shape, job: Job) -> dict[str, float]:
     if job.checkpointing:
         kept = shape.layers * shape.hidden * size(job) + layer
     adapter = shape.lora(job.lora_rank, job.targets)
-    logits = (CHUNK if job.kind == "sft" else t) * shape.vocab * LOGITS[job.kind] * (c if job.kind == "dpo" else 1)
+    a_logit = LOGITS[job.kind] + (2 * c if job.kind == "dpo" else 0)
+    logits = (CHUNK if job.kind == "sft" else t) * shape.vocab * a_logit
     return {
         "weights": weights(shape, job),
         "casts": casts,

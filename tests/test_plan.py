@@ -82,12 +82,14 @@ def test_memory_moves_as_it_should():
     assert 1.5 < shared < 2  # the prompts' part is there once
 
 
-def test_the_forecast_is_within_a_quarter_of_what_was_measured():
-    """The committed table was measured (`srlib bench --memory`); the formulae are those of today."""
+@pytest.mark.parametrize("name", ["memory", "memory-fp32"])
+def test_the_forecast_is_within_a_quarter_of_what_was_measured(name):
+    """The committed tables were measured (`srlib bench --memory`); the formulae are those of today."""
     from srlib import bench_memory
     from srlib.workload import Work
 
-    table = json.loads((ROOT / "docs" / "bench" / "memory.json").read_text())
+    table = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text())
+    assert {row["bf16"] for row in table["rows"]} == {name == "memory"}
     sizes = table["settings"]
     assert {(row["shape"], row["kind"]) for row in table["rows"]} == {
         (shape, kind) for shape in ("10m", "25m", "60m") for kind in ("sft", "dpo", "sample")
