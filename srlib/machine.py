@@ -82,8 +82,8 @@ def cpu() -> str:
 
 def environment(threads: int | str | None = None) -> dict[str, str]:
     """Variables for a process that computes: `threads` of torch's (None: its own choice), none of which burns a core while it
-    waits. Without a GPU, what it frees stays with it, in large pages: glibc would give it back and ask for it again in every
-    step of a training (docs/LOG.md); other systems ignore that, and a value of the user's own stays."""
+    waits. Without a GPU, what it frees stays with it, in large pages: glibc gave 15,000 pages a step of
+    SFT back and asked for them again where srlib.lowrank computes (docs/LOG.md); other systems ignore that, and a value of the user's own stays."""
     found = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
     if threads is not None:
         found["OMP_NUM_THREADS"] = str(threads)
