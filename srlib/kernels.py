@@ -3,14 +3,20 @@
 kernels = Kernels(backend="auto")
 papermill.execute_notebook(..., kernel_manager_class=kernels.manager(environment, log, nice=0))
 kernels.kill()                                 # whatever still runs
+
+They are talked to over sockets in a folder of this run's own, where there are such: a TCP port is chosen before its
+kernel has started, and when another process takes it meanwhile, ipykernel neither works nor ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +26,7 @@ from typing import Any
 from srlib import machine, warm
 
 PATIENCE = 20.0  # seconds from the nursery's start that kernels wait for it: imports of their own would slow it down
+SOCKET_PATH = 100  # characters that the path of a socket may have: 103 on macOS, 107 on Linux
 
 
 class Kernels:
@@ -35,18 +42,30 @@ class Kernels:
         self.nursery: warm.Nursery | None = None
         self.founded = 0.0  # when; by time.monotonic
         self.forks = warm.possible(backend) and not machine.gpu()
+        self.sockets = tempfile.mkdtemp(prefix="srlib-")
+        self.numbers = itertools.count()
 
     def manager(self, environment: Mapping[str, str], log: Path, nice: int = 0) -> type:
         """A class of kernel managers; what a kernel says outside of its cells goes to `log`, not across our bars. `nice` is
         how far it steps back behind the other kernels where there are fewer cores than processes."""
         from jupyter_client import AsyncKernelManager
         from jupyter_client.kernelspec import KernelSpec
+        from traitlets import default
 
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         spec = KernelSpec(argv=argv, language="python", env=dict(environment))
         kernels = self
+        sockets = os.path.join(self.sockets, str(next(self.numbers)))
 
         class KernelManager(AsyncKernelManager):
+            @default("transport")
+            def _transport_default(self) -> str:
+                return "ipc" if os.name == "posix" and len(f"{sockets}-1") <= SOCKET_PATH else "tcp"
+
+            @default("ip")
+            def _ip_default(self) -> str:
+                return sockets if self.transport == "ipc" else super()._ip_default()
+
             @property
             def kernel_spec(self) -> KernelSpec:
                 return spec
@@ -97,3 +116,4 @@ class Kernels:
                     os.killpg(process.pid, signal.SIGKILL)  # it leads a session of its own
         if self.nursery is not None:
             self.nursery.close()
+        shutil.rmtree(self.sockets, ignore_errors=True)

@@ -237,6 +237,8 @@ def _notebook(
     except DeadKernelError:
         died = "its kernel died, mostly for lack of memory; try --workers 1"
         return f"{where}: {died}\n{look}\nIts last words: {kernel_log}"
+    except RuntimeError as error:  # jupyter_client: it did not start
+        return f"{where}: {error}\nIts last words: {kernel_log}"
     finally:
         heartbeat.unlink(missing_ok=True)
         _forget_paths(output, stage)

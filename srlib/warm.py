@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,11 @@ def _become_kernel(asked: dict[str, Any]) -> None:
     sys.argv = ["ipykernel_launcher", *asked["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"]
     from ipykernel import kernelapp
 
-    kernelapp.launch_new_instance()
+    try:
+        kernelapp.launch_new_instance()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # the ordinary way out waits for all threads, and a kernel that is half made has one that never ends
     os._exit(0)
 
 

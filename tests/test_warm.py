@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import sys
 import time
 
@@ -53,6 +54,20 @@ def test_a_forked_kernel_works_and_ends_with_its_nursery(nursery, tmp_path):
     nursery.close()
     assert ended(forked, 20), "a kernel notices within a second or two that its parent is gone"
     assert nursery.fork(*asked) is None
+
+
+def test_a_kernel_that_cannot_start_ends(nursery, tmp_path):
+    """On its ordinary way out it would wait for ever: its iopub thread has begun, and nobody stops it."""
+    from jupyter_client import write_connection_file
+
+    file, about = write_connection_file(str(tmp_path / "connection.json"))
+    assert select.select([nursery.channel], [], [], 120)[0]
+    with socket.socket() as other:
+        other.bind((about["ip"], about["iopub_port"]))
+        other.listen()
+        forked = nursery.fork(["-f", file], os.environ, str(tmp_path), tmp_path / "log.txt")
+        assert ended(forked, 30)
+    assert "Address already in use" in (tmp_path / "log.txt").read_text()
 
 
 def test_forks_are_for_training_without_unsloth(monkeypatch):
