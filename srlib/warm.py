@@ -175,7 +175,7 @@ def _become_kernel(asked: dict[str, Any]) -> None:
         kernelapp.launch_new_instance()
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # the ordinary way out waits for all threads, and a kernel that is half made has one that never ends
+        os._exit(1)  # the ordinary way out waits for all threads, and one of a half made kernel never ends
     os._exit(0)
 
 
