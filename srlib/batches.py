@@ -51,7 +51,7 @@ def layout(
 
     `groups` are the rows of each prompt, `lengths` their tokens, `cost(rows)` is how many tokens the model reads for rows
     that go through it together, and `budget` is how many it may be (None: any). A row that alone is over it goes alone.
-    Warns where a step has fewer than FEWEST_PROMPTS prompts although there are more.
+    Warns where a step has fewer than FEWEST_PROMPTS prompts although there are more, and where the budget cannot be kept.
     """
     groups = [list(g[i : i + batch_size]) for g in groups for i in range(0, len(g), batch_size)]
     n_rows = sum(map(len, groups))
@@ -75,6 +75,12 @@ def layout(
         ]
         over = budget is not None and any(cost(part) > budget and len(part) > 1 for parts in cut for part in parts)
         if not over or per_step >= min(sum(map(len, step)) for step in made):
+            if over:
+                warnings.warn(
+                    f"some rows go through the model with more than the budget of {budget} tokens, since every step has to "
+                    f"have as many parts as the smallest one has rows ({per_step}); raise the batch size, or keep fewer rows a prompt",
+                    stacklevel=2,
+                )
             return Layout([part for parts in cut for part in parts], per_step)
         per_step += 1
 

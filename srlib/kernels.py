@@ -87,6 +87,9 @@ class Kernels:
                     return
                 with open(log, "wb") as output:
                     await super()._async_launch_kernel(kernel_cmd, **kwargs, stdout=output, stderr=output)
+                if kernels.stopped:  # while it started
+                    self.provisioner.process.kill()
+                    raise RuntimeError("the pipeline was stopped")
                 if nice:
                     warm.step_back(nice, self.provisioner.pid)
 

@@ -110,6 +110,8 @@ def load(
     Raises ModelError on a directory that is not a model and on a tokenizer that does not belong to it. Remote code and
     pickled weights are never loaded.
     """
+    import torch
+
     check_model(model)
     hush()
     if quantization not in ("none", "4bit") or quant_type not in ("nf4", "fp4"):
@@ -124,6 +126,10 @@ def load(
         if base_of(model) is not None:
             loaded = with_adapter(loaded, model, training=training)
             loaded = loaded if training else loaded.get_base_model()
+    if getattr(loaded.config.get_text_config(), "attn_logit_softcapping", None) and not (
+        training and backend == "unsloth" and torch.cuda.is_available()  # with attention of its own
+    ):
+        loaded.set_attn_implementation("eager")  # torch's attention would leave the caps out, and nothing would say so
     if quantization == "4bit":
         if not getattr(loaded, "is_loaded_in_4bit", False):
             raise ModelError(f"model {model} could not be loaded in 4 bit here; set quantization to none")
@@ -135,9 +141,10 @@ def load(
 
 
 def load_transformers(
-    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = None, device: str = "auto"
+    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = None, device: str = "cuda"
 ) -> Any:
-    """The model itself through plain transformers; `dtype` None keeps that of its files."""
+    """The model itself through plain transformers; `dtype` None keeps that of its files. `device` counts where there is a
+    GPU: one of them, since a model that is spread over several has its layers elsewhere than what is shared among draws."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

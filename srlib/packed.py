@@ -20,7 +20,8 @@ NAME = "srlib_shared_training"
 
 
 def install(model: Any) -> None:
-    """Give the model the attention function; without a layout it is transformers' sdpa, so it may stay."""
+    """Give the model the attention function. It may stay: without a layout it is transformers' sdpa without a mask, which
+    is right for rows that are padded at their right end, if at all."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)

@@ -4,7 +4,7 @@ What transformers calls a cache, and an attention function over two parts: the p
 and a row's own. Both go through transformers' own interfaces, so the model itself stays as it is. Rows that have ended
 leave, and the rows of other prompts enter. An architecture whose attention is not plain full attention (Gemma 2's soft
 caps, windows shorter than the text, sinks) would be computed wrongly; it reads the prompt once, too, and then every row
-gets a copy of what was read, and nothing enters.
+gets a copy of what was read, and nothing enters. A model that keeps a running state beside its keys is refused.
 
     with reading(model, prompts, owner=[0, 0, 1, 1], longest=320) as past:    # two prompts, two rows each
         logits = past.read(ids, positions)    # (4, T), (4, T) -> (4, T, V)
@@ -21,7 +21,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from srlib import models
+
 NAME = "srlib_shared_prefix"
+ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")  # kinds of layers, where a model has several
 PREFILL = (
     2048  # tokens of prompts that are read at once: activations that stay in a processor's cache, and few on a GPU
 )
@@ -164,19 +167,22 @@ def _attend(
     seated = query if shared.even else query[shared.slots]  # (P * M, H, Q, d)
     seated = seated.reshape(n_prompts, m, kv_heads, groups * n_new, d).transpose(1, 2)
     seated = seated.reshape(n_prompts, kv_heads, m * groups * n_new, d)
-    to_prompt = torch.matmul(seated, prompt_keys.transpose(2, 3))
+    # In fp32, as torch's own kernels have it: keys of 16 bit have much in common, which a softmax does not see and a sum
+    # of 16 bit does not survive.
+    to_prompt = torch.matmul(seated.float(), prompt_keys.float().transpose(2, 3))
     if shared.hidden is not None:
         to_prompt[..., shared.shortest :].masked_fill_(shared.hidden, -math.inf)
     to_prompt = to_prompt.view(n_prompts, kv_heads, m, groups * n_new, width).transpose(1, 2)
     to_prompt = to_prompt.reshape(n_prompts * m, kv_heads, groups * n_new, width)
     to_prompt = to_prompt if shared.even else to_prompt[shared.places]
 
-    to_own = torch.matmul(query.reshape(n_rows, kv_heads, groups * n_new, d), key.transpose(2, 3))
+    own = query.reshape(n_rows, kv_heads, groups * n_new, d).float()
+    to_own = torch.matmul(own, key.float().transpose(2, 3))
     if shared.ahead is not None:
         to_own = to_own.view(n_rows, kv_heads, groups, n_new, -1).masked_fill_(shared.ahead, -math.inf)
         to_own = to_own.view(n_rows, kv_heads, groups * n_new, -1)
 
-    weights = torch.softmax(torch.cat([to_prompt, to_own], -1).mul_(scaling).float(), -1).to(query.dtype)
+    weights = torch.softmax(torch.cat([to_prompt, to_own], -1).mul_(scaling), -1).to(query.dtype)
     from_own = torch.matmul(weights[..., width:], value)
     on_prompt = weights[..., :width] if shared.even else weights[..., :width][shared.slots]
     on_prompt = on_prompt.reshape(n_prompts, m, kv_heads, groups * n_new, width).transpose(1, 2)
@@ -206,8 +212,17 @@ class sharing:
 
 
 def not_shareable(model: Any, longest: int) -> str | None:
-    """Why `_attend` would compute this model wrongly: a window shorter than the text, soft-capped scores, sinks."""
+    """Why `_attend` would compute this model wrongly: a window or a chunk shorter than the text, soft-capped scores, sinks,
+    compressed keys, layers of another kind."""
     config, name = model.config.get_text_config(), type(model).__name__
+    others = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind not in ATTENTIONS})
+    if others:
+        return f"{name} has layers of {', '.join(others)}"
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and longest > chunk:
+        return f"{name} attends within {chunk} tokens and a judgment needs {longest}"
+    if getattr(config, "kv_lora_rank", None):
+        return f"{name} compresses its keys and values"
     window = getattr(config, "sliding_window", None)
     if window and getattr(config, "use_sliding_window", True) and longest > window:
         return f"{name} attends to {window} tokens and a judgment needs {longest}"
@@ -218,11 +233,26 @@ def not_shareable(model: Any, longest: int) -> str | None:
     return None
 
 
+def not_copyable(model: Any) -> str | None:
+    """Why nothing can go on from what this model has read but the row that read it: its cache holds more than keys and
+    values, such as the state of a linear attention."""
+    from transformers import DynamicCache
+
+    layers = DynamicCache(config=model.config.get_text_config()).layers
+    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in _plain_layers()})
+    return f"{type(model).__name__} keeps what it has read in {', '.join(others)}" if others else None
+
+
 @contextlib.contextmanager
 def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], longest: int) -> Iterator[Any]:
     """What has been read so far, of P prompts (lists of token ids, all but the last of each) and of the R rows that go on
     from them; `owner` (R,) ascending names each row's prompt, and every prompt has a row. No text gets longer than `longest`
-    tokens, prompt and all, those that enter later included."""
+    tokens, prompt and all, those that enter later included. Raises ModelError on a model that has to read a prompt for each row."""
+    why = not_copyable(model)
+    if why is not None:
+        raise models.ModelError(
+            f"{why}: several draws cannot go on from there; judge with it through an endpoint or vLLM"
+        )
     why = not_shareable(model, longest)
     if why is not None:
         warnings.warn(f"{why}: each draw gets a copy of its prompt's keys and values, which is slower", stacklevel=2)
@@ -307,12 +337,18 @@ class _AllRead(Exception):
     """The last layer has the keys and values of its prompt."""
 
 
+def _plain_layers() -> tuple[type, ...]:
+    """The layers of a cache that are keys and values and nothing else; others keep more, and write it later."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return DynamicLayer, DynamicSlidingWindowLayer
+
+
 @functools.cache
 def _cache_class() -> type:
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)  # others keep more than keys and values, and write it later
+    plain = _plain_layers()
 
     class UntilAllRead(DynamicCache):
         all_read = False

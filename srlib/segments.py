@@ -8,7 +8,7 @@ Nothing says aloud when a model does not pass it on; then completions see one an
 the first step is checked against the standard way, each completion behind its prompt, alone.
 
     s = lay_out(prompts, completions, owner)      # ids, positions, wanted, groups, apart
-    logits = read(model, s)                       # (U, T, V) behind [last prompt token, completion]
+    logits = read(model, s, head)                 # (U, T, V) behind [last prompt token, completion]
     check(model, s, logits, EXACT)                # NotShareable where they are not those of the standard way
 """
 
@@ -71,13 +71,14 @@ def lay_out(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int
     }
 
 
-def read(model: Any, s: dict[str, Any]) -> Any:
-    """(U, T, V) logits; the head computes those places alone (Unsloth ignores a tensor `logits_to_keep`)."""
+def read(model: Any, s: dict[str, Any], head: Any) -> Any:
+    """(U, T, V) logits; `head`, the model's output layer, computes those places alone (Unsloth ignores a tensor
+    `logits_to_keep`)."""
     from unsloth.utils.prefix_grouper_kernel import build_seg_info_multigroup
 
     info, _ = build_seg_info_multigroup(s["groups"], s["ids"].device)
     wanted = s["wanted"].flatten()
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][:, wanted],))
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0][:, wanted],))
     try:
         out = model(input_ids=s["ids"], position_ids=s["positions"], use_cache=False, prefix_seg_info=info)
     finally:

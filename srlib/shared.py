@@ -53,6 +53,12 @@ def engine(
             "Unsloth's attention on a GPU cannot read a shared prompt our way, and its own kernel for that is not measured "
             "(`srlib bench --sharing` tries it); set share_prompts to false, or backend to transformers"
         )
+    config = model.config.get_text_config()
+    why = prefix.not_copyable(model)
+    if hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", 0.0):
+        why = f"{type(model).__name__} adds a loss of its routers, a mean over all tokens, each prompt as often as it is read"
+    if why is not None:
+        raise NotShareable(f"{why}; set share_prompts to false")
     if not checkpointing and not unsloth_on_gpu:
         return "cache"
     why = prefix.not_shareable(model, longest)
@@ -170,7 +176,7 @@ class Once:
         from transformers.modeling_outputs import CausalLMOutput
 
         if "groups" in shared:
-            logits = segments.read(self.model, shared)
+            logits = segments.read(self.model, shared, self.own.get_output_embeddings())
         elif "sees" in shared:
             logits = packed.read(self.model, shared)
         else:
@@ -211,7 +217,7 @@ def _through_cache(model: Any, config: Any, s: dict[str, Any]) -> Any:
 
 
 def _planned(trainer: type) -> type:
-    """A trainer whose batches are laid out beforehand; every row of an optimizer step weighs the same in it."""
+    """A trainer whose batches are laid out beforehand."""
 
     class Planned(trainer):
         unchecked = (True, False)  # training and judging: the first pass of each is held against the standard way
@@ -246,7 +252,8 @@ def _planned(trainer: type) -> type:
 
 @functools.cache
 def dpo_trainer() -> type:
-    """trl.DPOTrainer, its loss computed over shared prompts."""
+    """trl.DPOTrainer, its loss computed over shared prompts; every pair of an optimizer step weighs the same. (TRL's "sft"
+    term is a mean over the tokens of a part, so there it is the parts that weigh by their pairs.)"""
     from trl import DPOTrainer
 
     class SharedDPOTrainer(_planned(DPOTrainer)):

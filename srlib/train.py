@@ -292,10 +292,11 @@ def _arguments(settings: Settings, checkpoints: Path, total: int) -> dict[str, A
     # On a CPU fp32 weights compute in bf16 where it has instructions for that, unless float32 was asked for.
     bf16 = dtype == torch.bfloat16 or (not gpu and settings.dtype == "auto" and torch.cpu._is_avx512_bf16_supported())
     tracked = "wandb" if _wandb_is_on() else "none"
+    # A step is cut into equal parts: the largest that are no larger than asked for.
+    micro = max(n for n in range(1, settings.micro_batch_size + 1) if settings.batch_size % n == 0)
     return dict(
         output_dir=str(checkpoints), max_steps=total, learning_rate=settings.learning_rate, seed=settings.seed,
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=max(1, settings.batch_size // settings.micro_batch_size),
+        per_device_train_batch_size=micro, gradient_accumulation_steps=settings.batch_size // micro,
         warmup_steps=math.ceil(WARMUP * total), lr_scheduler_type="linear", adam_beta2=settings.adam_beta2,
         max_grad_norm=1.0, weight_decay=0.0, use_cpu=not gpu, bf16=bf16, fp16=dtype == torch.float16,
         gradient_checkpointing=settings.gradient_checkpointing, logging_steps=1, logging_first_step=True,

@@ -161,6 +161,22 @@ def test_where_prompts_cannot_be_shared_they_are_copied_and_it_is_said(loaded, r
         sample.decode(model, [ids], [0], max_new_tokens=2, eos=tokenizer.eos_token_id)
 
 
+def test_soft_caps_are_computed(loaded):
+    """torch's own attention would leave them out."""
+    import torch
+
+    model, _ = loaded["gemma2"]
+    ids = torch.arange(20, 60)[None]
+    with torch.inference_mode():
+        capped = model(ids).logits
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = None
+        plain = model(ids).logits
+        for layer in model.model.layers:
+            layer.self_attn.attn_logit_softcapping = model.config.attn_logit_softcapping
+    assert not torch.allclose(capped, plain, atol=1e-4)
+
+
 def test_any_of_the_models_own_ends_ends_a_judgment(loaded, rows):
     model, tokenizer = loaded["llama"]
     other = tokenizer.convert_tokens_to_ids("<|end_of_text|>")

@@ -54,6 +54,23 @@ def test_blocks_are_attention(n_queries, n_keys, padded):
         assert (one.float() - other).norm() < 0.01 * other.norm()
 
 
+def test_what_all_keys_share_costs_no_precision():
+    """As the biases of Qwen 2 have it: no softmax sees it, and in bf16 it would cover what differs. As near as torch's own."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from srlib import attention
+
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 4, 60, 16) for _ in range(3))
+    offset = 10 * torch.randn(2, 1, 4, 1, 16)
+    exact = query + offset[0], key + offset[1], value
+    half = [part.bfloat16() for part in exact]
+    wanted = sdpa(*exact, is_causal=True, scale=0.25)
+    torchs = sdpa(*half, is_causal=True, scale=0.25)
+    assert (attention.blocks(*half, None, 0.25) - wanted).norm() < 1.2 * (torchs - wanted).norm()
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_model_attends_in_blocks(side):
     """Under autocast, rows of unequal length, shared key heads: the logits of the text are those of torch's attention."""

@@ -62,3 +62,10 @@ def test_few_prompts_a_step_are_named():
     groups = batches.by_prompt([i // 4 for i in range(64)])
     with pytest.warns(UserWarning, match=r"8 rows holds 2\.0 prompts.*batch size to 32"):
         batches.layout(groups, [5] * 64, cost, batch_size=8, steps=8, seed=0)
+
+
+def test_a_budget_that_cannot_be_kept_is_named():
+    """Steps have equally many parts, and the last one has a single row."""
+    groups = batches.by_prompt([0] * 16 + [1] * 16 + [2])
+    with pytest.warns(UserWarning, match=r"budget of 5 tokens.*raise the batch size"):
+        batches.layout(groups, [5] * 33, cost, batch_size=16, steps=3, seed=0, budget=5)

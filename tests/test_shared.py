@@ -83,7 +83,9 @@ def one_step(trainer, rows):
     model.zero_grad()
     batch = trainer.data_collator(rows)
     with torch.no_grad():
-        reference = torch.stack(trainer.compute_ref_log_probs(model, batch))
+        reference = torch.stack(
+            trainer.compute_ref_log_probs(lambda **inputs: model(**inputs), batch)
+        )  # as srlib.reference
     offset = (
         torch.arange(reference.numel()).view_as(reference) % 5 - 2.0
     )  # so that the loss is not that of a first step
@@ -135,7 +137,7 @@ def families(tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "engine"), [("qwen2", "cache"), ("qwen2", "attention"), ("gemma2", "cache")])
 def test_other_architectures_too(families, tmp_path, kind, engine):
-    """Gemma 2 has a window and soft caps: transformers' cache and masks know both."""
+    """Gemma 2 has a window and soft caps: transformers' cache, masks and eager attention know them."""
     rows = [{**row, "prompt_ids": row["prompt_ids"] * 3} for row in pairs_of()]  # longer than Gemma's window of 64
     found = {}
     for path in ("standard", "shared"):
@@ -168,6 +170,11 @@ def test_what_would_be_read_wrongly_is_refused(families, base_dir, tmp_path):
     ):
         shared.engine(gemma, checkpointing=False, longest=100, unsloth_on_gpu=True, unsloth_kernel=True)
     policy, tokenizer = policy_of(base_dir)
+    policy.config.output_router_logits, policy.config.router_aux_loss_coef = False, 0.001  # as a mixture of experts
+    with pytest.raises(shared.NotShareable, match="loss of its routers"):
+        shared.engine(policy, checkpointing=False, longest=100)
+    policy.config.router_aux_loss_coef = 0.0
+    assert shared.engine(policy, checkpointing=False, longest=100) == "cache"
     trainer = trainer_of("shared", policy, tokenizer, pairs_of(), tmp_path)
     policy.gradient_checkpointing_enable()
     trainer.model.train()

@@ -128,6 +128,14 @@ def test_steps(n, steps):
     assert train.steps(n, train.Settings(batch_size=16, max_steps=7)) == 7
 
 
+@pytest.mark.parametrize(
+    ("batch", "micro", "cut"), [(16, 16, (16, 1)), (8, 16, (8, 1)), (16, 6, (4, 4)), (6, 4, (3, 2))]
+)
+def test_a_step_has_the_rows_that_were_asked_for(tmp_path, batch, micro, cut):
+    found = train._arguments(with_(batch_size=batch, micro_batch_size=micro), tmp_path, total=1)
+    assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == cut
+
+
 # ---------------------------------------------------------------- supervised fine-tuning
 
 
