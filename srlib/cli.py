@@ -37,7 +37,7 @@ app = typer.Typer(
 def run(
     yaml: Annotated[Path, typer.Argument(help="one flat file of parameters, such as params/tiny.yaml")],
     p: Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one parameter")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="where the run lives [default: runs/<name of YAML>]")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="where the run lives (default: runs/<name of YAML>)")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="stages side by side")] = None,
     force: Annotated[bool, typer.Option("--force", help="run every stage again")] = False,
@@ -124,7 +124,7 @@ def bench(
     rows: Annotated[int, typer.Option(min=0, help="rows, pairs and prompts at once; 0: the shape's default")] = 0,
     prompt_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
     completion_tokens: Annotated[int, typer.Option(min=0, help="0: the shape's default")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="directory [default: docs/bench]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="directory (default: docs/bench)")] = None,
 ) -> None:
     """Measure training and judging: ratios and absolutes, backends side by side; a JSON file and a table."""
     with _messages():
@@ -208,8 +208,8 @@ def judge(
 def eval_(
     judge: Annotated[str, typer.Argument(help="a judge's directory, a server's URL (http://.../v1), or vllm")],
     bench: Annotated[str, typer.Option(help="the benchmark, such as reward_bench; a wrong name lists them all")],
-    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder [default: the hub]")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="results [default: BENCH.json]")] = None,
+    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder (default: the hub)")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="results (default: BENCH.json)")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="two responses together, in both orders")] = False,
     revision: Annotated[str, typer.Option(help="the commit of the hub set, where none is pinned")] = "",
     model: Annotated[str, typer.Option(help="the judge's name on the server, or its directory for vllm")] = "",
@@ -229,7 +229,7 @@ def eval_(
 def score(
     judgments: Annotated[Path, typer.Argument(help="JSONL of id, order, verdict or score; or what eval has kept")],
     bench: Annotated[str, typer.Option(help="the benchmark, such as reward_bench; a wrong name lists them all")],
-    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder [default: the hub]")] = None,
+    data: Annotated[Path | None, typer.Option(help="its rows in a file or folder (default: the hub)")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="results, .json")] = None,
     revision: Annotated[str, typer.Option(help="the commit of the hub set, where none is pinned")] = "",
 ) -> None:
@@ -260,7 +260,7 @@ def ppi(
 def export(
     run: Annotated[Path, typer.Argument(help="the directory of a run that has ended, such as runs/tiny")],
     to: Annotated[Path, typer.Option(help="where the judge goes, a new directory")],
-    how: Annotated[str, typer.Option("--format", help="adapter, merged or gguf [default: as the run keeps it]")] = "",
+    how: Annotated[str, typer.Option("--format", help="adapter, merged or gguf (default: as the run keeps it)")] = "",
     push: Annotated[str, typer.Option(metavar="ORG/NAME", help="also to the hub, private; HF_TOKEN is the key")] = "",
 ) -> None:
     """Take a run's judge out: weights, tokenizer and model card, if it still judges as it did in the run."""
