@@ -126,8 +126,9 @@ def judged(source: Source, answers: Answers, part: str = "") -> list[Judged]:
             raise store.RowError(f"item {q.id} has both scores and verdicts; keep one kind")
         failed = {shown: name for shown, (answer, name) in given.items() if answer is None}
         failed |= dict.fromkeys(sorted(wanted - given.keys()), "missing")
-        if not given:
-            failed = {"": "missing" if q.asked else "empty_response"}
+        if not given:  # where both orders are asked, both failed: a rule that needs two has to see two
+            name = "missing" if q.asked else "empty_response"
+            failed = dict.fromkeys(("AB", "BA") if both and set(q.responses) == {"A", "B"} else ("",), name)
         said = {shown: answer for shown, (answer, _) in given.items() if answer is not None}
         rows.append(Judged(q.id, q.gold[part], said, failed, q.subset, q.group))
     return rows

@@ -5,6 +5,7 @@ measures how far. The thirty injections are plain text of known kinds (arXiv 230
 2403.17710 on injections into judges; the texts are our own), five families of six, each with a name. They are data:
 nothing here is executed, and all of them ask for the highest score of the item's own rubric.
 
+>>> from srlib.schema import Example, Rubric
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> polite = Example(id="7", instruction="Greet Anna.", response="Hello Anna", rubric=rubric, score=2)
 >>> attacked(polite, ATTACKS[0]).response

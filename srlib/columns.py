@@ -204,7 +204,7 @@ def _flat_rubric(row: Mapping[str, Any], where: str, step: float, pairs: bool = 
     text = row.get("rubric")
     if not isinstance(text, str) or not text.strip():
         raise store.RowError(f"{where}: field rubric is missing; a judge needs a criterion and what the scores mean")
-    rubric = _rubric_of_text(text)
+    rubric = _rubric_of_text(text, f"{where}: field rubric")
     if rubric["levels"]:
         return rubric
     low, high = (_number(row.get(name), where, name) for name in ("score_min", "score_max"))
@@ -217,10 +217,16 @@ def _flat_rubric(row: Mapping[str, Any], where: str, step: float, pairs: bool = 
     return rubric | {"levels": {low: _LOWEST, high: _HIGHEST}, "step": step}
 
 
-def _rubric_of_text(text: str) -> dict[str, Any]:
+def _rubric_of_text(text: str, where: str) -> dict[str, Any]:
     """`"[Polite?]\\nScore 1: rude\\nScore 2: kind" -> {"criterion": "Polite?", "levels": {1.0: "rude", 2.0: "kind"}}`."""
     head, *parts = _LEVEL.split(text)  # a description ends where the next level begins, on whichever line
-    levels = {float(n): " ".join(d.split()) for n, d in zip(parts[::2], parts[1::2], strict=True)}
+    numbers = [float(n) for n in parts[::2]]
+    twice = sorted({n for n in numbers if numbers.count(n) > 1})
+    if twice:
+        raise store.RowError(
+            f"{where} describes score {twice[0]:g} twice; a rubric has one criterion and one text a score"
+        )
+    levels = {n: " ".join(d.split()) for n, d in zip(numbers, parts[1::2], strict=True)}
     criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
     return {"criterion": criterion, "levels": levels}
 
@@ -264,7 +270,7 @@ def _feedback_prompt(row: Mapping[str, Any], where: str, step: float) -> dict[st
     for heading in ("The instruction to evaluate", "Response to evaluate", "Score Rubric"):
         if heading not in sections:
             raise store.RowError(f"{where}: field instruction has no heading '###{heading}:'; it is no judge's prompt")
-    rubric = _rubric_of_text(re.split(r"(?m)^###", sections["Score Rubric"])[0])
+    rubric = _rubric_of_text(re.split(r"(?m)^###", sections["Score Rubric"])[0], f"{where}: field instruction")
     feedback, marker, verdict = output.rpartition("[RESULT]")
     if not marker:
         raise store.RowError(f"{where}: field output: {store.shorten(output)} has no '[RESULT]' before a score; add it")

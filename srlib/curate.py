@@ -84,7 +84,7 @@ def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[
         rows.append(
             Example(
                 id=judgment.id,
-                instruction=f"{item.instruction}\n\n{judged}",
+                instruction=f"{item.instruction}\n\n{judged}\n\nThe rubric of the feedback: {item.rubric.text}",
                 response=judgment.text,
                 rubric=META_RUBRIC,
                 reference_answer=item.reference_answer,

@@ -84,6 +84,9 @@ def read_rows(source: str | Path, revision: str = "", score_step: float = 0.25) 
                 raise store.RowError(problem)
             form, row_id = columns.form_of(values), values.get("id")
             row = columns.convert(values, where, number, source=name, split=split, score_step=score_step)
+            if (hint := values.get("split_hint")) and not splits.hinted(str(hint)):
+                known = ", ".join(word for words in splits.HINTS.values() for word in words)
+                raise store.RowError(f"{where}: field split_hint: {store.shorten(hint)} is none of {known}; correct it")
             if row_id is not None and (seen := first.setdefault((form.makes, row.id), where)) != where:
                 raise store.RowError(f"{where}: id {store.shorten(row.id)} is already in {seen}; ids must be unique")
             yield Found(number, where, row, form, tuple(values))
@@ -107,10 +110,11 @@ def load(
 ) -> Loaded:
     """The splits of a source of judged examples (each needs a score) and, beside it, of one of comparisons.
 
-    `split_hint` decides where there is one (train, validation or dev, test or unseen answers, ood or unseen questions),
-    else the split that the hub or the folder names; rows with neither are split by a hash of the instruction, so that no
-    instruction crosses. Comparisons of training instructions go to `train_pairwise`, all others to `pairwise`. Without a
-    validation split, about `n_validation` training rows become one, see splits.carve.
+    `split_hint` decides where there is one (splits.HINTS: train, validation or dev, test or unseen answers, ood or unseen
+    questions), else the split that the hub or the folder names, where that is one of these; rows with neither are split by a
+    hash of the instruction, so that no instruction crosses. Comparisons without a hint go where the examples of their
+    instruction are: those of training instructions to `train_pairwise`, all others to `pairwise`. Without a validation split,
+    about `n_validation` training rows become one, see splits.carve.
 
     Rows pass one at a time, and at most `limits[split]` are kept: a sample that depends on `seed` and the rows' ids
     alone, in the source's order. `balance_classes` evens out the scores of the training split (splits.balanced), for
@@ -122,6 +126,7 @@ def load(
     samples = {name: splits.Sample(size, seed) for name, size in room.items()}
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
     seen: dict[columns.Form, Counter[str]] = {}
+    homes, waiting = splits.Homes(), []  # comparisons between the examples wait for all of these
     failures: list[tuple[str | Path, RowFailure]] = []
     origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
     for name, at in origins:
@@ -136,8 +141,17 @@ def load(
             if isinstance(row, RowFailure):
                 counts["bad rows"] += 1
                 failures += [(name, row)] if len(failures) < KEPT_FAILURES else []
+            elif isinstance(row, Example):
+                split = splits.split_of(row)
+                homes.add(row, split)
+                samples[split].add(row)
+            elif name is source:
+                waiting.append(row)
             else:
-                samples[splits.split_of(row)].add(row)
+                samples[splits.split_of(row, homes)].add(row)
+        for row in waiting:
+            samples[splits.split_of(row, homes)].add(row)
+        waiting.clear()
     if failures and bad_rows == "refuse":
         name, first = failures[0]
         more = f" (and {counts['bad rows'] - 1} more bad rows)" if counts["bad rows"] > 1 else ""

@@ -46,8 +46,8 @@ def collect(
 ) -> list[Judgment]:
     """The N judgments of each example, ordered by example, then index; shorter by what the place left out.
 
-    What stands in the JSONL file `out` is not drawn again; when all is there, the file is put in order. Raises
-    ValueError on several draws at temperature 0.
+    What stands in the JSONL file `out` is not drawn again; when all is there, the file is put in order, judgments that this
+    call did not ask for last. Raises ValueError on several draws at temperature 0.
     """
     if temperature == 0 and n != 1:
         raise ValueError(f"n={n} judgments at temperature 0 are n times the same; set a temperature")
@@ -65,9 +65,10 @@ def collect(
             bar.update(len(rows))
     wanted = [(example.id, i) for example in examples for i in range(n)]
     ordered = [have[name] for name in wanted if name in have]
-    complete = len(ordered) == len(wanted)
-    if out is not None and complete and list(have) != [(row.example_id, row.index) for row in ordered]:
-        store.write_rows(out, ordered)
+    complete, asked = len(ordered) == len(wanted), set(wanted)
+    others = [row for name, row in have.items() if name not in asked]  # of a call for more draws, or other examples
+    if out is not None and complete and list(have) != [(row.example_id, row.index) for row in [*ordered, *others]]:
+        store.write_rows(out, [*ordered, *others])
     return ordered
 
 

@@ -72,7 +72,6 @@ def agreement(
     x, y = points[cells // (len(points) + 1)], np.append(points, NAN)[cells % (len(points) + 1)]
 
     tables, units = leave_one_out(row * (len(points) + 1) + column, counts[0], group)
-    correlated = np.vstack([counts[:1], tables])
     counts = np.vstack([counts, tables])
 
     right, scored, n_scored = x == y, ~np.isnan(y), int(np.isfinite(scores).sum())
@@ -83,7 +82,12 @@ def agreement(
         "mae": (_ratio(counts[:, scored] @ np.abs(x - y)[scored], counts[:, scored].sum(1)), n_scored),
     }
     found = {name: interval(values, n, level, units) for name, (values, n) in bootstrapped.items()}
-    associated = _association(x[scored], y[scored], correlated[:, scored])
+    # What was not scored is no evidence of how scores go together, so it is no unit of these intervals either.
+    kept = np.isfinite(scores)
+    _, table = np.unique(column[kept] + row[kept] * (len(points) + 1), return_counts=True)
+    members = None if group is None else [key for key, one in zip(group, kept, strict=True) if one]
+    tables, units = leave_one_out((row * (len(points) + 1) + column)[kept], table.astype(float), members)
+    associated = _association(x[scored], y[scored], np.vstack([table, tables]))
     return found | {name: on_z_scale(values, units, n_scored, level) for name, values in associated.items()}
 
 
@@ -260,11 +264,22 @@ def ece(
     level: float = 0.95,
     group: Keys = None,
 ) -> Interval:
-    """Expected calibration error: the mean gap of claim and truth in the bins of `reliability`, weighted by size."""
+    """Expected calibration error: the mean gap of claim and truth in the bins of `reliability`, weighted by size.
+
+    Chance makes gaps, so the error is too large, that of a resample more so, and percentiles of resamples miss the truth. The
+    interval holds theirs and, reflected at the value, those that take the bias off twice; it begins at 0 where a judge that is
+    right as often as it claims would have such an error (consistency resampling, Broecker and Smith 2007).
+    """
     confidence, correct, _, where = _binned(confidence, correct, bins, (0.0, 1.0))
     _, counts = resample(np.arange(len(where)), n_boot, seed, group)
-    gaps = (confidence - correct)[:, None] * (where[:, None] == np.arange(bins))
-    return interval(np.abs(counts @ gaps).sum(1) / counts.sum(1), len(where), level)
+    in_bin = (where[:, None] == np.arange(bins)).astype(float)
+    errors = np.abs(counts @ ((confidence - correct)[:, None] * in_bin)).sum(1) / counts.sum(1)
+    value, (low, high) = float(errors[0]), np.quantile(errors[1:], [(1 - level) / 2, (1 + level) / 2])
+    right = np.random.default_rng(seed).random((n_boot, len(where))) < confidence
+    by_chance = np.abs((confidence - right) @ in_bin).sum(1) / len(where)
+    if value <= np.quantile(by_chance, (1 + level) / 2):
+        low = 0.0
+    return Interval(value, max(0.0, min(float(low), 2 * value - high)), float(max(high, 2 * value - low)), len(where))
 
 
 def majority(scores: Array) -> Floats:

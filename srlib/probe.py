@@ -90,9 +90,12 @@ def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
     return made
 
 
-def summary(redrawn: Sequence[Redrawn], n_boot: int = 2000) -> dict[str, intervals.Interval]:
+def summary(
+    redrawn: Sequence[Redrawn], n_boot: int = 2000, group: Mapping[str, str] | None = None
+) -> dict[str, intervals.Interval]:
     """Mean `entropy` (nats), `flip_rate` (exact), `redrawn_flip_rate` (share of the k redraws) and `flips` (share of the
-    judgments), each with a bootstrap interval over examples: an example counts once, by the mean of its judgments."""
+    judgments), each with a bootstrap interval over examples: an example counts once, by the mean of its judgments. `group`
+    says by an example's id with which others it belongs together."""
     of_each = {
         "entropy": lambda r: r.entropy,
         "flip_rate": lambda r: r.flip_rate,
@@ -102,8 +105,11 @@ def summary(redrawn: Sequence[Redrawn], n_boot: int = 2000) -> dict[str, interva
     by_example: dict[str, list[Redrawn]] = {}
     for r in redrawn:
         by_example.setdefault(r.example_id, []).append(r)
+    together = [group[name] for name in by_example] if group else None
     return {
-        name: metrics.mean([float(np.mean([value(r) for r in own])) for own in by_example.values()], n_boot)
+        name: metrics.mean(
+            [float(np.mean([value(r) for r in own])) for own in by_example.values()], n_boot, group=together
+        )
         for name, value in of_each.items()
     }
 

@@ -54,7 +54,7 @@ def side_by_side(work: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
 
 
 def _begin(threads: int) -> None:
-    os.environ["SRLIB_PROGRESS"] = os.devnull  # the bar is the parent's
+    os.environ["SRLIB_PROGRESS"] = ""  # the bar is the parent's
     os.environ["OMP_NUM_THREADS"] = str(threads)
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     import torch

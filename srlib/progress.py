@@ -2,7 +2,7 @@
 
 Ground floor: imports nothing of ours. In a notebook or a terminal this is a tqdm bar, in a log one line each half
 minute. Where the environment variable SRLIB_PROGRESS names a file, no bar is drawn, and `{"desc": "sample 1",
-"done": 40, "total": 800}` is written there at most twice a second: the pipeline draws its stages' bars from these.
+"done": 40, "total": 800}` is written there at most twice a second: the pipeline draws its stages' bars from these. Where it is empty, nothing is shown.
 
     for prompt in progress(prompts, desc="sample 1"): ...
 
@@ -32,7 +32,7 @@ class Progress:
         self.total = total if total is not None or not hasattr(iterable, "__len__") else len(iterable)  # type: ignore[arg-type]
         self.file = os.environ.get("SRLIB_PROGRESS")
         self.written, self.bar = 0.0, None
-        if self.file:
+        if self.file is not None:
             self._beat()
         else:
             from tqdm import tqdm  # the plain one: a widget leaves nothing in an executed notebook
@@ -55,7 +55,11 @@ class Progress:
 
     def _beat(self) -> None:
         self.written = time.monotonic()
-        path = Path(self.file or "")
+        if not self.file:
+            return
+        path = Path(self.file)
+        if path.exists() and not path.is_file():  # root could put a file in the place of /dev/null
+            return
         with contextlib.suppress(OSError):  # a full disk must not stop the work that is being shown
             temporary = path.with_name(f"{path.name}.tmp")
             temporary.write_text(json.dumps({"desc": self.desc, "done": self.done, "total": self.total}))

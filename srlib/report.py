@@ -86,7 +86,7 @@ def write(run_dir: str | Path, sections: Mapping[str, Sequence[page.Part]], note
     body.append(page.links(run_dir))
     if params.exists():
         text = page.escape(params.read_text("utf-8"))
-        body.append(f"<details><summary>Parameters</summary><pre>{text}</pre></details>")
+        body.append(f"<details><summary>Parameters when this was written</summary><pre>{text}</pre></details>")
     return page.save(run_dir / "report.html", page.page(run_dir.name, body))
 
 

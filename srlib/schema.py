@@ -16,10 +16,13 @@ Score 3: kind
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+_NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 MAX_CHARACTERS = 100_000  # a longer text in one field is a mistake in the file, not something to judge
 
 Failure = Literal["no_verdict", "two_verdicts", "off_scale", "cut_off", "too_long"]
@@ -59,7 +62,15 @@ class Rubric(Row):
     @field_validator("levels", mode="before")
     @classmethod
     def _list_counts_from_one(cls, levels: Any) -> Any:
-        return dict(enumerate(levels, start=1)) if isinstance(levels, list | tuple) else levels
+        if isinstance(levels, list | tuple):
+            return dict(enumerate(levels, start=1))
+        if isinstance(levels, Mapping):  # "1" and "1.0" are one score, and the later text would win
+            named = [str(name) for name in levels]
+            numbers = [float(name) for name in named if _NUMBER.fullmatch(name)]
+            twice = [n for n in numbers if numbers.count(n) > 1]
+            if twice:
+                raise ValueError(f"score {format_score(twice[0])} has two levels; keep one")
+        return levels
 
     @model_validator(mode="after")
     def _check(self) -> Rubric:

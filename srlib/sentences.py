@@ -23,9 +23,12 @@ def better(row: Row, differences: Mapping[str, Row], level: float = 0.05) -> str
     said = [f"{row['arm']} is right on {_percent(row['value'])} of {row['n']} items {_interval(row)}."]
     if "sft" in differences:
         d = differences["sft"]
+        finds = "no item differs" if d["detectable"] != d["detectable"] else (
+            f"so many items find a difference of {100 * d['detectable']:.0f} points 8 times in 10"
+        )  # fmt: skip
         said.append(
             f"Against sft that is {_points(d['value'])} points [{_points(d['low'])}, {_points(d['high'])}], p "
-            f"{d['p_holm']:.2g} after Holm; so many items find a difference of {100 * d['detectable']:.0f} points 8 times in 10."
+            f"{d['p_holm']:.2g} after Holm; {finds}."
         )
     sure = [d["value"] for d in differences.values() if d["p_holm"] <= level]
     if differences:

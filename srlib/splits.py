@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,31 +25,53 @@ NAMES = (
 )  # Examples, then Comparisons in the last two
 
 
-def split_of(row: Example | Comparison) -> str:
-    """Where a row belongs, by its own hint or by its instruction: 80% train, 10% validation, 10% test.
+HINTS = {  # what a row may say of itself, as words; the first that fits counts
+    "ood": ("ood", "unseen question", "unseen questions"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "bench", "eval", "evaluation", "holdout", "held out", "unseen answer", "unseen answers"),
+    "train": ("train", "training"),
+}
+
+
+def hinted(hint: str) -> str:
+    """The split that a hint names, or "": `"bench_unseen_answers" -> "test"`, `"filtered" -> ""`."""
+    words = f" {' '.join(re.findall(r'[a-z0-9]+', hint.lower()))} "
+    return next((split for split, known in HINTS.items() if any(f" {word} " in words for word in known)), "")
+
+
+class Homes:
+    """The splits of all examples' instructions, a hash of each: there their comparisons belong, too."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, str] = {}
+
+    def add(self, example: Example, split: str) -> None:
+        """An instruction of several splits is one of an evaluation split."""
+        for text in (example.instruction, example.cluster):
+            if self.splits.setdefault(_hash(text)[:16], split) == "train":
+                self.splits[_hash(text)[:16]] = split
+
+    def of(self, row: Comparison) -> str:
+        found = (self.splits.get(_hash(text)[:16], "") for text in (row.instruction, row.cluster))
+        return next(filter(None, found), "")
+
+
+def split_of(row: Example | Comparison, homes: Homes | None = None) -> str:
+    """Where a row belongs: by its own hint, a comparison else by the example of its instruction, else by a hash of the
+    instruction: 80% train, 10% validation, 10% test.
 
     Comparisons of training instructions are `train_pairwise`, all others `pairwise`.
     """
-    split = _hinted(str(row.meta.get("split_hint") or "").lower()) or _by_instruction(row)
-    if isinstance(row, Comparison):
-        return "train_pairwise" if split == "train" else "pairwise"
-    return split
+    split = hinted(str(row.meta.get("split_hint") or ""))
+    if isinstance(row, Example):
+        return split or _by_instruction(row)
+    split = split or (homes.of(row) if homes else "") or _by_instruction(row)
+    return "train_pairwise" if split == "train" else "pairwise"
 
 
 def _by_instruction(row: Example | Comparison) -> str:
     bucket = int(_hash(row.cluster)[:8], 16) % 10
     return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
-
-
-def _hinted(hint: str) -> str:
-    for split, words in {
-        "ood": ("ood", "unseen_question"),
-        "validation": ("valid", "dev"),
-        "test": ("test", "bench", "unseen_answer"),
-    }.items():
-        if any(word in hint for word in words):
-            return split
-    return "train" if hint else ""
 
 
 def room(limits: Mapping[str, int], n_validation: int, balance_classes: bool) -> dict[str, int | None]:
@@ -108,9 +131,14 @@ def carve(splits: dict[str, list[Any]], n: int, seed: int) -> None:
         splits["validation"] = [e for e in train if e.id in ids]
         splits["train"] = [e for e in train if e.id not in ids]
         return
+    instructions = {row.instruction for row in train if row.cluster in chosen}  # a comparison may say no group
+
+    def moves(row: Example | Comparison) -> bool:
+        return row.cluster in chosen or (isinstance(row, Comparison) and row.instruction in instructions)
+
     for source, target in (("train", "validation"), ("train_pairwise", "pairwise")):
-        splits[target] = [*splits[target], *(row for row in splits[source] if row.cluster in chosen)]
-        splits[source] = [row for row in splits[source] if row.cluster not in chosen]
+        splits[target] = [*splits[target], *(row for row in splits[source] if moves(row))]
+        splits[source] = [row for row in splits[source] if not moves(row)]
 
 
 def balanced(examples: Sequence[Example], seed: int = 0, limit: int | None = None) -> list[Example]:

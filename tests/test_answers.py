@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from srlib import answers, questions, suite
+from srlib import answers, questions, scoring, suite
 from srlib.schema import Judgment
 from srlib.store import RowError
 
@@ -77,6 +77,12 @@ def test_an_order_that_is_missing_is_counted_only_where_both_were_asked(pairs, t
         {"id": "2", "order": "AB", "verdict": "A"},
     )
     assert answers.judged(pairs, both)[1].failed == {"BA": "missing"}
+    alone = read(pairs, tmp_path, *[{"id": "1", "order": o, "verdict": "A"} for o in ("AB", "BA")])
+    silent = answers.judged(pairs, alone)[1]
+    assert silent.failed == {"AB": "missing", "BA": "missing"}
+    assert scoring.both_correct(silent) == scoring.consistency(silent) == 0.0, (
+        "an item without an answer is one that counts"
+    )
     side = read(pairs, tmp_path, {"id": "1", "order": "A", "score": 2})
     assert [row.failed for row in answers.judged(pairs, side)] == [{"B": "missing"}, {"": "missing"}]
 

@@ -26,6 +26,13 @@ def test_a_row_of_the_feedback_collection():
     assert convert(FEEDBACK | {"orig_score": 4}).score == 4.0
 
 
+def test_a_rubric_of_two_criteria_is_refused():
+    """The later texts would stand under the first criterion."""
+    text = "[Polite?]\nScore 1: rude\nScore 5: kind\n[Complete?]\nScore 1: nothing\nScore 5: all"
+    with pytest.raises(store.RowError, match="row 3: field rubric describes score 1 twice; a rubric has one criterion"):
+        convert({"id": "1", "instruction": "Greet.", "response": "Hi.", "score": 1, "rubric": text})
+
+
 def test_the_prompt_in_one_field_gives_the_same_row():
     one, other = convert(FEEDBACK), convert(PROMPT)
     assert other == one.model_copy(update={"id": "feedback-3"})

@@ -114,6 +114,7 @@ def test_meta_examples_ask_about_every_judgment_with_a_score():
     assert all(
         row.rubric == META_RUBRIC and "Greet e." in row.instruction and "Hello" in row.instruction for row in rows
     )
+    assert all(example().rubric.text in row.instruction for row in rows), "else nobody can tell whether a score follows"
 
 
 @pytest.mark.parametrize(

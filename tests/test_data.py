@@ -200,6 +200,8 @@ def many(n, **changes):
         ("bench_unseen_answers", "test"),
         ("test_unseen_questions", "ood"),
         ("ood", "ood"),
+        ("held-out", "test"),
+        ("training", "train"),
     ],
 )
 def test_hints_decide(tmp_path, hint, split):
@@ -208,6 +210,39 @@ def test_hints_decide(tmp_path, hint, split):
         write(tmp_path / "rows.jsonl", [r | {"id": str(i)} for i, r in enumerate(rows)]), n_validation=0
     )
     assert {name: len(own) for name, own in found.items() if own} == dict(Counter(["train"] * 10 + [split] * 3))
+
+
+@pytest.mark.parametrize("hint", ["food", "latest", "unseen"])
+def test_a_hint_that_says_nothing_is_refused(tmp_path, hint):
+    """It would be a guess, and `food` is no `ood`."""
+    rows = [*many(10, split_hint="train"), OURS | {"id": "x", "split_hint": hint}]
+    with pytest.raises(DataError, match=rf"line 11: field split_hint: '{hint}' is none of ood, .*; correct it"):
+        load_splits(write(tmp_path / "rows.jsonl", rows), n_validation=0)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_comparisons_go_where_the_examples_of_their_instruction_are(tmp_path, mixed):
+    """Whether those are hinted, or placed by a group that the comparisons do not name; before or behind them in one file."""
+    hints = ["train", "test", "validation", "ood", None]
+    rows = [
+        without(OURS, "id")
+        | {"id": str(i), "instruction": f"Greet {i}."}
+        | ({"split_hint": h} if h else {"group": f"g{i}"})
+        for i, h in enumerate(hints * 20)
+    ]
+    pair = without(
+        OURS | {"response_a": "Hi", "response_b": "Yo", "preference": "tie"}, "response", "score", "rationale"
+    )
+    pairs = [pair | {"id": f"p{i}", "instruction": f"Greet {i}."} for i in range(100)]
+    if mixed:
+        found = load_splits(write(tmp_path / "rows.jsonl", pairs + rows), n_validation=0)
+    else:
+        beside = write(tmp_path / "pairs.jsonl", pairs)
+        found = load_splits(write(tmp_path / "rows.jsonl", rows), n_validation=0, pairwise=beside)
+    of_training = {e.instruction for e in found["train"]}
+    assert {c.instruction for c in found["train_pairwise"]} == of_training
+    assert len(of_training) > 20
+    assert len(found["pairwise"]) == 100 - len(of_training)
 
 
 def test_validation_is_carved_from_train_where_there_is_none(tmp_path):

@@ -45,6 +45,18 @@ def test_only_what_is_missing_is_asked_for(tmp_path):
     assert asked == []
 
 
+def test_what_another_call_drew_stays(tmp_path):
+    """Fewer draws, or fewer examples, and the file keeps the rest behind them."""
+    asked, path = [], tmp_path / "j.jsonl"
+    whole = collect(place([]), n=3, out=path)
+    found = draws.collect(place(asked), ITEMS[1:2], n=2, temperature=1.0, out=path)
+    assert [(j.example_id, j.index) for j in found] == [("e1", 0), ("e1", 1)]
+    assert asked == []
+    kept = store.read_rows(path, Judgment)
+    assert kept[:2] == found
+    assert sorted(kept, key=str) == sorted(whole, key=str)
+
+
 def test_a_place_that_repeats_itself_doubles_nothing(tmp_path):
     path = tmp_path / "j.jsonl"
 
@@ -94,12 +106,6 @@ def test_seeds_fit_everywhere_and_differ():
 def at_verdict(token, top, *, before=("[RESULT]",), behind=()):
     plain = [(t, -0.1, {}) for t in before], [(t, -0.1, {}) for t in behind]
     return [*plain[0], (token, math.log(top[token]), {t: math.log(p) for t, p in top.items()}), *plain[1]]
-
-
-def test_the_example_in_the_docstring():
-    import doctest
-
-    assert doctest.testmod(draws) == (0, 2)
 
 
 FIVE = (1.0, 2.0, 3.0, 4.0, 5.0)

@@ -256,6 +256,40 @@ def test_reliability_and_ece():
     assert got.value == pytest.approx(sum(r.n * abs(r.confidence - r.correct) for r in table) / 1000)
 
 
+@pytest.mark.parametrize(("n", "gap"), [(100, 0.0), (400, 0.0), (400, 0.03), (400, 0.1), (400, 0.3)])
+def test_the_interval_of_an_ece_holds_the_truth_and_the_value(n, gap):
+    """Percentiles of resamples would miss a small error nearly always, and now and then the value itself."""
+    rng, held = np.random.default_rng(n), []
+    for _ in range(60):
+        confidence = rng.uniform(0.35, 0.95, n)
+        found = metrics.ece(confidence, rng.random(n) < confidence - gap, n_boot=300)
+        assert 0 <= found.low <= found.value <= found.high
+        held.append(found.low <= gap <= found.high)
+    assert np.mean(held) >= 0.9
+
+
+def test_what_was_not_scored_says_nothing_of_correlations():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(1, 6, 12)
+    scores = np.clip(gold + rng.integers(-1, 2, 12), 1, 5)
+    names = [f"g{i // 2}" for i in range(12)]
+    alone = metrics.agreement(gold, scores, range(1, 6), n_boot=50)
+    alone_grouped = metrics.agreement(gold, scores, range(1, 6), n_boot=50, group=names)
+    more = rng.integers(1, 6, 300)
+    unread = np.full(300, NAN)
+    beside = metrics.agreement(np.append(gold, more), np.append(scores, unread), range(1, 6), n_boot=50)
+    grouped = metrics.agreement(
+        np.append(gold, more),
+        np.append(scores, unread),
+        range(1, 6),
+        n_boot=50,
+        group=names + [f"h{i}" for i in range(300)],
+    )
+    for name in ("pearson", "spearman", "kendall", "qwk"):
+        assert beside[name] == pytest.approx(alone[name])
+        assert grouped[name] == pytest.approx(alone_grouped[name])
+
+
 def test_reliability_has_its_ends_and_empty_bins():
     table = metrics.reliability([0, 1, 1.0000001], [0, 1, 1], bins=4)
     assert [row.n for row in table] == [1, 0, 0, 2]

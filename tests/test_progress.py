@@ -1,6 +1,7 @@
 """A bar for a person, a heartbeat for the pipeline."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -48,3 +49,18 @@ def test_a_plain_bar_without_the_variable(monkeypatch, capsys, notebook):
         monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert list(progress([1, 2], desc="plain")) == [1, 2]
     assert "plain" in capsys.readouterr().err
+
+
+def test_where_the_variable_is_empty_nothing_is_shown(monkeypatch, capsys):
+    monkeypatch.setenv("SRLIB_PROGRESS", "")
+    assert list(progress([1, 2], desc="quiet")) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a POSIX test")
+def test_only_a_file_is_written_over(tmp_path, monkeypatch):
+    """Root could put a file in the place of /dev/null, for everybody."""
+    os.mkfifo(tmp_path / "null")
+    monkeypatch.setenv("SRLIB_PROGRESS", str(tmp_path / "null"))
+    assert list(progress([1, 2])) == [1, 2]
+    assert (tmp_path / "null").is_fifo()

@@ -64,7 +64,7 @@ def judged_as(monkeypatch, example: Example | Comparison, generated: str, templa
     )
     with monkeypatch.context() as patch:
         patch.setattr(sample, "decode", decode)
-        patch.setitem(os.environ, "SRLIB_PROGRESS", os.devnull)
+        patch.setitem(os.environ, "SRLIB_PROGRESS", "")
         [judgment] = sample.judgments(model, Letters(), [example], template=template, distributions=False)
     return judgment, prompts_seen[0]
 

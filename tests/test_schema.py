@@ -38,6 +38,10 @@ def refused(row_type, values) -> str:
         ({"rationale": "x" * (MAX_CHARACTERS + 1)}, "rationale\n"),
         ({"respons": "Hello"}, "respons\n"),
         ({"rubric": {"criterion": "Polite?"}}, "rubric.levels\n"),
+        (
+            {"rubric": {"criterion": "Polite?", "levels": {"1": "a", "1.0": "b", "2": "c"}}},
+            "score 1 has two levels; keep one",
+        ),
         ({"rubric": {"criterion": "Polite?", "levels": []}}, "at least two levels"),
         ({"rubric": {"criterion": "Polite?", "levels": {"1": "rude"}}}, "at least two levels"),
         ({"rubric": {"criterion": "", "levels": ["a", "b"]}}, "rubric.criterion\n"),

@@ -20,6 +20,13 @@ def difference(value, p):
     return {"value": value, "low": value - 0.05, "high": value + 0.05, "p_holm": p, "detectable": 0.1}
 
 
+def test_where_no_item_differs_nothing_is_said_of_what_could_be_found():
+    same = {"value": 0.0, "low": 0.0, "high": 0.0, "p_holm": 1.0, "detectable": float("nan")}
+    said = sentences.better(row("accuracy", 0.6, 0.55, 0.65), {"sft": same})
+    assert "p 1 after Holm; no item differs." in said
+    assert "nan" not in said
+
+
 def test_better_counts_what_is_beyond_chance():
     said = sentences.better(
         row("accuracy", 0.6, 0.55, 0.65),
