@@ -28,7 +28,15 @@ def memory(out: Path, root: Path, rows: int = 4, prompt_tokens: int = 384, compl
     Both are written anew after each measurement, so a run that is stopped leaves what it measured.
     """
     sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "n": 10}
-    result = {**machine.facts(), "versions": {}, "command": "srlib bench --memory", "settings": sizes, "rows": []}
+    given = {
+        "--rows": (rows, 4),
+        "--prompt-tokens": (prompt_tokens, 384),
+        "--completion-tokens": (completion_tokens, 128),
+    }
+    command = " ".join(
+        ["srlib bench --memory", *(f"{name} {now}" for name, (now, usual) in given.items() if now != usual)]
+    )
+    result = {**machine.facts(), "versions": {}, "command": command, "settings": sizes, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in SHAPES:
             model = workload.random_model(shapes.RANDOM[name], Path(folder) / name, root / "models" / "tiny-base")

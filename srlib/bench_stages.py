@@ -50,11 +50,20 @@ def _times(notebook: Path) -> dict[str, float]:
 def _work(run: Path, stage: str) -> float:
     """Seconds of training, drawing or judging; of a stage that does none of these, 0."""
     if stage == "eval":
-        return round(sum(store.read_json(path)["seconds"] for path in (run / "eval").glob("*/*.done")), 1)
+        took = [store.read_json(path)["seconds"] for path in (run / "eval").glob("*/*.done")]
+        return _sum(run, stage, took)
     kind, _, number = stage.partition("_")
     made = {"sample": f"judgments/{number}", "dpo": f"judges/sre_{number}", "curate": f"pairs/{number}"}
     path = run / made.get(kind, stage if stage == "data" else f"judges/{stage}") / "manifest.json"
-    return round(store.read_json(path)["facts"].get("seconds", 0.0), 1)
+    return _sum(run, stage, [store.read_json(path)["facts"].get("seconds", 0.0)])
+
+
+def _sum(run: Path, stage: str, seconds: list[float | None]) -> float:
+    if None in seconds:
+        raise bench.BenchError(
+            f"{run}: stage {stage} was killed and resumed, so nobody knows what it took; run it anew"
+        )
+    return round(sum(seconds), 1)
 
 
 def _table(result: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srlib import answers, models, questions, store
-from srlib.judge import Judge, identity, is_url
+from srlib.judge import Judge, identity, is_served
 from srlib.questions import Benchmark, Source
 
 GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` asks
@@ -43,14 +43,13 @@ def evaluate(
     Every response is judged alone; with `compare` two are judged together, in both orders, for a judge that learned to. The
     same command resumes. Raises store.RowError on rows that do not fit, and where the judgments beside `out` are others'.
     """
-    served = is_url(judge) or str(judge) == "vllm"
-    if not served:
+    if not is_served(judge):
         models.check_model(judge)
     source = questions.load(benchmark, data, revision)
     asked = questions.ask(source, compare)
     store.make_dir(out.resolve().parent)
     kept = out.with_suffix(".judgments.jsonl")
-    name = f"{judge} {model}".strip() if served else f"{judge} {identity(judge)}"
+    name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
     _same_or_refuse(kept, {"judge": name, "revision": source.revision, "compare": compare, "told": GREEDY})
     judge_ = Judge.load(judge, model=model)
     found = judge_.score_many(asked, out=kept, desc=benchmark.name)

@@ -133,6 +133,11 @@ def bench(
         root = parameters.project_root()
         sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
         sizes = {name: value for name, value in sizes.items() if value}
+        given = {"--shape": shape != "tiny", "--random-weights": random_weights, "--rounds": rounds != 3}
+        given |= {"sizes": bool(sizes) and not memory}
+        if (memory or stages is not None) and any(given.values()):
+            names = ", ".join(name for name, is_given in given.items() if is_given)
+            raise benches.BenchError(f"{'--memory' if memory else '--stages'} does not take {names}; leave that out")
         if memory:
             from srlib import bench_memory
 

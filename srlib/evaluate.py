@@ -90,7 +90,7 @@ def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, 
         done = out / f"{split}.done"
         if done.exists():
             continue
-        started = time.monotonic()
+        started, resumed = time.monotonic(), (out / f"{split}.jsonl").exists()
         found = sample.judgments(
             loaded,
             tokenizer,
@@ -103,9 +103,8 @@ def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, 
             batch_size=settings.batch_size,
             out=out / f"{split}.jsonl",
         )
-        store.write_json(
-            done, {"seconds": round(time.monotonic() - started, 2), "tokens": sum(j.tokens for j in found)}
-        )
+        seconds = None if resumed else round(time.monotonic() - started, 2)  # what was killed did not tell
+        store.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in found)})
 
 
 def to_judge(split: str, rows: Split) -> list[Item]:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from srlib import adapters, card, models, params, prompts, sample, store
+from srlib import adapters, card, models, params, prompts, sample, stages, store
 from srlib.schema import Example, Judgment
 
 FORMATS = ("adapter", "merged", "gguf")
@@ -84,7 +84,11 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
 def _settings(run: Path) -> dict[str, Any]:
     if not (run / "judge").is_dir() or not (run / "params.yaml").is_file():
         raise ExportError(f"{run}: holds no judge; give the directory of a run that has ended, such as runs/tiny")
-    return params.load(run / "params.yaml", (), params.project_root() / "notebooks")
+    settings = params.load(run / "params.yaml", (), params.project_root() / "notebooks")
+    changed = stages.made_otherwise(run / "judge", settings)
+    if changed:
+        raise ExportError(f"{run}: its judge was made with other parameters ({changed}); run it to its end first")
+    return settings
 
 
 def _check(judge: Path, to: Path, how: str, push: str) -> None:
@@ -127,7 +131,8 @@ def write(judge: Path, out: Path, how: str, how_loaded: Mapping[str, str]) -> No
     with adapters.saving(out):
         adapters.ending(merged, tokenizer).save_pretrained(out)
         tokenizer.save_pretrained(out)
-        shutil.copy(judge / "judge.json", out)
+        info = store.read_json(judge / "judge.json")
+        store.write_json(out / "judge.json", info | ({"base": card.shown(info["base"])} if info.get("base") else {}))
     if how == "gguf":
         _to_gguf(out)
 

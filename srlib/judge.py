@@ -144,11 +144,16 @@ def is_url(path: str | Path) -> bool:
     return str(path).startswith(("http://", "https://"))
 
 
+def is_served(judge: str | Path) -> bool:
+    """Whether a judge is asked for by name, in another process or engine, rather than loaded here."""
+    return is_url(judge) or str(judge) == "vllm"
+
+
 def identity(judge: str | Path, model: str = "") -> str:
     """What judged, so that another's judgments are not taken for its own: a directory by the hash of its files, and of its
-    base's where it is an adapter, `"sha256:4f3a5005168266fd"`; a hub id and a served model by their names, since a server
-    may move."""
-    local = Path(judge).expanduser()
+    base's where it is an adapter, `"sha256:4f3a5005168266fd"`, served or not; a hub id and any other served model by their
+    names, since a server may move."""
+    local = Path(model if is_served(judge) and model else judge).expanduser()
     if not local.is_dir():
         return str(model or judge)
     files = f"sha256:{store.sha256(local)[:16]}"
@@ -172,8 +177,7 @@ def judge_file(
         raise data.DataError(
             f"{out}: judgments do not go into the file of the rows or a .gz file; name a new .jsonl file"
         )
-    served = is_url(judge) or str(judge) == "vllm"
-    if not served:
+    if not is_served(judge):
         models.check_model(judge)
     store.make_dir(out.resolve().parent)
     lines = _lines(rows)
@@ -184,6 +188,7 @@ def judge_file(
     partial = out.with_name(f"{out.name}.partial")
     _start_over_unless_same(partial, {"judge": identity(judge, model), "rows": store.sha256(rows)})
     loaded = Judge.load(judge, model=model)
+    had = len(store.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     found = {j.example_id: j for j in loaded.score_many(wanted, out=partial)}
     records: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
@@ -206,7 +211,7 @@ def judge_file(
         "scored": scored,
         "failures": counts,
         "parse_rate": scored / max(1, len(wanted)),
-        "judgments_per_second": len(wanted) / seconds,
+        "judgments_per_second": (len(wanted) - had) / seconds,
         "told": loaded.told(),
     }
 

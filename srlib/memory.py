@@ -62,8 +62,9 @@ class Job:
 
 
 def size(job: Job) -> int:
-    """Bytes of one weight that is not quantized."""
-    return 4 if job.dtype == "float32" or (job.dtype == "auto" and not job.gpu) else 2
+    """Bytes of one weight that is not quantized. Where all weights train, they are fp32 (srlib.train)."""
+    whole = job.kind != "sample" and not job.lora_rank
+    return 4 if whole or job.dtype == "float32" or (job.dtype == "auto" and not job.gpu) else 2
 
 
 def weights(shape: Shape, job: Job) -> float:

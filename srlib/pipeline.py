@@ -69,10 +69,8 @@ def run(
     with store.lock(run_dir):
         _record(params, run_dir)
         runs.link_last(run_dir, root)
-        for stage in todo if force else []:
-            with store.writing(run_dir / stage.output):
-                (run_dir / stage.output / "manifest.json").unlink(missing_ok=True)
-                shutil.rmtree(stages.partial_of(run_dir / stage.output), ignore_errors=True)
+        if force:
+            _forget(todo, run_dir)
         walk = _Walk(todo, params, run_dir, root, workers, console or Console(highlight=False))
         reports = walk.finish()
         if all(report.status in ("cached", "done") for report in reports):
@@ -87,6 +85,17 @@ def default_workers() -> int:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _forget(todo: list[Stage], run_dir: Path) -> None:
+    """Let every stage be new, if nobody works in any of them."""
+    with contextlib.ExitStack() as alone:
+        for stage in todo:
+            alone.enter_context(runs.alone_in(run_dir, stage))
+        for stage in todo:
+            with store.writing(run_dir / stage.output):
+                (run_dir / stage.output / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(stages.partial_of(run_dir / stage.output), ignore_errors=True)
 
 
 def _record(params: Mapping[str, Any], run_dir: Path) -> None:
@@ -252,11 +261,11 @@ def _notebook(
 
 def _forget_paths(output: Path, stage: Stage) -> None:
     """papermill notes where this machine keeps the files; a notebook that is shown around need not tell."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, store.StoreError):
         notebook = json.loads(output.read_bytes())
         notes = notebook["metadata"]["papermill"]
         notes["input_path"], notes["output_path"] = f"notebooks/{stage.notebook}.ipynb", output.name
-        output.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        store.write_text(output, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def _heartbeat(run_dir: Path, stage: Stage) -> Path:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from srlib import metrics, page, plots, readings, sentences
+from srlib import card, metrics, page, plots, readings, sentences, stages
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -85,7 +85,7 @@ def write(run_dir: str | Path, sections: Mapping[str, Sequence[page.Part]], note
     body += [page.section(question, parts) for question, parts in sections.items() if parts]
     body.append(page.links(run_dir))
     if params.exists():
-        text = page.escape(params.read_text("utf-8"))
+        text = page.escape(_without_paths(params.read_text("utf-8")))
         body.append(f"<details><summary>Parameters when this was written</summary><pre>{text}</pre></details>")
     return page.save(run_dir / "report.html", page.page(run_dir.name, body))
 
@@ -206,11 +206,14 @@ def _checked(paths: Sequence[Path]) -> dict[int, Path]:
         if not (path / "params.yaml").exists():
             raise FileNotFoundError(f"{path / 'params.yaml'} is not there: {path} is not a run directory")
         params = yaml.safe_load((path / "params.yaml").read_text("utf-8")) or {}
+        changed = stages.made_otherwise(path / "eval", params)
+        if changed:
+            raise ValueError(f"{path}: its results are those of other parameters ({changed}); run it to its end first")
         seed = params.get("seed", 0)
         if seed in runs:
             raise ValueError(f"{runs[seed]} and {path} both have seed {seed}; compare one run a seed")
         runs[seed] = path
-        rest[path] = {name: value for name, value in params.items() if name not in ("seed", "run_dir")}
+        rest[path] = {name: value for name, value in params.items() if name not in ("seed", *stages.NOT_IDENTITY)}
     for a, b in pairwise(rest):
         names = [name for name in rest[a] | rest[b] if rest[a].get(name, "unset") != rest[b].get(name, "unset")]
         if names:
@@ -285,6 +288,14 @@ def _markdown(title: str, header: Sequence[str], lines: Sequence[Sequence[str]])
     rule = ["---", *["---:"] * (len(header) - 1)]
     rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (header, rule, *lines)]
     return "\n".join([f"{title}.", "", *rows, ""])
+
+
+def _without_paths(params: str) -> str:
+    """params.yaml as others may see it: of a path of this machine only its last part."""
+    import yaml
+
+    values = {name: card.shown(v) if isinstance(v, str) else v for name, v in (yaml.safe_load(params) or {}).items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def _headline(results: Rows) -> list[str]:

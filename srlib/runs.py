@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,9 +118,7 @@ def open_stage(notebook: str, namespace: Mapping[str, Any], root: Path | None = 
     run_params = parameters.load(recorded if recorded.exists() else None, (), root / "notebooks") | values
     stage = stages.find(notebook, values, run_params)
     _require(run, stage.inputs, run_params)
-    if not store.acquire(_stage_lock(run, stage), timeout=20):
-        pid = store.holder(_stage_lock(run, stage))
-        raise RunError(f"stage {stage.name} of {run.name} is open in process {pid}; let it end or stop it first")
+    _enter(run, stage, patience=20)
     now = stages.parts(stage, values, run, root)
     why = stages.reason(run / stage.output, now)
     print(f"{stage.name}: " + ("cached" if why is None else f"runs ({why})"))
@@ -210,6 +208,22 @@ def take_home(run: Path, params: Mapping[str, Any]) -> Path:
             f"{target}: cannot be written ({error}); free space, then run the same command"
         ) from None
     return target
+
+
+@contextlib.contextmanager
+def alone_in(run: Path, stage: Stage, patience: float = 0.0) -> Iterator[None]:
+    """Nobody else is in this stage of the run while the block lasts. Raises RunError where somebody is."""
+    _enter(run, stage, patience)
+    try:
+        yield
+    finally:
+        store.release(_stage_lock(run, stage))
+
+
+def _enter(run: Path, stage: Stage, patience: float) -> None:
+    if not store.acquire(_stage_lock(run, stage), timeout=patience):
+        pid = store.holder(_stage_lock(run, stage))
+        raise RunError(f"stage {stage.name} of {run.name} is open in process {pid}; let it end or stop it first")
 
 
 def _stage_lock(run: Path, stage: Stage) -> Path:

@@ -28,7 +28,7 @@ ALARMS = (
     "stop_on_alarm", "alarm_score_drift", "alarm_saturation", "alarm_parse_fall", "alarm_length_growth",
     "alarm_distinct_fall", "alarm_entropy_fall", "alarm_logp_fall", "alarm_meta_higher",
 )  # fmt: skip
-NOT_IDENTITY = ("run_dir", "wandb_mode", "wandb_project", "workers", "keep", *ENDPOINT, *ALARMS)
+NOT_IDENTITY = ("run_dir", "wandb_mode", "workers", "keep", *ENDPOINT, *ALARMS)
 CONTENT = ("model", "data", "data_pairwise")  # parameters that may be local paths: what lies there counts, not its name
 SFT_ARMS = ("sft", "sft_score_only", "sft_careful_only")
 FROM_PAIRS = ("sft_continued", "rft")
@@ -157,6 +157,15 @@ def reason(output: Path, now: Mapping[str, Any]) -> str | None:
 def manifest(output: Path) -> dict[str, Any] | None:
     """The manifest of a complete stage directory; None where there is none that can be read."""
     return _read_keyed(output / "manifest.json")
+
+
+def made_otherwise(output: Path, params: Mapping[str, Any]) -> str:
+    """In which parameters a complete stage directory differs from these, `"beta 0.1 -> 0.3"`; "" in none. A run whose
+    parameters were changed, and that was stopped, holds them in params.yaml beside what was made before."""
+    made = (manifest(output) or {}).get("params", {})
+    named = {name for stage in every(1) for name in stage.fixed}  # arm, iteration: of the stage, not of the run
+    changed = sorted(name for name in made.keys() & params.keys() - named if made[name] != params[name])
+    return ", ".join(f"{name} {store.shorten(made[name])} -> {store.shorten(params[name])}" for name in changed)
 
 
 def partial_of(output: Path) -> Path:

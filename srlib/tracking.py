@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 
@@ -54,8 +53,3 @@ def log_table(run: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
     columns = list(rows[0])
     run.log({name: wandb.Table(columns=columns, data=[[row.get(c) for c in columns] for row in rows])})
-
-
-def where(run_dir: Path) -> str:
-    """Where offline runs lie, and the command that uploads them."""
-    return f"wandb sync {run_dir / 'wandb'}/offline-run-*"

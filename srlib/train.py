@@ -264,8 +264,9 @@ def _train(
         p.data = value
     with progress(total=total, desc=f"train {out.name.removesuffix('.partial')}") as bar:
         trainer.add_callback(_watch(bar, _tolerance(trainer.args)))
+        resumed = _last_checkpoint(checkpoints)
         with adapters.saving(out):
-            trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
+            trainer.train(resume_from_checkpoint=resumed)
     # Resumed behind its last step, the trainer makes one more, at a learning rate of 0.
     entries = [entry for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= total]
     log = [{k: float(v) for k, v in entry.items()} for entry in entries]
@@ -276,7 +277,7 @@ def _train(
         "steps": total,
         "rows": len(rows),
         "tokens": round(tokens),
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": None if resumed else round(time.monotonic() - started, 2),  # what was killed did not tell
     }
     store.write_json(record, {**facts, "bf16": bool(trainer.args.bf16), "torch": torch.__version__, "log": log})
     shutil.rmtree(checkpoints, ignore_errors=True)

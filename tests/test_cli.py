@@ -47,6 +47,19 @@ def srlib(*arguments):
     return result.exit_code, result.output
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--memory", "--shape", "25m"], "--memory does not take --shape"),
+        (["--stages", "runs/tiny", "--rounds", "5", "--rows", "2"], "--stages does not take --rounds, sizes"),
+    ],
+)
+def test_a_bench_refuses_what_it_would_not_heed(given, words):
+    code, printed = srlib("bench", *given)
+    assert code == 2
+    assert words in " ".join(printed.split())
+
+
 def test_a_run_goes_where_its_file_is_called(root, ran):
     code, printed = srlib("run", "params/tiny.yaml", "-p", "seed=3", "--workers", "1", "--force")
     assert (code, ran.runs) == (0, [(root / "runs" / "tiny", 3, 1, True)])

@@ -284,6 +284,7 @@ def test_who_judged_is_told_by_the_files_of_judge_and_base(tmp_path):
     assert second != first, "on another base it is another judge"
     assert judge.identity("org/judge") == "org/judge"
     assert judge.identity("http://localhost:8000/v1", "org/judge") == "org/judge", "a server may move"
+    assert judge.identity("http://localhost:8000/v1", str(adapter)) == judge.identity("vllm", str(adapter)) == second
 
 
 def test_two_processes_judge_what_one_does(own, base_dir, rows, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from throwaway import log, make_project
 
-from srlib import params, pipeline, store
+from srlib import params, pipeline, runs, store
 
 SHORT = ["arms=base,sft"]  # data, sft, eval: three kernels
 
@@ -108,6 +108,22 @@ def test_run_cached_changed_forced(tmp_path):
     forced, _ = go(root, arms, "margin=1.5", force=True, workers=2)
     assert {status for status, _ in forced.values()} == {"done"}
     assert sorted(log(run)[9:]) == sorted(names)
+
+
+def test_force_leaves_a_stage_alone_in_which_somebody_works(tmp_path):
+    """A notebook that is open in JupyterLab, say."""
+    root = make_project(tmp_path)
+    go(root, "arms=base,sft")
+    run = root / "runs" / "t"
+    code = "import sys; from pathlib import Path; from srlib import store; store.acquire(Path(sys.argv[1])); print(1, flush=True); input()"
+    held = [sys.executable, "-c", code, str(run / ".locks" / "sft")]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(runs.RunError, match=rf"stage sft of t is open in process {other.pid}"):
+            go(root, "arms=base,sft", force=True)
+        assert (run / "data" / "manifest.json").exists(), "nothing was forgotten"
+        assert (run / "judges" / "sft" / "manifest.json").exists()
+        other.stdin.close()
 
 
 def test_a_cached_run_is_quick_and_light(tmp_path):

@@ -76,7 +76,11 @@ def test_memory_moves_as_it_should():
     assert held(lora_rank=8) < held()
     assert held(dtype="float32") > held()
     assert held(lora_rank=0) - held() > 2.9 * 2 * LLAMA.parameters - 2**30  # gradient and two moments of every weight
+    assert memory.weights(LLAMA, replace(job, lora_rank=0)) == 2 * memory.weights(LLAMA, job), (
+        "all weights train in fp32"
+    )
     sample = Job("sample", 4, 1000, 200, 10, gpu=True)
+    assert memory.weights(LLAMA, replace(sample, lora_rank=0)) == memory.weights(LLAMA, sample)
     twice = replace(sample, n=20)
     shared = memory.sampling(LLAMA, twice)["KV cache"] / memory.sampling(LLAMA, sample)["KV cache"]
     assert 1.5 < shared < 2  # the prompts' part is there once

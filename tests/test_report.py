@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srlib import canvas, metrics, page, plots, report
+from srlib import canvas, metrics, page, plots, report, store
 
 NAN = float("nan")
 
@@ -125,6 +125,15 @@ def test_page_is_one_file_without_scripts_or_requests(written):
     assert "<p class=reading>sre_2 &lt;is&gt; &#x27;better&#x27;.</p>" in html
     assert "<p class=alarm>Alarm after iteration 2" in html
     assert "Nothing here" not in html
+
+
+def test_the_page_shows_no_path_of_this_machine(tmp_path):
+    run = make_run(tmp_path / "tiny", data="/home/anna/secret/rows.jsonl", model="org/model")
+    html = report.write(run, {}).read_text("utf-8")
+    assert "anna" not in html
+    assert str(tmp_path) not in html
+    assert "data: rows.jsonl" in html
+    assert "model: org/model" in html
 
 
 def test_page_leads_with_the_result(written):
@@ -249,6 +258,19 @@ def test_compare_refuses_runs_that_differ_otherwise(runs, tmp_path):
     with pytest.raises(ValueError, match=r"differ in more than the seed: beta \(0.1 / 0.3\), samples \(unset / 8\)"):
         report.compare([*runs, other])
     assert not (tmp_path / "compare-tiny").exists()
+
+
+def test_compare_refuses_results_of_other_parameters(runs, tmp_path):
+    """A run that was started again and stopped holds its new parameters beside its old results."""
+    stopped = make_run(tmp_path / "tiny-3", 3)
+    store.write_json(stopped / "eval" / "manifest.json", {"key": "1", "params": {"beta": 0.7, "seed": 3}})
+    with pytest.raises(ValueError, match=r"tiny-3: its results are those of other parameters \(beta 0.7 -> 0.1\)"):
+        report.compare([*runs, stopped])
+
+
+def test_compare_takes_runs_that_differ_in_what_changes_no_result(runs, tmp_path):
+    other = make_run(tmp_path / "tiny-3", 3, workers=1, wandb_mode="disabled")
+    assert report.compare([*runs, other]).row_count
 
 
 def test_compare_refuses_one_seed_twice_and_no_run(runs, tmp_path):

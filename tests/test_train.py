@@ -457,6 +457,8 @@ def test_a_killed_training_resumes_to_the_same_judge(
         patch.setattr(train, "_watch", counted)
         resumed = learn(start, rows, out, settings)
     assert steps == [7, 8]
+    assert store.read_json(tmp_path / "whole" / "train.json")["seconds"] > 0
+    assert store.read_json(out / "train.json")["seconds"] is None, "what was killed did not tell what it took"
     assert [entry["loss"] for entry in resumed] == pytest.approx([entry["loss"] for entry in wanted], abs=1e-6)
     assert apart(out, tmp_path / "whole") < 1e-6
     assert apart(out, start) > 1e-4
