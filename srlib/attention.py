@@ -33,9 +33,8 @@ def blocks(query: Any, key: Any, value: Any, mask: Any, scale: float) -> Any:
     """
     import torch
 
-    key = key - key.detach().mean(
-        2, keepdim=True
-    )  # no softmax sees what keys share, and 8 bits lose the rest beside it
+    # No softmax sees what all keys share, and in 8 bits the rest is lost beside it.
+    key = key - key.detach().mean(2, keepdim=True)
     query, key, value = (part.to(torch.bfloat16) for part in (query * scale, key, value))
     n_queries, n_keys = query.shape[2], key.shape[2]
     if mask is None:

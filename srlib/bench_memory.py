@@ -28,14 +28,9 @@ def memory(out: Path, root: Path, rows: int = 4, prompt_tokens: int = 384, compl
     Both are written anew after each measurement, so a run that is stopped leaves what it measured.
     """
     sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "n": 10}
-    given = {
-        "--rows": (rows, 4),
-        "--prompt-tokens": (prompt_tokens, 384),
-        "--completion-tokens": (completion_tokens, 128),
-    }
-    command = " ".join(
-        ["srlib bench --memory", *(f"{name} {now}" for name, (now, usual) in given.items() if now != usual)]
-    )
+    usual = {"rows": 4, "prompt_tokens": 384, "completion_tokens": 128}
+    given = [f"--{name.replace('_', '-')} {sizes[name]}" for name in usual if sizes[name] != usual[name]]
+    command = " ".join(["srlib bench --memory", *given])
     result = {**machine.facts(), "versions": {}, "command": command, "settings": sizes, "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         for name in SHAPES:

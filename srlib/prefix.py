@@ -247,7 +247,8 @@ def not_copyable(model: Any) -> str | None:
 def reading(model: Any, rows: Sequence[Sequence[int]], owner: Sequence[int], longest: int) -> Iterator[Any]:
     """What has been read so far, of P prompts (lists of token ids, all but the last of each) and of the R rows that go on
     from them; `owner` (R,) ascending names each row's prompt, and every prompt has a row. No text gets longer than `longest`
-    tokens, prompt and all, those that enter later included. Raises ModelError on a model that has to read a prompt for each row."""
+    tokens, prompt and all, those that enter later included. Raises ModelError on a model that has to read a prompt for each
+    row."""
     why = not_copyable(model)
     if why is not None:
         raise models.ModelError(

@@ -2,7 +2,8 @@
 
 Ground floor: imports nothing of ours. In a notebook or a terminal this is a tqdm bar, in a log one line each half
 minute. Where the environment variable SRLIB_PROGRESS names a file, no bar is drawn, and `{"desc": "sample 1",
-"done": 40, "total": 800}` is written there at most twice a second: the pipeline draws its stages' bars from these. Where it is empty, nothing is shown.
+"done": 40, "total": 800}` is written there at most twice a second: the pipeline draws its stages' bars from these. Where the variable is empty,
+nothing is shown.
 
     for prompt in progress(prompts, desc="sample 1"): ...
 
