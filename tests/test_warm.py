@@ -1,7 +1,6 @@
 """A kernel that is forked from a process with its imports behind it is a kernel like any other, and dies like one."""
 
 import os
-import select
 import socket
 import sys
 import time
@@ -13,8 +12,9 @@ from srlib import warm
 pytestmark = [pytest.mark.torch, pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nursery():
+    """One for this file, whose tests stand in the order of its life: its imports take some ten seconds."""
     made = warm.Nursery({"OMP_NUM_THREADS": "1"})
     yield made
     made.close()
@@ -27,14 +27,29 @@ def ended(forked, seconds: float) -> bool:
     return forked.poll() is not None
 
 
+def test_before_its_imports_are_done_an_ordinary_kernel_is_started_instead(nursery, tmp_path):
+    assert nursery.fork(["-f", "connection.json"], os.environ, str(tmp_path), tmp_path / "log.txt") is None
+
+
+def test_a_kernel_that_cannot_start_ends(nursery, tmp_path):
+    """On its ordinary way out it would wait for ever: its iopub thread has begun, and nobody stops it."""
+    from jupyter_client import write_connection_file
+
+    file, about = write_connection_file(str(tmp_path / "connection.json"))
+    with socket.socket() as other:
+        other.bind((about["ip"], about["iopub_port"]))
+        other.listen()
+        forked = nursery.fork(["-f", file], os.environ, str(tmp_path), tmp_path / "log.txt", patience=120)
+        assert ended(forked, 30)
+    assert "Address already in use" in (tmp_path / "log.txt").read_text()
+
+
 def test_a_forked_kernel_works_and_ends_with_its_nursery(nursery, tmp_path):
     from jupyter_client import BlockingKernelClient, write_connection_file
 
     file, _ = write_connection_file(str(tmp_path / "connection.json"))
     asked = (["-f", file], {**os.environ, "COLOUR": "blue"}, str(tmp_path), tmp_path / "log.txt")
-    assert nursery.fork(*asked) is None, "its imports are not done: an ordinary kernel is started instead"
-    assert select.select([nursery.channel], [], [], 120)[0]
-    forked = nursery.fork(*asked)
+    forked = nursery.fork(*asked, patience=120)
     client = BlockingKernelClient(connection_file=file)
     client.load_connection_file()
     client.start_channels()
@@ -54,20 +69,6 @@ def test_a_forked_kernel_works_and_ends_with_its_nursery(nursery, tmp_path):
     nursery.close()
     assert ended(forked, 20), "a kernel notices within a second or two that its parent is gone"
     assert nursery.fork(*asked) is None
-
-
-def test_a_kernel_that_cannot_start_ends(nursery, tmp_path):
-    """On its ordinary way out it would wait for ever: its iopub thread has begun, and nobody stops it."""
-    from jupyter_client import write_connection_file
-
-    file, about = write_connection_file(str(tmp_path / "connection.json"))
-    assert select.select([nursery.channel], [], [], 120)[0]
-    with socket.socket() as other:
-        other.bind((about["ip"], about["iopub_port"]))
-        other.listen()
-        forked = nursery.fork(["-f", file], os.environ, str(tmp_path), tmp_path / "log.txt")
-        assert ended(forked, 30)
-    assert "Address already in use" in (tmp_path / "log.txt").read_text()
 
 
 def test_forks_are_for_training_without_unsloth(monkeypatch):
