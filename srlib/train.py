@@ -117,10 +117,10 @@ def sft(
 
     def trainer(policy: Any, tokenizer: Any, dataset: Any, arguments: dict[str, Any]) -> Any:
         if not sharing:
-            config = SFTConfig(**arguments, completion_only_loss=True, packing=False)
+            config = _on_one_gpu(SFTConfig(**arguments, completion_only_loss=True, packing=False))
             return SFTTrainer(model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
         plan = _share(policy, rows, prompt_of, lengths, settings, arguments)
-        config = SFTConfig(**arguments, completion_only_loss=True, packing=False, loss_type="nll")
+        config = _on_one_gpu(SFTConfig(**arguments, completion_only_loss=True, packing=False, loss_type="nll"))
         return shared.sft_trainer()(plan, model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
 
     return _train(model, rows, lengths, out, settings, trainer)
@@ -166,7 +166,7 @@ def dpo(
             plan = [_share(policy, rows, prompt_of, lengths, settings, arguments)]
         else:
             print("each judgment reads its own prompt (TRL's trainer)")
-        config = DPOConfig(**arguments, **loss, beta=beta, precompute_ref_log_probs=True)
+        config = _on_one_gpu(DPOConfig(**arguments, **loss, beta=beta, precompute_ref_log_probs=True))
         return TokenizedDPOTrainer(*plan, model=policy, args=config, train_dataset=dataset, processing_class=tokenizer)
 
     lengths = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows]
@@ -306,6 +306,13 @@ def _arguments(settings: Settings, checkpoints: Path, total: int) -> dict[str, A
         train_sampling_strategy="group_by_length", length_column_name="length", remove_unused_columns=False,
         max_length=None, dataloader_pin_memory=gpu,
     )  # fmt: skip
+
+
+def _on_one_gpu(config: Any) -> Any:
+    """Where there are several, transformers would copy the model to all of them, and a step would have that many times the
+    rows; the model is on one (models.load_transformers)."""
+    config._n_gpu = min(1, config.n_gpu)
+    return config
 
 
 def _last_checkpoint(checkpoints: Path) -> str | None:

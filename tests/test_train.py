@@ -136,6 +136,15 @@ def test_a_step_has_the_rows_that_were_asked_for(tmp_path, batch, micro, cut):
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == cut
 
 
+def test_of_several_gpus_one_is_used(tmp_path):
+    from trl import SFTConfig
+
+    config = SFTConfig(**train._arguments(with_(batch_size=8, micro_batch_size=8), tmp_path, total=1))
+    config._n_gpu = 2
+    assert config.train_batch_size == 16, "what transformers makes of two"
+    assert train._on_one_gpu(config).train_batch_size == 8
+
+
 # ---------------------------------------------------------------- supervised fine-tuning
 
 
