@@ -84,12 +84,9 @@ def read_rows(source: str | Path, revision: str = "", score_step: float = 0.25) 
                 raise store.RowError(problem)
             form, row_id = columns.form_of(values), values.get("id")
             row = columns.convert(values, where, number, source=name, split=split, score_step=score_step)
-            if (hint := values.get("split_hint")) and not splits.hinted(str(hint)):
-                known = ", ".join(word for words in splits.HINTS.values() for word in words)
-                raise store.RowError(f"{where}: field split_hint: {store.shorten(hint)} is none of {known}; correct it")
             if row_id is not None and (seen := first.setdefault((form.makes, row.id), where)) != where:
                 raise store.RowError(f"{where}: id {store.shorten(row.id)} is already in {seen}; ids must be unique")
-            yield Found(number, where, row, form, tuple(values))
+            yield Found(number, where, row, form, [name for name, value in values.items() if value is not None])
         except store.RowError as error:
             row_id = row_id if isinstance(row_id, str) else None
             yield Found(number, where, RowFailure(number, row_id, str(error)), form, tuple(values or ()))
@@ -138,6 +135,12 @@ def load(
                 field = "score" if isinstance(row, Example) else "preference"
                 reason = f"{where}: field {form.names.get(field, field)} is missing; a training row needs one"
                 row = RowFailure(number, row.id, reason)
+            elif isinstance(row, Example | Comparison) and "split_hint" in names:  # its own, not its folder's name
+                hint = row.meta.get("split_hint")
+                if hint and not splits.hinted(str(hint)):
+                    known = ", ".join(word for words in splits.HINTS.values() for word in words)
+                    reason = f"{where}: field split_hint: {store.shorten(hint)} is none of {known}; correct it"
+                    row = RowFailure(number, row.id, reason)
             if isinstance(row, RowFailure):
                 counts["bad rows"] += 1
                 failures += [(name, row)] if len(failures) < KEPT_FAILURES else []

@@ -220,6 +220,20 @@ def test_a_hint_that_says_nothing_is_refused(tmp_path, hint):
         load_splits(write(tmp_path / "rows.jsonl", rows), n_validation=0)
 
 
+def test_a_folders_name_that_says_nothing_is_no_hint(tmp_path):
+    """Its rows are split by instruction; a row's own empty field changes nothing in that."""
+    for name in ("train", "filtered"):
+        rows = [r | {"id": f"{name}{i}", "split_hint": None} for i, r in enumerate(many(40))]
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write(tmp_path / "data" / name / "rows.jsonl", rows)
+    (tmp_path / "data" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train/*\n"
+        "  - split: filtered\n    path: filtered/*\n---\n"
+    )
+    found = load_splits(tmp_path / "data", n_validation=0)
+    assert sum(map(len, found.values())) == 80
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_comparisons_go_where_the_examples_of_their_instruction_are(tmp_path, mixed):
     """Whether those are hinted, or placed by a group that the comparisons do not name; before or behind them in one file."""

@@ -176,6 +176,11 @@ def test_comparisons_are_judged_as_such(base_dir, tmp_path):
     assert "that of a row above" in twice["reason"]
 
 
+def test_a_hint_that_names_no_split_is_no_matter_to_a_judge(base_dir, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [row("a", split_hint="rubric_bank")])
+    assert judge.judge_file(base_dir, path, tmp_path / "out.jsonl")["failures"].get("bad_row") is None
+
+
 def test_compressed_rows_and_a_limit(base_dir, tmp_path):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row(f"r{i}")) + "\n" for i in range(6)).encode()))
