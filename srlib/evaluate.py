@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 
-from srlib import data, intervals, metrics, processes, selective, store, world
+from srlib import data, intervals, metrics, selective, store, world
 from srlib.progress import progress
 from srlib.readings import Arm, confidence, on_scale, read, scores
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
@@ -71,7 +72,7 @@ def judge_all(
     jobs = sorted(jobs, key=lambda job: not job[1])  # the expensive ones, which draw N judgments, first
     with progress(total=len(passes), desc="judge every arm") as bar:
         bar.update(len(passes) - len(jobs))
-        for _ in processes.side_by_side(judge_pass, jobs, workers):
+        for _ in joblib.Parallel(workers, return_as="generator_unordered")(joblib.delayed(judge_pass)(*job) for job in jobs):
             bar.update()
     return {
         name: {split: store.read_rows(out / name / f"{split}.jsonl", Judgment) for split in asked[name]}

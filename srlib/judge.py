@@ -44,7 +44,6 @@ class Judge:
         backend: str = "transformers",
         concurrency: int = 8,
         left_out: float = 0.0,
-        workers: int = 1,
         **weights: Any,
     ) -> Judge:
         """A judge from its directory (or any causal language model); from the URL of an OpenAI-compatible server that
@@ -66,16 +65,6 @@ class Judge:
                 api = "completions" if models.load_tokenizer(directory).chat_template is None else "chat"
             server = endpoint.Endpoint(str(path), model, api, concurrency, left_out)
             sampler, told = functools.partial(endpoint.judgments, server), server.told
-        elif str(path) == "vllm":
-            from srlib import vllm
-
-            engine = vllm.load(directory or model, weights.get("quantization", "none"))
-            sampler, told = functools.partial(vllm.judgments, engine), str
-        elif workers > 1 and not _has_gpu():
-            models.check_model(path)
-            crew = sample.Crew(str(path), workers, tuple({"backend": backend, **weights}.items()))
-            directory, told = path, str
-            sampler = functools.partial(sample.judgments, crew, models.load_tokenizer(path))
         else:
             directory, loaded = path, models.load(path, backend=backend, **weights)
             sampler, told = functools.partial(sample.judgments, *loaded), str
@@ -146,7 +135,7 @@ def is_url(path: str | Path) -> bool:
 
 def is_served(judge: str | Path) -> bool:
     """Whether a judge is asked for by name, in another process or engine, rather than loaded here."""
-    return is_url(judge) or str(judge) == "vllm"
+    return is_url(judge)
 
 
 def identity(judge: str | Path, model: str = "") -> str:

@@ -14,7 +14,6 @@ are the same whatever the batch size, and wherever a run was interrupted.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from srlib import models, prefix, processes, prompts
+from srlib import prefix, prompts
 from srlib.draws import Work, collect
 from srlib.schema import Comparison, Item, Judgment
 
@@ -241,31 +240,6 @@ class Pool(NamedTuple):
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Crew:
-    """Processes on a CPU that load a judge by themselves: `Crew("runs/tiny/judge", 2)` in place of a loaded model. Pools are
-    cut as for one process, so the judgments are the same. `weights` as in models.load."""
-
-    model: str
-    workers: int
-    weights: tuple[tuple[str, Any], ...] = ()
-
-    def judge(self, pools: Sequence[Pool]) -> Iterator[list[Judgment]]:
-        try:
-            yield from processes.side_by_side(_judge_in_crew, [(self, pool) for pool in pools], self.workers)
-        finally:
-            _loaded.cache_clear()  # a single pool is judged here, and another judge may lie there the next time
-
-
-def _judge_in_crew(crew: Crew, pool: Pool) -> list[Judgment]:
-    return list(_judge_pool(*_loaded(crew), pool))
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(crew: Crew) -> tuple[Any, Any]:
-    return models.load(crew.model, **dict(crew.weights))
-
-
 def judgments(
     model: Any,
     tokenizer: Any,
@@ -284,15 +258,13 @@ def judgments(
 ) -> list[Judgment]:
     """N judgments of each example or comparison, ordered by it, then index; greedy at temperature 0 (then n is 1).
 
-    `model` is a loaded one or a Crew. With `out`, every batch is appended to that JSONL file at once and what stands there
+    With `out`, every batch is appended to that JSONL file at once and what stands there
     already is not computed again; when all is there, the file is put in order. `batch_size` counts prompts (0: ROWS / n).
     `distributions` adds the probability of each score of the rubric's scale after the rationale (arXiv 2312.09300). A prompt
     that leaves no room for a judgment in the model's context gets judgments that failed as `too_long`.
     """
-    crew = model if isinstance(model, Crew) else None
-    if crew is None:
-        model.eval()
-    batches = POOL.get("cpu" if crew else model.device.type, 1)
+    model.eval()
+    batches = POOL.get(model.device.type, 1)
     settings = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, eos=tokenizer.eos_token_id)
 
     def place(work: Work) -> Iterator[list[Judgment]]:
@@ -305,7 +277,7 @@ def judgments(
             for pool, at_once in _pools(todo, batch_size or max(1, min(ROWS // n, PROMPTS)), batches)
             if any((example.id, i) in missing for example, _, indices in pool for i in indices)
         ]
-        yield from crew.judge(pools) if crew else (list(_judge_pool(model, tokenizer, pool)) for pool in pools)
+        yield from (list(_judge_pool(model, tokenizer, pool)) for pool in pools)
 
     return collect(place, examples, n=n, temperature=temperature, out=out, desc=desc)
 
