@@ -80,7 +80,9 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, help="also write the JSON there")
     a = arguments.parse_args()
 
-    from srlib import metrics, store, world
+    from srlib.stats import metrics
+    from srlib import files as store
+    from srlib.data.load import world
     from srlib.judge import Judge
     from srlib.schema import Example
 

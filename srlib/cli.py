@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from srlib import params as parameters
-from srlib import pipeline
-from srlib.draws import DrawsError
-from srlib.models import ModelError
-from srlib.params import ParamError
-from srlib.stages import RunError
-from srlib.store import LockedError, StoreError
+from srlib import config as parameters
+from srlib.run import pipeline
+from srlib.sample.draws import DrawsError
+from srlib.models.load import ModelError
+from srlib.config import ParamError
+from srlib.run.stages import RunError
+from srlib.files import LockedError, StoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +57,7 @@ def run(
             if any(report.status in ("failed", "left") for report in reports):
                 raise typer.Exit(1)
             if len(plans) == 1:
-                from srlib import report
+                from srlib.report.tables import tables as report
 
                 console.print(report.table(where))
         if len(plans) > 1:
@@ -65,7 +65,7 @@ def run(
 
 
 def _refuse_what_cannot_fit(values: dict, root: Path) -> None:
-    from srlib import plan
+    from srlib.run import plan
 
     if (reason := plan.refusal(values, root)) is not None:
         raise RunError(reason)
@@ -98,7 +98,7 @@ def plan(
 ) -> None:
     """Forecast memory, tokens, time and disk of a run, and which GPU it fits; nothing is loaded."""
     with _messages():
-        from srlib import plan as plans
+        from srlib.run import plan as plans
 
         root = parameters.project_root()
         found = plans.forecast(parameters.load(yaml, p or [], root / "notebooks"), root)
@@ -128,7 +128,7 @@ def bench(
 ) -> None:
     """Measure training and judging: ratios and absolutes, backends side by side; a JSON file and a table."""
     with _messages():
-        from srlib import bench as benches
+        from bench import bench as benches
 
         root = parameters.project_root()
         sizes = {"rows": rows, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
@@ -139,15 +139,15 @@ def bench(
             names = ", ".join(name for name, is_given in given.items() if is_given)
             raise benches.BenchError(f"{'--memory' if memory else '--stages'} does not take {names}; leave that out")
         if memory:
-            from srlib import bench_memory
+            from bench import bench_memory
 
             text = bench_memory.memory(out or root / "docs" / "bench", root, **sizes)
         elif stages is not None:
-            from srlib import bench_stages
+            from bench import bench_stages
 
             text = bench_stages.stages(stages, out or root / "docs" / "bench")
         elif sharing:
-            from srlib import bench_sharing
+            from bench import bench_sharing
 
             text = bench_sharing.sharing(shape, out or root / "docs" / "bench", root, random_weights, rounds, **sizes)
         else:
@@ -181,7 +181,7 @@ def compare(
 
 
 def _compare(run_dirs: list[Path], out: Path | None, console: Console) -> None:
-    from srlib import report
+    from srlib.report.tables import tables as report
 
     console.print(report.compare(run_dirs, out))
 
@@ -221,7 +221,8 @@ def eval_(
 ) -> None:
     """Judge a benchmark and score it by its own rule; the same command resumes."""
     with _messages():
-        from srlib import benchmarks, suite
+        from srlib.benchmarks.run import run as benchmarks
+        from srlib.benchmarks.run import suite
 
         found = suite.named(bench)
         out = out or Path(f"{bench}.json")
@@ -240,7 +241,9 @@ def score(
 ) -> None:
     """Score a benchmark's judgments that another program made, by the same rule."""
     with _messages():
-        from srlib import benchmarks, store, suite
+        from srlib.benchmarks.run import run as benchmarks
+        from srlib import files as store
+        from srlib.benchmarks.run import suite
 
         rows = benchmarks.score(suite.named(bench), judgments, data=data or "", revision=revision)
         if out is not None:
@@ -256,7 +259,7 @@ def ppi(
 ) -> None:
     """The mean score that people would give, from a few of their scores and all of a judge's; prediction-powered."""
     with _messages():
-        from srlib import ppi
+        from srlib.stats import ppi
 
         _console().print(ppi.told(*ppi.of_files(judged, labels, level), level), markup=False, soft_wrap=True)
 
@@ -270,7 +273,7 @@ def export(
 ) -> None:
     """Take a run's judge out: weights, tokenizer and model card, if it still judges as it did in the run."""
     with _messages():
-        from srlib import export
+        from srlib.report.tables import export
 
         try:
             gate = export.export(run, to, how, push)

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from srlib import metrics
+from srlib.stats import metrics
 from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Verdict
 
 STRATEGIES = ("correct_answer", "majority_vote", "meta_judge")

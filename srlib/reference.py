@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srlib import store
+from srlib import files as store
 
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 

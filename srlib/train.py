@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib import adapters, attention, batches, lowrank, models, prompts, reference, shared, store
+from srlib.models.load import adapters
+from srlib import attention
+from srlib import batches
+from srlib import lowrank
+from srlib.models.load import load as models
+from srlib import prompts
+from srlib import reference
+from srlib import shared_prompts as shared
+from srlib import files as store
 from srlib.progress import progress
 from srlib.schema import Item, Pair
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from srlib import store
+from srlib import files as store
 from srlib.schema import Example, Judgment, Rubric
 
 HOSTILE = (

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from srlib import adapters, models, store
-from srlib.models import ModelError
+from srlib.models.load import adapters
+from srlib.models.load import load as models
+from srlib import files as store
+from srlib.models.load import ModelError
 
 pytestmark = pytest.mark.torch
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from srlib import answers, questions, scoring, suite
+from srlib.benchmarks.run import answers
+from srlib.benchmarks.run import questions
+from srlib.benchmarks.run import scoring
+from srlib.benchmarks.run import suite
 from srlib.schema import Judgment
-from srlib.store import RowError
+from srlib.files import RowError
 
 PAIR = {"input": "Name a prime.", "output_1": "3", "output_2": "4", "label": 1}
 FEEDBACK = {

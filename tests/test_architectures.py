@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from architectures import FAMILIES, KINDS, make
 
-from srlib import models, prefix, prompts, sample, train, world
+from srlib.models.load import load as models
+from srlib.sample.decode import prefix
+from srlib import prompts
+from srlib.sample.decode import decode as sample
+from srlib import train
+from srlib.data.load import world
 
 pytestmark = pytest.mark.torch
 SETTINGS = dict(max_steps=3, batch_size=4, micro_batch_size=4, lora_rank=4, learning_rate=5e-3)
@@ -249,7 +254,7 @@ def _others(model, tokenizer):
 UNSLOTH = """
 import json, sys
 from pathlib import Path
-from srlib import models
+from srlib.models.load import load as models
 if models.resolve_backend("auto") != "unsloth":
     sys.exit(print("no unsloth"))
 import torch
@@ -257,7 +262,7 @@ torch.set_num_threads(1)
 torch.cpu._is_avx512_bf16_supported = lambda: False
 sys.path.insert(0, sys.argv[3])
 from test_architectures import FAMILIES, learned
-from srlib import world
+from srlib.data.load import world
 hub, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), world.examples("train", 0, 32, care=0.5)
 logs = {kind: learned(hub / kind, out / kind, rows, "unsloth") for kind in FAMILIES}
 logs["4bit"] = learned(hub / "llama", out / "4bit", rows, "unsloth", "4bit")

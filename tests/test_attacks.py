@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlib import attacks, prompts, world
-from srlib.attacks import ATTACKS, FAMILIES, alterations, attacked, markdown, padded, plain
+from srlib.evaluate.results import attacks
+from srlib import prompts
+from srlib.data.load import world
+from srlib.evaluate.attacks import ATTACKS, FAMILIES, alterations, attacked, markdown, padded, plain
 from srlib.schema import Comparison, Example, Rubric
 
 SCALES = {

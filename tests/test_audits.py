@@ -4,9 +4,14 @@ import math
 
 import pytest
 
-from srlib import audits, evaluate, metrics, prompts, readings, store
-from srlib.attacks import FAMILIES
-from srlib.audits import altered, altered_rows, choose, equal_gold_rows, position_row
+from srlib.evaluate.results import audits
+from srlib.evaluate.results import results as evaluate
+from srlib.stats import metrics
+from srlib import prompts
+from srlib.evaluate.results import arms as readings
+from srlib import files as store
+from srlib.evaluate.attacks import FAMILIES
+from srlib.evaluate.audits import altered, altered_rows, choose, equal_gold_rows, position_row
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from srlib import bench, bench_sharing, bench_stages, plan, roofline, shapes, store, workload
-from srlib.machine import Card
-from srlib.workload import Work
+from bench import bench
+from bench import bench_sharing
+from bench import bench_stages
+from srlib.run import plan
+from bench import roofline
+from srlib.hardware import shapes
+from srlib import files as store
+from bench import workload
+from srlib.hardware.machine import Card
+from bench.workload import Work
 
 pytestmark = pytest.mark.torch
 

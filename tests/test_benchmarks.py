@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 from test_answers import PAIR, write
 
-from srlib import benchmarks, suite
-from srlib.store import RowError
+from srlib.benchmarks.run import run as benchmarks
+from srlib.benchmarks.run import suite
+from srlib.files import RowError
 
 FLAT = {
     "type": "pairwise", "instruction": "Invite Ann.", "response_a": "Dear Ann, come on Monday.", "response_b": "No.",

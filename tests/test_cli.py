@@ -9,11 +9,12 @@ import pytest
 from throwaway import make_project
 from typer.testing import CliRunner
 
-from srlib import cli, pipeline
-from srlib.draws import DrawsError
-from srlib.models import ModelError
-from srlib.pipeline import StageReport
-from srlib.store import LockedError, StoreError
+from srlib import cli
+from srlib.run import pipeline
+from srlib.sample.draws import DrawsError
+from srlib.models.load import ModelError
+from srlib.run.pipeline import StageReport
+from srlib.files import LockedError, StoreError
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from srlib import draws, store
+from srlib.sample.decode import draws
+from srlib import files as store
 from srlib.schema import Example, Judgment, Rubric
 
 RUBRIC = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

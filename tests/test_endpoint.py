@@ -13,7 +13,12 @@ import time
 import pytest
 from servers import Scripted, free_port, transformers_serve
 
-from srlib import client, draws, endpoint, judge, prompts, store
+from srlib.sample.decode import client
+from srlib.sample.decode import draws
+from srlib.sample.decode import endpoint
+from srlib import judge
+from srlib import prompts
+from srlib import files as store
 from srlib.schema import Example, Judgment, Rubric
 
 POLITE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
@@ -579,7 +584,8 @@ KILLED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background passes on that it is ignored
 from pathlib import Path
-from srlib import endpoint, store
+from srlib.sample.decode import endpoint
+from srlib import files as store
 from srlib.schema import Example
 place = endpoint.Endpoint({url!r}, "judge", "chat", 2)
 endpoint.judgments(place, store.read_rows({rows!r}, Example), n=3, temperature=1.0, out=Path({out!r}))
@@ -655,7 +661,8 @@ def test_a_server_may_move_while_its_judgments_are_drawn():
     """Another address makes no other judgments; another model's name does."""
     from pathlib import Path
 
-    from srlib import params, stages
+    from srlib import config as params
+    from srlib.run import stages
 
     values = params.load(None)
     (stage,) = (s for s in stages.of(values) if s.name == "sample_1")
@@ -677,7 +684,8 @@ def real(tmp_path_factory):
 @pytest.mark.torch
 def test_transformers_serve_draws_what_the_model_writes(real, base_dir, rows, tmp_path, one_thread):
     """It ignores n, takes no top_k, and is greedy at any temperature unless it is told otherwise: all found out."""
-    from srlib import models, sample
+    from srlib.models.load import load as models
+    from srlib.sample.decode import decode as sample
 
     place = judge.Judge.load(real, directory=base_dir, concurrency=2)
     few = rows[:2]

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from srlib import evaluate, readings, store, world
-from srlib.evaluate import COMPARED, Settings
-from srlib.readings import Arm, arm, read
+from srlib.evaluate.results import results as evaluate
+from srlib.evaluate.results import arms as readings
+from srlib import files as store
+from srlib.data.load import world
+from srlib.evaluate.results import COMPARED, Settings
+from srlib.evaluate.arms import Arm, arm, read
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from srlib import inference
+from srlib.stats import inference
 
 
 def test_a_permutation_test_counts_all_exchanges():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from srlib import intervals, metrics
+from srlib.stats import intervals
+from srlib.stats import metrics
 
 
 def test_resamples_serve_any_statistic():

@@ -6,7 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from srlib import Judge, Rubric, data, judge, models, sample, store
+from srlib import Judge
+from srlib import Rubric
+from srlib.data.load import load as data
+from srlib import judge
+from srlib.models.load import load as models
+from srlib.sample.decode import decode as sample
+from srlib import files as store
 
 pytestmark = pytest.mark.torch
 

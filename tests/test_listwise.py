@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scoring import rule, several, value
 
-from srlib import listwise
-from srlib.scoring import Judged
+from srlib.benchmarks.run import listwise
+from srlib.benchmarks.scoring import Judged
 
 
 def test_rm_bench_counts_the_triangles_of_its_matrix():

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from srlib import adapters, merge, models, store, train
+from srlib.models.load import adapters
+from srlib.models.load import merge
+from srlib.models.load import load as models
+from srlib import files as store
+from srlib import train
 
 pytestmark = pytest.mark.torch
 

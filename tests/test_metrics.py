@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from srlib import metrics
+from srlib.stats import metrics
 
 NAN = float("nan")
 SCALES = {"1-5": [1, 2, 3, 4, 5], "quarters": [i / 4 for i in range(11)], "uneven": [0, 1, 2.5, 7]}

@@ -5,7 +5,9 @@ import json
 import judged
 import pytest
 
-from srlib import params, stages, store
+from srlib import config as params
+from srlib.run import stages
+from srlib import files as store
 from srlib.schema import Comparison, Example
 
 papermill = pytest.importorskip("papermill")

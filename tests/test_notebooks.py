@@ -11,7 +11,11 @@ import pytest
 from conftest import SHRUNKEN
 from rich.console import Console
 
-from srlib import params, pipeline, readings, stages, store
+from srlib import config as params
+from srlib.run import pipeline
+from srlib.evaluate.results import arms as readings
+from srlib.run import stages
+from srlib import files as store
 
 pytestmark = pytest.mark.torch
 

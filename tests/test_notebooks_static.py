@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from srlib import params, shapes, stages
+from srlib import config as params
+from srlib.hardware import shapes
+from srlib.run import stages
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["01_data", "02_sft", "03_sample", "04_curate", "05_dpo", "06_eval"]

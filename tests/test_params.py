@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from srlib import params
-from srlib.params import Param, ParamError
+from srlib import config as params
+from srlib.config import Param, ParamError
 
 CELL = """\
 # what DPO needs

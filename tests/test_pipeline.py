@@ -13,7 +13,10 @@ import pytest
 from rich.console import Console
 from throwaway import log, make_project
 
-from srlib import params, pipeline, runs, store
+from srlib import config as params
+from srlib.run import pipeline
+from srlib.run import stage as runs
+from srlib import files as store
 
 SHORT = ["arms=base,sft"]  # data, sft, eval: three kernels
 

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from srlib import cli, machine, memory, params, plan, shapes
-from srlib.machine import Card
-from srlib.memory import Job
+from srlib import cli
+from srlib.hardware import machine
+from srlib.hardware import memory
+from srlib import config as params
+from srlib.run import plan
+from srlib.hardware import shapes
+from srlib.hardware.machine import Card
+from srlib.hardware.memory import Job
 
 ROOT = Path(__file__).parent.parent
 LLAMA = shapes.KNOWN["meta-llama/Llama-3.1-8B-Instruct"]
@@ -89,8 +94,8 @@ def test_memory_moves_as_it_should():
 @pytest.mark.parametrize("name", ["memory", "memory-fp32"])
 def test_the_forecast_is_within_a_quarter_of_what_was_measured(name):
     """The committed tables were measured (`srlib bench --memory`); the formulae are those of today."""
-    from srlib import bench_memory
-    from srlib.workload import Work
+    from bench import bench_memory
+    from bench.workload import Work
 
     table = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text())
     assert {row["bf16"] for row in table["rows"]} == {name == "memory"}
@@ -192,7 +197,7 @@ def test_every_recipe_can_be_planned(name, monkeypatch):
 
 def test_run_refuses_and_can_be_told_otherwise(monkeypatch):
     monkeypatch.setattr(machine, "found", lambda: GPU)
-    from srlib import pipeline
+    from srlib.run import pipeline
 
     started = []
     monkeypatch.setattr(pipeline, "run", lambda *args: started.append(args) or [])

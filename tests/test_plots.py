@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from srlib import metrics, plots, readings, selective
+from srlib.stats import metrics
+from srlib.report.tables import plots
+from srlib.evaluate.results import arms as readings
+from srlib.stats import selective
 
 pytest.importorskip("seaborn")
 NAN = float("nan")

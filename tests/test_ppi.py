@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from srlib import ppi, store
+from srlib.stats import ppi
+from srlib import files as store
 from srlib.cli import app
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from srlib import lexicon, params, world
+from srlib.data.load import lexicon
+from srlib import config as params
+from srlib.data.load import world
 
 SPLITS = ("train", "validation", "test", "ood")
 N = 3000

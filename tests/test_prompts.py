@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlib import prompts, sample
+from srlib import prompts
+from srlib.sample.decode import decode as sample
 from srlib.prompts import completion, parse, request
 from srlib.schema import PREFERENCES, Comparison, Example, Rubric, format_score
 

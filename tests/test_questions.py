@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from test_answers import FEEDBACK, PAIR, RB2, write
 
-from srlib import questions, suite
-from srlib.questions import EMPTY
+from srlib.benchmarks.run import questions
+from srlib.benchmarks.run import suite
+from srlib.benchmarks.questions import EMPTY
 from srlib.schema import Comparison
-from srlib.store import RowError
+from srlib.files import RowError
 
 REAL = Path(os.environ.get("SRLIB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 LEVELS = {f"score{n}_description": f"level {n}" for n in range(1, 6)}

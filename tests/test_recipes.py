@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from test_notebooks_static import NAMES, PARAMS, cells, is_tagged, source
 
-from srlib import fingerprint, machine, params, plan, runs
+from srlib.run import keys as fingerprint
+from srlib.hardware import machine
+from srlib import config as params
+from srlib.run import plan
+from srlib.run import stage as runs
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

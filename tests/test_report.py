@@ -8,7 +8,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srlib import canvas, metrics, page, plots, report, store
+from srlib.report.tables import canvas
+from srlib.stats import metrics
+from srlib.report.tables import page
+from srlib.report.tables import plots
+from srlib.report.tables import tables as report
+from srlib import files as store
 
 NAN = float("nan")
 

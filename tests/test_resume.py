@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import SHRUNKEN
 
-from srlib import store
+from srlib import files as store
 
 pytestmark = pytest.mark.torch
 

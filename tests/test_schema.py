@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from srlib import store
+from srlib import files as store
 from srlib.schema import MAX_CHARACTERS, Comparison, Example, Judgment, Pair, Rubric, format_score
 
 POLITE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from srlib import listwise, scoring, suite
-from srlib.scoring import Judged
+from srlib.benchmarks.run import listwise
+from srlib.benchmarks.run import scoring
+from srlib.benchmarks.run import suite
+from srlib.benchmarks.scoring import Judged
 
 BOOT = 50
 

@@ -9,7 +9,11 @@ import architectures
 import numpy as np
 import pytest
 
-from srlib import adapters, models, shared, store, train
+from srlib.models.load import adapters
+from srlib.models.load import load as models
+from srlib import shared_prompts as shared
+from srlib import files as store
+from srlib import train
 
 pytestmark = pytest.mark.torch
 

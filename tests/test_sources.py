@@ -9,7 +9,9 @@ from pathlib import Path
 import judged
 import pytest
 
-from srlib import data, sources, store
+from srlib.data.load import load as data
+from srlib.data.load import sources
+from srlib import files as store
 
 ROWS = [{"id": "1", "text": "a, b"}, {"id": "2", "text": "voilà"}, {"id": "3", "text": 'two\nlines "quoted"'}]
 

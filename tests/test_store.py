@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from srlib import store
+from srlib import files as store
 from srlib.schema import Example, Judgment
-from srlib.store import LockedError, RowError, StoreError
+from srlib.files import LockedError, RowError, StoreError
 
 RUBRIC = {"criterion": "Is it polite?", "levels": {"1": "no", "2": "yes"}}
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from srlib import tracking
+from srlib.run import tracking
 
 SECRET = "5ec7e7" + "0123456789" * 3 + "abcd"  # the form of a real key: forty hexadecimal characters
 

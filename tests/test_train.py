@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srlib import adapters, models, prompts, store, train, world
+from srlib.models.load import adapters
+from srlib.models.load import load as models
+from srlib import prompts
+from srlib import files as store
+from srlib import train
+from srlib.data.load import world
 from srlib.schema import Pair
 
 pytestmark = pytest.mark.torch

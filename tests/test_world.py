@@ -11,9 +11,11 @@ from itertools import pairwise
 
 import pytest
 
-from srlib import lexicon, prompts, world
+from srlib.data.load import lexicon
+from srlib import prompts
+from srlib.data.load import world
 from srlib.schema import Comparison, Example
-from srlib.world import check_comparison, check_rationale
+from srlib.data.world import check_comparison, check_rationale
 
 SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT_TOPICS = [topic for _, held_out in lexicon.TOPICS.values() for topic in held_out.split()]

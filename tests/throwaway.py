@@ -30,7 +30,7 @@ if not stage.done:
 """
 FINISH = 'stage.finish(threads=os.environ.get("OMP_NUM_THREADS"), nice=os.nice(0))\n'
 RESULTS = """\
-from srlib import store
+from srlib import files as store
 row = dict(metric="accuracy", ci_low=0.4, ci_high=0.6, n=9, seed=seed, iteration=0, protocol="greedy")
 rows = [row | dict(arm=arm, split=s, value=0.5) for arm in arms for s in ("test", "ood", "pairwise")]
 store.write_json(stage.run / "results.json", rows)
@@ -70,7 +70,7 @@ def make_project(root: Path, **work: str) -> Path:
 
 def namespace(root: Path, notebook: str, **changes) -> dict:
     """What `globals()` holds in a notebook whose parameters cell has run."""
-    from srlib import params
+    from srlib import config as params
 
     own = params.of_notebook(notebook, root / "notebooks")
     return {name: param.default for name, param in own.items()} | changes
