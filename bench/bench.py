@@ -18,12 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib.hardware import machine
-from bench import roofline
-from srlib.hardware import shapes
-from srlib import files as store
-from bench import workload
+from bench import roofline, workload
 from bench.workload import TRAINERS, Work
+from srlib import files as store
+from srlib.hardware import machine, shapes
 
 TINY = dict(rows=16, prompt_tokens=190, completion_tokens=45, n=10, steps=4)  # as long as the built-in world's
 LARGE = dict(rows=2, prompt_tokens=1000, completion_tokens=200, n=10, steps=6)

@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import bench
-from srlib.hardware import machine
-from srlib.hardware import shapes
+from bench import bench, workload
+from bench.workload import Work
 from srlib import files as store
-from bench import workload
+from srlib.hardware import machine, shapes
 from srlib.hardware import memory as forecasts
 from srlib.hardware.memory import Job
-from bench.workload import Work
 
 SHAPES = ("10m", "25m", "60m")
 

@@ -19,14 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import bench
-from srlib.hardware import machine
-from srlib.report.tables import plots
-from srlib import segments
-from srlib.hardware import shapes
-from srlib import files as store
-from bench import workload
+from bench import bench, workload
 from bench.workload import Work
+from srlib import files as store
+from srlib import segments
+from srlib.hardware import machine, shapes
+from srlib.report import plots
 
 KS = (1, 3, 5)
 AT_ONCE = 24_000  # tokens that the standard trainer reads at once: 15 GiB at 28 M parameters in bf16

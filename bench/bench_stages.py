@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import bench
-from srlib.evaluate.results import cost as ledger
-from srlib.hardware import machine
 from srlib import files as store
+from srlib.evaluate import cost as ledger
+from srlib.hardware import machine
 
 
 def stages(run: Path, out: Path) -> str:

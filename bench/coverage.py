@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from srlib.stats import metrics
-from srlib.stats import ppi
 from srlib import files as store
+from srlib.stats import metrics, ppi
 
 LOW, HIGH = 0.93, 0.97
 SCALE = np.arange(1, 6)

@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srlib.hardware import machine
 from bench import roofline
+from srlib.hardware import machine
 from srlib.hardware.shapes import Shape
 
 KINDS = ("sft", "dpo", "sample")
@@ -109,7 +109,7 @@ def measure(work: Work) -> dict[str, Any]:
     if work.kind not in KINDS:
         raise ValueError(f"kind {work.kind!r} is not one of {', '.join(KINDS)}")
     backend = "unsloth" if work.variant == "unsloth" else "transformers"
-    from srlib.models.load import load as models
+    from srlib.models import load as models
 
     models.resolve_backend(backend)  # Unsloth comes before trl
     import torch
@@ -216,8 +216,8 @@ def _plain_trl(work: Work, out: Path) -> int:
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from srlib.models.load import load as models
     from srlib import train
+    from srlib.models import load as models
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     how_many = work.rows * (work.steps + 2)
@@ -248,7 +248,7 @@ def _plain_trl(work: Work, out: Path) -> int:
 
 def _sample(work: Work) -> dict[str, Any]:
     """Rounds of N judgments a prompt, variants in turn: seconds of each round, `{"srlib": [...], "generate": [...]}`."""
-    from srlib.models.load import load as models
+    from srlib.models import load as models
 
     model, _ = models.load(work.model, quantization=work.quantization)
     model.generation_config.eos_token_id = None  # every judgment has exactly completion_tokens tokens
@@ -268,7 +268,7 @@ def _sample(work: Work) -> dict[str, Any]:
 def _ours(model: Any, prompts: list[list[int]], work: Work) -> None:
     import numpy as np
 
-    from srlib.sample.decode import decode as sample
+    from srlib.sample import decode as sample
 
     owner = [i for i in range(len(prompts)) for _ in range(work.n)]
     draws = np.stack([sample.uniforms(0, str(i), k, work.completion_tokens) for k, i in enumerate(owner)])

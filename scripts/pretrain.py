@@ -25,9 +25,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from srlib.data.load import lexicon
+from srlib.data import lexicon
 from srlib import prompts
-from srlib.data.load import world
+from srlib.data import world
 from srlib.schema import Example
 
 NOISE = 0.1  # share of wrong verdicts
@@ -223,7 +223,7 @@ def optimizers(model, lr: float):
 
 def greedy_accuracy(model, tokenizer, n: int = 100) -> tuple[float, float]:
     """(score accuracy, share of right verdicts) on examples that belong to no split."""
-    from srlib.sample.decode import decode as sample
+    from srlib.sample import decode as sample
 
     rows = world.examples("pretraining-check", seed=0, n=n)
     judged = sample.judgments(model, tokenizer, rows, max_new_tokens=120)

@@ -82,7 +82,7 @@ def main() -> None:
 
     from srlib.stats import metrics
     from srlib import files as store
-    from srlib.data.load import world
+    from srlib.data import world
     from srlib.judge import Judge
     from srlib.schema import Example
 

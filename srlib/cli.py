@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from srlib import config as parameters
-from srlib.run import pipeline
-from srlib.sample.draws import DrawsError
-from srlib.models.load import ModelError
 from srlib.config import ParamError
-from srlib.run.stages import RunError
 from srlib.files import LockedError, StoreError
+from srlib.models.load import ModelError
+from srlib.run import pipeline
+from srlib.run.stages import RunError
+from srlib.sample.draws import DrawsError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,7 +57,7 @@ def run(
             if any(report.status in ("failed", "left") for report in reports):
                 raise typer.Exit(1)
             if len(plans) == 1:
-                from srlib.report.tables import tables as report
+                from srlib.report import tables as report
 
                 console.print(report.table(where))
         if len(plans) > 1:
@@ -181,7 +181,7 @@ def compare(
 
 
 def _compare(run_dirs: list[Path], out: Path | None, console: Console) -> None:
-    from srlib.report.tables import tables as report
+    from srlib.report import tables as report
 
     console.print(report.compare(run_dirs, out))
 
@@ -221,8 +221,8 @@ def eval_(
 ) -> None:
     """Judge a benchmark and score it by its own rule; the same command resumes."""
     with _messages():
-        from srlib.benchmarks.run import run as benchmarks
-        from srlib.benchmarks.run import suite
+        from srlib.benchmarks import run as benchmarks
+        from srlib.benchmarks import suite
 
         found = suite.named(bench)
         out = out or Path(f"{bench}.json")
@@ -241,9 +241,9 @@ def score(
 ) -> None:
     """Score a benchmark's judgments that another program made, by the same rule."""
     with _messages():
-        from srlib.benchmarks.run import run as benchmarks
         from srlib import files as store
-        from srlib.benchmarks.run import suite
+        from srlib.benchmarks import run as benchmarks
+        from srlib.benchmarks import suite
 
         rows = benchmarks.score(suite.named(bench), judgments, data=data or "", revision=revision)
         if out is not None:
@@ -273,7 +273,7 @@ def export(
 ) -> None:
     """Take a run's judge out: weights, tokenizer and model card, if it still judges as it did in the run."""
     with _messages():
-        from srlib.report.tables import export
+        from srlib.report import export
 
         try:
             gate = export.export(run, to, how, push)

@@ -32,6 +32,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from srlib.schema import SrlibError
+
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list[str]": list}
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
@@ -41,7 +43,7 @@ _CHOICES = re.compile(r"[^|]+(?:\|[^|]+)+")
 _HELP = re.compile(r"(.*?)\s*\[([^\[\]]*)\]")
 
 
-class ParamError(ValueError):
+class ParamError(SrlibError, ValueError):
     """A parameter that cannot be used. The message names file, line where known, parameter, value and what to do."""
 
 

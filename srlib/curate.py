@@ -19,8 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from srlib.stats import metrics
 from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Verdict
+from srlib.stats import metrics
 
 STRATEGIES = ("correct_answer", "majority_vote", "meta_judge")
 

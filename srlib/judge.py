@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srlib.data.load import load as data
-from srlib.models.load import load as models
-from srlib.sample.decode import decode as sample
 from srlib import files as store
+from srlib.data import load as data
+from srlib.models import load as models
+from srlib.sample import decode as sample
 from srlib.schema import Comparison, Example, Item, Judgment, Rubric
 
 
@@ -61,7 +61,7 @@ class Judge:
         directory = directory or (model if model and Path(model).is_dir() else "")
         model = model or (str(Path(directory).resolve()) if directory else "")
         if is_url(path):
-            from srlib.sample.decode import endpoint
+            from srlib.sample import endpoint
 
             api = "auto"
             if directory:  # whether there is a chat template need not be found out

@@ -14,8 +14,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from srlib import attention
-
 NAME = "srlib_shared_training"
 
 
@@ -116,13 +114,9 @@ def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, shared: di
     q, k, v = parts(tables[: prompt_slots.numel()], prompt_slots)
     own_q, own_k, own_v = parts(tables[prompt_slots.numel() :], own_slots)
     keys, values = torch.cat([k[owner], own_k], 2), torch.cat([v[owner], own_v], 2)
-    if torch.is_autocast_enabled("cpu"):
-        of_prompts = attention.blocks(q, k, v, None, scale)
-        of_own = attention.blocks(own_q, keys, values, shared["sees"], scale)
-    else:
-        with torch.autocast(query.device.type, enabled=False):
-            of_prompts = sdpa(*(x.to(query.dtype) for x in (q, k, v)), is_causal=True, scale=scale)
-            of_own = sdpa(*(x.to(query.dtype) for x in (own_q, keys, values)), attn_mask=shared["sees"], scale=scale)
+    with torch.autocast(query.device.type, enabled=False):
+        of_prompts = sdpa(*(x.to(query.dtype) for x in (q, k, v)), is_causal=True, scale=scale)
+        of_own = sdpa(*(x.to(query.dtype) for x in (own_q, keys, values)), attn_mask=shared["sees"], scale=scale)
     parted = [part.to(query.dtype).transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_own)]
     out = torch.cat(parted)
     return _mover()(out, shared["back"], slots).view(1, -1, heads, d), None

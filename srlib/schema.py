@@ -36,6 +36,15 @@ OTHER_WAY: dict[Preference, Preference] = {
 }  # the same verdict on the swapped responses
 
 
+class SrlibError(Exception):
+    """Base of every error that srlib raises on purpose: its message says what is wrong, where, and what to do.
+
+    `exit_status` is what the command line ends with: 2 if it refused before anything ran, 1 if something failed while running.
+    """
+
+    exit_status = 2
+
+
 def format_score(score: float) -> str:
     """A score as it is written in prompts and verdicts: `4.0 -> "4"`, `2.5 -> "2.5"`, `0.25 -> "0.25"`."""
     return f"{score:.6f}".rstrip("0").rstrip(".")

@@ -26,12 +26,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from srlib import packed
-from srlib.sample.decode import prefix
-from srlib import segments
 from srlib.batches import Layout
-from srlib.segments import NotShareable
+from srlib.sample import prefix
+from srlib.schema import SrlibError
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class NotShareable(SrlibError):
+    """This model, or these settings, would read a shared prompt wrongly; says why and what to do."""
 
 
 class Plan(NamedTuple):
@@ -64,11 +67,6 @@ def engine(
     if not checkpointing and not unsloth_on_gpu:
         return "cache"
     why = prefix.not_shareable(model, longest)
-    if unsloth_on_gpu:
-        why = why or (None if segments.available() else "the installed Unsloth has no kernel for shared prompts")
-        if why is not None:
-            raise NotShareable(f"{why}; set share_prompts to false, or backend to transformers")
-        return "segments"
     if why is not None:
         raise NotShareable(
             f"{why}, and gradient checkpointing leaves no other way to share prompts; set share_prompts or "
@@ -129,8 +127,7 @@ def collate(rows: Sequence[dict[str, Any]], how: str) -> dict[str, Any]:
 def _laid_out(how: str, prompts: list, completions: list, owner: list[int], ids: Any, mask: Any) -> dict[str, Any]:
     if how == "cache":
         return _for_cache(prompts, owner, ids, mask)
-    lay_out = segments.lay_out if how == "segments" else packed.lay_out
-    return lay_out(prompts, completions, owner)
+    return packed.lay_out(prompts, completions, owner)
 
 
 def _padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, Any]:
@@ -177,14 +174,10 @@ class Once:
     def __call__(self, input_ids: Any, shared: dict[str, Any], labels: Any = None, **given: Any) -> Any:
         from transformers.modeling_outputs import CausalLMOutput
 
-        if "groups" in shared:
-            logits = segments.read(self.model, shared, self.own.get_output_embeddings())
-        elif "sees" in shared:
+        if "sees" in shared:
             logits = packed.read(self.model, shared)
         else:
             logits = _through_cache(self.model, self.own.config, shared)
-        if self.check and "groups" in shared:
-            segments.check(self.model, shared, logits, self.check)
         logits, loss = logits[shared["virtual"]], None
         if labels is not None:
             items = {name: given[name] for name in ("num_items_in_batch",) if name in given}
@@ -243,11 +236,7 @@ def _planned(trainer: type) -> type:
 
         def stand_in(self, model: Any) -> Once:
             own = self.accelerator.unwrap_model(self.model)
-            half = self.args.bf16 or self.args.fp16 or "16" in str(own.dtype)
-            allowed = segments.HALF if half else segments.EXACT
-            first = own.training in self.unchecked
-            self.unchecked = tuple(mode for mode in self.unchecked if mode != own.training)
-            return Once(model, own, check=allowed if first else 0.0)
+            return Once(model, own)
 
     return Planned
 

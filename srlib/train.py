@@ -19,17 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib.models.load import adapters
-from srlib import attention
-from srlib import batches
-from srlib import lowrank
-from srlib.models.load import load as models
-from srlib import prompts
-from srlib import reference
-from srlib import shared_prompts as shared
+from srlib import batches, prompts, reference
 from srlib import files as store
-from srlib.progress import progress
-from srlib.schema import Item, Pair
+from srlib import shared_prompts as shared
+from srlib.files import progress
+from srlib.models import adapters
+from srlib.models import load as models
+from srlib.schema import Item, Pair, SrlibError
 
 WARMUP = 0.1  # share of the steps in which the learning rate rises
 
@@ -60,7 +56,7 @@ class Settings:
     judge: dict[str, Any] = field(default_factory=dict)  # what judge.json is to say
 
 
-class ReferenceMismatch(RuntimeError):
+class ReferenceMismatch(SrlibError):
     """Policy and reference disagree before the first step, so the reference is not the model training starts from."""
 
 
@@ -261,8 +257,6 @@ def _train(
         alpha=settings.lora_alpha, dropout=settings.lora_dropout, lora_targets=settings.lora_targets, seed=settings.seed,
     )  # fmt: skip
     arguments = _arguments(settings, checkpoints, total)
-    if arguments["use_cpu"]:
-        (attention if arguments["bf16"] else lowrank).install(policy)
     trains = [] if settings.quantization == "none" else [p for p in policy.parameters() if p.requires_grad]
     exact = [p.detach().clone() for p in trains]
     dataset = Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)])

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from annotated import HOSTILE, write_run
 
-from srlib.annotate.session import session as annotate
 from srlib import files as store
+from srlib.annotate import session as annotate
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="pip install -e '.[browser]' first (make test-browser does)"

@@ -72,7 +72,7 @@ def base_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny(base_dir, one_thread):
     """(model, tokenizer) of the base model, in fp32; tests leave it as it is."""
-    from srlib.models.load import load as models
+    from srlib.models import load as models
 
     return models.load(base_dir)
 
@@ -82,8 +82,8 @@ def adapter_judge(base_dir, one_thread, tmp_path_factory) -> Path:
     """A judge kept as an adapter (rank 4, alpha 32) on the base model; its weights are random and matter."""
     import torch
 
-    from srlib.models.load import adapters
-    from srlib.models.load import load as models
+    from srlib.models import adapters
+    from srlib.models import load as models
 
     policy, tokenizer = models.load(base_dir, training=True)
     policy = adapters.add_lora(policy, rank=4, alpha=32)
@@ -100,7 +100,7 @@ def adapter_judge(base_dir, one_thread, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def rows():
     """32 training examples of the built-in world."""
-    from srlib.data.load import world
+    from srlib.data import world
 
     return world.examples("train", 0, 32, care=0.5)
 

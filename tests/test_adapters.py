@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from srlib.models.load import adapters
-from srlib.models.load import load as models
 from srlib import files as store
-from srlib.models.load import ModelError
+from srlib.models.load import ModelError, adapters
+from srlib.models import load as models
 
 pytestmark = pytest.mark.torch
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from srlib.evaluate.results import alarms
 from srlib.evaluate.alarms import AlarmError
+from srlib.evaluate import alarms
 from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

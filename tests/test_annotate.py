@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from srlib.annotate.session import session as annotate
 from srlib import files as store
-from srlib.annotate.session import CRITERIA, Session, file_of, read_votes, shown
 from srlib.annotate.preference import side_by_side
+from srlib.annotate.session import CRITERIA, Session, file_of, read_votes, shown
+from srlib.annotate import session as annotate
 from srlib.schema import Example, Judgment, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

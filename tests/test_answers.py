@@ -4,12 +4,9 @@ import json
 
 import pytest
 
-from srlib.benchmarks.run import answers
-from srlib.benchmarks.run import questions
-from srlib.benchmarks.run import scoring
-from srlib.benchmarks.run import suite
-from srlib.schema import Judgment
+from srlib.benchmarks import answers, questions, scoring, suite
 from srlib.files import RowError
+from srlib.schema import Judgment
 
 PAIR = {"input": "Name a prime.", "output_1": "3", "output_2": "4", "label": 1}
 FEEDBACK = {

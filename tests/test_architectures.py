@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from architectures import FAMILIES, KINDS, make
 
-from srlib.models.load import load as models
-from srlib.sample.decode import prefix
-from srlib import prompts
-from srlib.sample.decode import decode as sample
-from srlib import train
-from srlib.data.load import world
+from srlib import prompts, train
+from srlib.data import world
+from srlib.models import load as models
+from srlib.sample import decode as sample
+from srlib.sample import prefix
 
 pytestmark = pytest.mark.torch
 SETTINGS = dict(max_steps=3, batch_size=4, micro_batch_size=4, lora_rank=4, learning_rate=5e-3)
@@ -254,7 +253,7 @@ def _others(model, tokenizer):
 UNSLOTH = """
 import json, sys
 from pathlib import Path
-from srlib.models.load import load as models
+from srlib.models import load as models
 if models.resolve_backend("auto") != "unsloth":
     sys.exit(print("no unsloth"))
 import torch
@@ -262,7 +261,7 @@ torch.set_num_threads(1)
 torch.cpu._is_avx512_bf16_supported = lambda: False
 sys.path.insert(0, sys.argv[3])
 from test_architectures import FAMILIES, learned
-from srlib.data.load import world
+from srlib.data import world
 hub, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), world.examples("train", 0, 32, care=0.5)
 logs = {kind: learned(hub / kind, out / kind, rows, "unsloth") for kind in FAMILIES}
 logs["4bit"] = learned(hub / "llama", out / "4bit", rows, "unsloth", "4bit")

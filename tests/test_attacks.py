@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlib.evaluate.results import attacks
 from srlib import prompts
-from srlib.data.load import world
+from srlib.data import world
 from srlib.evaluate.attacks import ATTACKS, FAMILIES, alterations, attacked, markdown, padded, plain
+from srlib.evaluate import attacks
 from srlib.schema import Comparison, Example, Rubric
 
 SCALES = {

@@ -4,15 +4,15 @@ import math
 
 import pytest
 
-from srlib.evaluate.results import audits
-from srlib.evaluate.results import results as evaluate
-from srlib.stats import metrics
-from srlib import prompts
-from srlib.evaluate.results import arms as readings
 from srlib import files as store
+from srlib import prompts
 from srlib.evaluate.attacks import FAMILIES
 from srlib.evaluate.audits import altered, altered_rows, choose, equal_gold_rows, position_row
+from srlib.evaluate import arms as readings
+from srlib.evaluate import audits
+from srlib.evaluate import results as evaluate
 from srlib.schema import Comparison, Example, Judgment, Rubric
+from srlib.stats import metrics
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 2: "kind"}, step=0.5)

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import bench
-from bench import bench_sharing
-from bench import bench_stages
-from srlib.run import plan
-from bench import roofline
-from srlib.hardware import shapes
-from srlib import files as store
-from bench import workload
-from srlib.hardware.machine import Card
+from bench import bench, bench_sharing, bench_stages, roofline, workload
 from bench.workload import Work
+from srlib import files as store
+from srlib.hardware import shapes
+from srlib.hardware.machine import Card
+from srlib.run import plan
 
 pytestmark = pytest.mark.torch
 

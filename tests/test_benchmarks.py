@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from test_answers import PAIR, write
 
-from srlib.benchmarks.run import run as benchmarks
-from srlib.benchmarks.run import suite
+from srlib.benchmarks import run as benchmarks
+from srlib.benchmarks import suite
 from srlib.files import RowError
 
 FLAT = {

@@ -10,11 +10,11 @@ from throwaway import make_project
 from typer.testing import CliRunner
 
 from srlib import cli
-from srlib.run import pipeline
-from srlib.sample.draws import DrawsError
-from srlib.models.load import ModelError
-from srlib.run.pipeline import StageReport
 from srlib.files import LockedError, StoreError
+from srlib.models.load import ModelError
+from srlib.run import pipeline
+from srlib.run.pipeline import StageReport
+from srlib.sample.draws import DrawsError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from rich.console import Console
 from test_notebooks import check_both_ways
 
 from srlib import config as params
-from srlib.run import pipeline
 from srlib import files as store
+from srlib.run import pipeline
 from srlib.schema import Judgment, Pair
 
 pytestmark = pytest.mark.torch

@@ -3,9 +3,9 @@
 import judged
 import pytest
 
-from srlib.data.load import columns
-from srlib.data.load import load as data
 from srlib import files as store
+from srlib.data import columns
+from srlib.data import load as data
 from srlib.schema import Comparison, Example, Rubric
 
 [FEEDBACK] = judged.feedback(1)

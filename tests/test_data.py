@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from srlib.data.load import load as data
-from srlib.data.load import splits
-from srlib.data.load import DataError, RowFailure, load, load_splits, read_rows
+from srlib.data.load import DataError, RowFailure, load, load_splits, read_rows, splits
+from srlib.data import load as data
 from srlib.schema import Comparison, Example, Rubric
 
 OURS = {

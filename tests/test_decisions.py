@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srlib.evaluate.results import decisions
+from srlib.evaluate import decisions
 from srlib.schema import Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from srlib.sample.decode import draws
 from srlib import files as store
+from srlib.sample import draws
 from srlib.schema import Example, Judgment, Rubric
 
 RUBRIC = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

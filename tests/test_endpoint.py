@@ -13,12 +13,9 @@ import time
 import pytest
 from servers import Scripted, free_port, transformers_serve
 
-from srlib.sample.decode import client
-from srlib.sample.decode import draws
-from srlib.sample.decode import endpoint
-from srlib import judge
-from srlib import prompts
 from srlib import files as store
+from srlib import judge, prompts
+from srlib.sample import client, draws, endpoint
 from srlib.schema import Example, Judgment, Rubric
 
 POLITE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
@@ -584,7 +581,7 @@ KILLED = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background passes on that it is ignored
 from pathlib import Path
-from srlib.sample.decode import endpoint
+from srlib.sample import endpoint
 from srlib import files as store
 from srlib.schema import Example
 place = endpoint.Endpoint({url!r}, "judge", "chat", 2)
@@ -684,8 +681,8 @@ def real(tmp_path_factory):
 @pytest.mark.torch
 def test_transformers_serve_draws_what_the_model_writes(real, base_dir, rows, tmp_path, one_thread):
     """It ignores n, takes no top_k, and is greedy at any temperature unless it is told otherwise: all found out."""
-    from srlib.models.load import load as models
-    from srlib.sample.decode import decode as sample
+    from srlib.models import load as models
+    from srlib.sample import decode as sample
 
     place = judge.Judge.load(real, directory=base_dir, concurrency=2)
     few = rows[:2]

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from srlib.evaluate.results import results as evaluate
-from srlib.evaluate.results import arms as readings
 from srlib import files as store
-from srlib.data.load import world
-from srlib.evaluate.results import COMPARED, Settings
+from srlib.data import world
 from srlib.evaluate.arms import Arm, arm, read
+from srlib.evaluate.results import COMPARED, Settings
+from srlib.evaluate import arms as readings
+from srlib.evaluate import results as evaluate
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

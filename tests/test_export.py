@@ -8,12 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from srlib.report.tables import card
 from srlib import cli
-from srlib.report.tables import export
-from srlib.models.load import load as models
 from srlib import files as store
-from srlib.data.load import world
+from srlib.data import world
+from srlib.models import load as models
+from srlib.report import card, export
 from srlib.schema import Judgment
 
 pytestmark = pytest.mark.torch
@@ -60,7 +59,7 @@ def fp32_run(tmp_path, base_dir, adapter_judge):
     """Its weights hold an adapter that was merged in fp32; those of the base fit into 16 bit as they are."""
     import torch
 
-    from srlib.models.load import adapters
+    from srlib.models import adapters
 
     tokenizer = models.load_tokenizer(base_dir)
     adapters.merge(str(base_dir), adapter_judge, tokenizer, torch.float32).save_pretrained(tmp_path / "merged")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from srlib.stats import intervals
-from srlib.stats import metrics
+from srlib.stats import intervals, metrics
 
 
 def test_resamples_serve_any_statistic():

@@ -6,13 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from srlib import Judge
-from srlib import Rubric
-from srlib.data.load import load as data
-from srlib import judge
-from srlib.models.load import load as models
-from srlib.sample.decode import decode as sample
+from srlib import Judge, Rubric, judge
 from srlib import files as store
+from srlib.data import load as data
+from srlib.models import load as models
+from srlib.sample import decode as sample
 
 pytestmark = pytest.mark.torch
 

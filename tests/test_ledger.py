@@ -5,10 +5,10 @@ import types
 
 import pytest
 
-from srlib.evaluate.results import cost as ledger
+from srlib import files as store
+from srlib.evaluate import cost as ledger
 from srlib.hardware import machine
 from srlib.run import stage as runs
-from srlib import files as store
 
 
 def stage(run, output, name, created="2026-01-01T00:00:00", facts=None, **used):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scoring import rule, several, value
 
-from srlib.benchmarks.run import listwise
+from srlib.benchmarks import listwise
 from srlib.benchmarks.scoring import Judged
 
 

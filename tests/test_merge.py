@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from srlib.models.load import adapters
-from srlib.models.load import merge
-from srlib.models.load import load as models
 from srlib import files as store
 from srlib import train
+from srlib.models import adapters, merge
+from srlib.models import load as models
 
 pytestmark = pytest.mark.torch
 

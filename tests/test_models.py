@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from srlib.models.load import adapters
-from srlib.models.load import load as models
 from srlib import files as store
-from srlib.models.load import ModelError
+from srlib.models.load import ModelError, adapters
+from srlib.models import load as models
 
 pytestmark = pytest.mark.torch
 
@@ -177,7 +176,7 @@ def test_4bit_trains_after_a_forward_in_eval_mode(base_dir, rows, tiny):
 
 @pytest.mark.parametrize(("quant_type", "dtype"), [("nf4", "float32"), ("fp4", "bfloat16")])
 def test_4bit_judges(base_dir, rows, quant_type, dtype):
-    from srlib.sample.decode import decode as sample
+    from srlib.sample import decode as sample
 
     model, tokenizer = models.load(base_dir, quantization="4bit", quant_type=quant_type, dtype=dtype)
     assert str(model.dtype) == f"torch.{dtype}"

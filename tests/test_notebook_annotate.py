@@ -5,9 +5,9 @@ import json
 import pytest
 from annotated import write_run
 
-from srlib.annotate.session import session as annotate
-from srlib.annotate.session import preference
 from srlib import files as store
+from srlib.annotate import preference
+from srlib.annotate import session as annotate
 from srlib.schema import Example, Judgment
 
 papermill = pytest.importorskip("papermill")

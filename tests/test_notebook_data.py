@@ -6,8 +6,8 @@ import judged
 import pytest
 
 from srlib import config as params
-from srlib.run import stages
 from srlib import files as store
+from srlib.run import stages
 from srlib.schema import Comparison, Example
 
 papermill = pytest.importorskip("papermill")

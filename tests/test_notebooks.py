@@ -12,10 +12,9 @@ from conftest import SHRUNKEN
 from rich.console import Console
 
 from srlib import config as params
-from srlib.run import pipeline
-from srlib.evaluate.results import arms as readings
-from srlib.run import stages
 from srlib import files as store
+from srlib.evaluate import arms as readings
+from srlib.run import pipeline, stages
 
 pytestmark = pytest.mark.torch
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from srlib.data.load import overlap
+from srlib.data import overlap
 from srlib.schema import Comparison, Example, Rubric
 
 RUBRIC = Rubric(criterion="c", levels=["a", "b"])

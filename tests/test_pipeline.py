@@ -14,9 +14,9 @@ from rich.console import Console
 from throwaway import log, make_project
 
 from srlib import config as params
+from srlib import files as store
 from srlib.run import pipeline
 from srlib.run import stage as runs
-from srlib import files as store
 
 SHORT = ["arms=base,sft"]  # data, sft, eval: three kernels
 
@@ -228,7 +228,7 @@ from srlib.schema import Judgment
 path = stage.path / "rows.jsonl"
 have = len(store.read_rows(path, Judgment, drop_torn_tail=True)) if path.exists() else 0
 (stage.run / "pid").write_text(str(os.getpid()))
-from srlib.progress import progress
+from srlib.files import progress
 with progress(total=6, desc="rows") as bar:
     bar.update(have)
     for i in range(have, 6):
@@ -286,7 +286,7 @@ def test_a_stopped_run_resumes_inside_the_stage(tmp_path, start, stop):
 
 def test_heartbeats_become_lines_in_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "PLAIN_EVERY", 0.0)
-    work = "import os, time\nfrom srlib.progress import progress\n"
+    work = "import os, time\nfrom srlib.files import progress\n"
     work += "for _ in progress(range(4), desc='rows'):\n    time.sleep(0.6)\n"
     root = make_project(tmp_path, n01_data=work)
     reports, printed = go(root, *SHORT)

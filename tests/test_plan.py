@@ -8,13 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from srlib import cli
-from srlib.hardware import machine
-from srlib.hardware import memory
 from srlib import config as params
-from srlib.run import plan
-from srlib.hardware import shapes
+from srlib.hardware import machine, memory, shapes
 from srlib.hardware.machine import Card
 from srlib.hardware.memory import Job
+from srlib.run import plan
 
 ROOT = Path(__file__).parent.parent
 LLAMA = shapes.KNOWN["meta-llama/Llama-3.1-8B-Instruct"]

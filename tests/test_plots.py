@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from srlib.stats import metrics
-from srlib.report.tables import plots
-from srlib.evaluate.results import arms as readings
-from srlib.stats import selective
+from srlib.evaluate import arms as readings
+from srlib.report import plots
+from srlib.stats import metrics, selective
 
 pytest.importorskip("seaborn")
 NAN = float("nan")

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from srlib.stats import ppi
 from srlib import files as store
 from srlib.cli import app
+from srlib.stats import ppi
 
 
 def test_by_hand():

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlib.annotate.session import preference
-from srlib.judge import Judge
 from srlib.annotate.preference import BothOrders, alpha, consistency, side_by_side, win_rates
+from srlib.annotate import preference
+from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, PREFERENCES, Example, Judgment, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

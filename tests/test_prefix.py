@@ -26,7 +26,7 @@ def test_what_all_keys_share_costs_no_precision(dtype, offset):
 
     import torch
 
-    from srlib.sample.decode import prefix
+    from srlib.sample import prefix
 
     torch.manual_seed(0)
     half = getattr(torch, dtype)
@@ -69,7 +69,7 @@ def test_every_architecture_gives_the_log_probabilities_of_a_text_alone(kind, se
 
     import torch
 
-    from srlib.sample.decode import decode as sample
+    from srlib.sample import decode as sample
 
     model = model_of(kind, **settings)
     contexts = [list(range(5, 35)), list(range(40, 58))]
@@ -86,10 +86,10 @@ def test_every_architecture_gives_the_log_probabilities_of_a_text_alone(kind, se
 
 def test_a_running_state_is_refused():
     """No several rows can go on from what such a model has read, and in one long row it would read them one after another."""
-    from srlib.models.load import load as models
-    from srlib.sample.decode import prefix
-    from srlib.sample.decode import decode as sample
     from srlib import shared_prompts as shared
+    from srlib.models import load as models
+    from srlib.sample import decode as sample
+    from srlib.sample import prefix
 
     model = model_of("Lfm2Config", layer_types=["conv", "full_attention"])
     assert "conv" in prefix.not_shareable(model, 60) or "linear_attention" in prefix.not_shareable(model, 60)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from srlib.data.load import lexicon
 from srlib import config as params
-from srlib.data.load import world
+from srlib.data import lexicon, world
 
 SPLITS = ("train", "validation", "test", "ood")
 N = 3000

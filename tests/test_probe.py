@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from srlib.sample.decode import probe
+from srlib.sample import probe
 from srlib.schema import Judgment
 
 
@@ -62,7 +62,7 @@ def test_summary_counts_each_example_once():
 @pytest.mark.torch
 def test_the_model_gives_the_distribution_that_sampling_gives(tiny, rows):
     """Judgments that were drawn with their distributions, and the same ones drawn without and filled in afterwards."""
-    from srlib.sample.decode import decode as sample
+    from srlib.sample import decode as sample
 
     how = dict(n=2, temperature=1.0, max_new_tokens=90, seed=0)
     model, tokenizer = tiny

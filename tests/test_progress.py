@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from srlib import progress as module
-from srlib.progress import progress
+from srlib import files as module
+from srlib.files import progress
 
 
 @pytest.fixture

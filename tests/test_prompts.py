@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlib import prompts
-from srlib.sample.decode import decode as sample
 from srlib.prompts import completion, parse, request
+from srlib.sample import decode as sample
 from srlib.schema import PREFERENCES, Comparison, Example, Rubric, format_score
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from test_answers import FEEDBACK, PAIR, RB2, write
 
-from srlib.benchmarks.run import questions
-from srlib.benchmarks.run import suite
 from srlib.benchmarks.questions import EMPTY
-from srlib.schema import Comparison
+from srlib.benchmarks import questions, suite
 from srlib.files import RowError
+from srlib.schema import Comparison
 
 REAL = Path(os.environ.get("SRLIB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 LEVELS = {f"score{n}_description": f"level {n}" for n in range(1, 6)}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from test_notebooks_static import NAMES, PARAMS, cells, is_tagged, source
 
-from srlib.run import keys as fingerprint
-from srlib.hardware import machine
 from srlib import config as params
+from srlib.hardware import machine
+from srlib.run import keys as fingerprint
 from srlib.run import plan
 from srlib.run import stage as runs
 

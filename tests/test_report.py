@@ -8,12 +8,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from srlib.report.tables import canvas
-from srlib.stats import metrics
-from srlib.report.tables import page
-from srlib.report.tables import plots
-from srlib.report.tables import tables as report
 from srlib import files as store
+from srlib.report import canvas, page, plots
+from srlib.report import tables as report
+from srlib.stats import metrics
 
 NAN = float("nan")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from throwaway import make_project, namespace, write_notebook
 
-from srlib.run import keys as fingerprint
 from srlib import config as params
+from srlib import files as store
+from srlib.run import keys as fingerprint
 from srlib.run import stage as runs
 from srlib.run import stages
-from srlib import files as store
 from srlib.run.stages import RunError
 
 ARMS = ["base", "sft_score_only", "sft", "sft_careful_only", "sft_continued", "rft", "sft_self_consistency"]

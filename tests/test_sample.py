@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from srlib import prompts
-from srlib.sample.decode import decode as sample
 from srlib import files as store
-from srlib.data.load import world
+from srlib import prompts
+from srlib.data import world
+from srlib.sample import decode as sample
 from srlib.schema import Example, Judgment, Rubric
 
 pytestmark = pytest.mark.torch

@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from srlib.benchmarks.run import listwise
-from srlib.benchmarks.run import scoring
-from srlib.benchmarks.run import suite
+from srlib.benchmarks import listwise, scoring, suite
 from srlib.benchmarks.scoring import Judged
 
 BOOT = 50

@@ -1,6 +1,6 @@
 """Sentences say what the numbers say, and no more. No torch."""
 
-from srlib.report.tables import sentences
+from srlib.report import sentences
 
 
 def row(metric, value, low, high, **more):

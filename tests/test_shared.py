@@ -9,11 +9,11 @@ import architectures
 import numpy as np
 import pytest
 
-from srlib.models.load import adapters
-from srlib.models.load import load as models
-from srlib import shared_prompts as shared
 from srlib import files as store
+from srlib import shared_prompts as shared
 from srlib import train
+from srlib.models import adapters
+from srlib.models import load as models
 
 pytestmark = pytest.mark.torch
 

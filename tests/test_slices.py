@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
-from srlib.evaluate.results import slices
-from srlib.schema import Comparison, Example, Judgment, Rubric
+from srlib.evaluate import slices
 from srlib.evaluate.slices import Condition, Slice
+from srlib.schema import Comparison, Example, Judgment, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 

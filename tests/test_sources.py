@@ -9,9 +9,9 @@ from pathlib import Path
 import judged
 import pytest
 
-from srlib.data.load import load as data
-from srlib.data.load import sources
 from srlib import files as store
+from srlib.data import load as data
+from srlib.data import sources
 
 ROWS = [{"id": "1", "text": "a, b"}, {"id": "2", "text": "voilà"}, {"id": "3", "text": 'two\nlines "quoted"'}]
 

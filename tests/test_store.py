@@ -11,8 +11,8 @@ import time
 import pytest
 
 from srlib import files as store
-from srlib.schema import Example, Judgment
 from srlib.files import LockedError, RowError, StoreError
+from srlib.schema import Example, Judgment
 
 RUBRIC = {"criterion": "Is it polite?", "levels": {"1": "no", "2": "yes"}}
 

@@ -14,7 +14,7 @@ BASE = Path(__file__).parent.parent / "models" / "tiny-base"
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from srlib.models.load import load as models
+    from srlib.models import load as models
 
     return models.load_tokenizer(BASE)
 
@@ -31,7 +31,7 @@ def test_card_names_the_weights_that_lie_there():
 
 
 def test_loads_as_any_model_does():
-    from srlib.models.load import load as models
+    from srlib.models import load as models
 
     model, tokenizer = models.load(BASE)
     assert (
@@ -51,7 +51,7 @@ def test_any_text_goes_through_the_tokenizer_unchanged(tokenizer, text):
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
-    from srlib.data.load import lexicon
+    from srlib.data import lexicon
 
     words = [
         *lexicon.NAMES,

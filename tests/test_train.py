@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srlib.models.load import adapters
-from srlib.models.load import load as models
-from srlib import prompts
 from srlib import files as store
-from srlib import train
-from srlib.data.load import world
+from srlib import prompts, train
+from srlib.data import world
+from srlib.models import adapters
+from srlib.models import load as models
 from srlib.schema import Pair
 
 pytestmark = pytest.mark.torch

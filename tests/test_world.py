@@ -11,11 +11,10 @@ from itertools import pairwise
 
 import pytest
 
-from srlib.data.load import lexicon
 from srlib import prompts
-from srlib.data.load import world
-from srlib.schema import Comparison, Example
+from srlib.data import lexicon, world
 from srlib.data.world import check_comparison, check_rationale
+from srlib.schema import Comparison, Example
 
 SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT_TOPICS = [topic for _, held_out in lexicon.TOPICS.values() for topic in held_out.split()]

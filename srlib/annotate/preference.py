@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srlib import curate
-from srlib.stats import intervals
-from srlib.stats import metrics
-from srlib.stats.intervals import NAN, Interval
 from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, PREFERENCES, Comparison, Example, Judgment, Preference, format_score
+from srlib.stats import intervals, metrics
+from srlib.stats.intervals import NAN, Interval
 
 # Why an item is not compared, in the order in which it is asked.
 LEFT_OUT = {

@@ -20,8 +20,8 @@ from pydantic import model_validator
 
 from srlib import files as store
 from srlib.benchmarks.questions import Question, Source
-from srlib.schema import OTHER_WAY, PREFERENCES, Judgment, Row
 from srlib.benchmarks.scoring import Answer, Judged
+from srlib.schema import OTHER_WAY, PREFERENCES, Judgment, Row
 
 
 class Said(Row):

@@ -14,8 +14,8 @@ from functools import partial
 
 import numpy as np
 
-from srlib.stats import intervals
 from srlib.benchmarks.scoring import NAN, Judged, Rows, Value, figure, groups, mean_where
+from srlib.stats import intervals
 
 
 def _scores(row: Judged) -> list[float | None]:

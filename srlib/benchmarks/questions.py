@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib.data.load import columns
-from srlib.benchmarks.run import scoring
-from srlib.data.load import sources
 from srlib import files as store
+from srlib.benchmarks import scoring
+from srlib.data import columns, sources
 from srlib.schema import Comparison, Item
 
 EMPTY = (

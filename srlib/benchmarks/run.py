@@ -19,12 +19,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from srlib.benchmarks.run import answers
-from srlib.models.load import load as models
-from srlib.benchmarks.run import questions
 from srlib import files as store
-from srlib.judge import Judge, identity, is_served
+from srlib.benchmarks import answers, questions
 from srlib.benchmarks.questions import Benchmark, Source
+from srlib.judge import Judge, identity, is_served
+from srlib.models import load as models
 
 GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` asks
 

@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib.stats import intervals
-from srlib.stats import metrics
+from srlib.stats import intervals, metrics
 
 Answer = float | str
 Rows = list[dict[str, Any]]

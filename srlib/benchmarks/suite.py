@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from srlib.benchmarks.run import listwise
-from srlib.benchmarks.run import scoring
+from srlib.benchmarks import listwise, scoring
 from srlib.benchmarks.questions import Benchmark, Published
 
 HALF = "half credit where one response is better, full where the gold is a tie"

@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlib.data.load import columns
-from srlib.data.load import sources
-from srlib.data.load import splits
 from srlib import files as store
-from srlib.schema import Comparison, Example
+from srlib.data import columns, sources, splits
+from srlib.schema import Comparison, Example, SrlibError
 
 KEPT_FAILURES = 1000  # so many stand in `Loaded.failures`; all are counted
 
@@ -34,7 +32,7 @@ class RowFailure(NamedTuple):
     reason: str
 
 
-class DataError(ValueError):
+class DataError(SrlibError, ValueError):
     """A source that cannot be used as data. Says file, row, field, and what to do."""
 
 

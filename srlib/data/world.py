@@ -35,7 +35,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from srlib.data.load import lexicon
+from srlib.data import lexicon
 from srlib.schema import Comparison, Example, Rubric
 
 

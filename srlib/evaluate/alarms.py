@@ -31,15 +31,15 @@ from typing import Any
 
 import numpy as np
 
+from srlib.schema import Example, Item, Judgment, Pair, SrlibError
 from srlib.stats import metrics
-from srlib.schema import Example, Item, Judgment, Pair
 
 NUMBER = {"A": 1.0, "tie": 0.0, "B": -1.0}  # preferences as numbers, to tell them apart
 
 Thresholds = Mapping[str, float]  # alarm -> above which value it fires; what is not named is not looked at
 
 
-class AlarmError(RuntimeError):
+class AlarmError(SrlibError):
     """An alarm has fired, and the run was to stop on one."""
 
 

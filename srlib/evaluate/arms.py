@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srlib.stats import metrics
 from srlib.schema import Example, Judgment
+from srlib.stats import metrics
 
 ARMS = {  # in the order in which they stand in every table and figure, and what they are
     "base": "before SFT",

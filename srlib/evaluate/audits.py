@@ -24,15 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from srlib.evaluate.results import attacks
-from srlib.stats import intervals
-from srlib.stats import metrics
-from srlib.models.load import load as models
-from srlib import prompts
-from srlib.sample.decode import decode as sample
 from srlib import files as store
+from srlib import prompts
+from srlib.evaluate import attacks
 from srlib.evaluate.results import COMPARED, Arm, Settings, as_rows
+from srlib.models import load as models
+from srlib.sample import decode as sample
 from srlib.schema import Example, Judgment
+from srlib.stats import intervals, metrics
 
 TOKENS = 2048  # of responses that are read side by side: their logits over the vocabulary are what takes memory
 Pairs = list[tuple[Example, float, float]]

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srlib.evaluate.results import results as evaluate
-from srlib.stats import metrics
-from srlib.evaluate.results import arms as readings
-from srlib.stats import selective
-from srlib.stats.intervals import Floats, Interval
+from srlib.evaluate import arms as readings
+from srlib.evaluate import results as evaluate
 from srlib.schema import Example, Judgment
+from srlib.stats import metrics, selective
+from srlib.stats.intervals import Floats, Interval
 
 Set = tuple[Sequence[Example], Sequence[Judgment | None]]
 Found = tuple[dict[str, Interval], str]

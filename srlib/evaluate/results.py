@@ -23,15 +23,13 @@ from typing import Any
 import joblib
 import numpy as np
 
-from srlib.data.load import load as data
-from srlib.stats import intervals
-from srlib.stats import metrics
-from srlib.stats import selective
 from srlib import files as store
-from srlib.data.load import world
-from srlib.progress import progress
+from srlib.data import load as data
+from srlib.data import world
 from srlib.evaluate.arms import Arm, confidence, on_scale, read, scores
+from srlib.files import progress
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, Preference
+from srlib.stats import intervals, metrics, selective
 
 COMPARED = "pairwise_compared"  # the split whose comparisons are shown to the judge as such
 Split = Sequence[Example] | Sequence[Comparison]
@@ -77,7 +75,9 @@ def judge_all(
     jobs = sorted(jobs, key=lambda job: not job[1])  # the expensive ones, which draw N judgments, first
     with progress(total=len(passes), desc="judge every arm") as bar:
         bar.update(len(passes) - len(jobs))
-        for _ in joblib.Parallel(workers, return_as="generator_unordered")(joblib.delayed(judge_pass)(*job) for job in jobs):
+        for _ in joblib.Parallel(workers, return_as="generator_unordered")(
+            joblib.delayed(judge_pass)(*job) for job in jobs
+        ):
             bar.update()
     return {
         name: {split: store.read_rows(out / name / f"{split}.jsonl", Judgment) for split in asked[name]}
@@ -87,8 +87,8 @@ def judge_all(
 
 def judge_pass(model: str, draws: bool, splits: Mapping[str, Split], out: Path, settings: Settings) -> None:
     """One model judges all splits into `out`; `draws` draws N judgments of each example, else one, greedily."""
-    from srlib.models.load import load as models
-    from srlib.sample.decode import decode as sample
+    from srlib.models import load as models
+    from srlib.sample import decode as sample
 
     info = models.judge_info(model)
     weights = dict(quantization=settings.quantization, quant_type=settings.quant_type, dtype=settings.dtype)

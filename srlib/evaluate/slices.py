@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from srlib.stats import metrics
 from srlib.schema import Comparison, Item, Judgment
+from srlib.stats import metrics
 
 Features = Mapping[str, float | str]
 SUPPORT = 20  # fewest items of a slice that is worth a number

@@ -32,8 +32,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from srlib.attention import BLOCK as QUERIES
-from srlib.sample.prefix import BLOCK, PREFILL
 from srlib.hardware.shapes import LINEAR, Shape
+from srlib.sample.prefix import BLOCK, PREFILL
 
 NF4 = 0.5 + 0.127 / 8  # bytes a parameter, quantization constants included (arXiv 2305.14314)
 CHUNK = 256  # tokens whose logits TRL's chunked_nll holds at once (trl 1.14.2, sft_trainer)

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srlib.schema import SrlibError
+
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class ShapeError(ValueError):
+class ShapeError(SrlibError, ValueError):
     """A model whose size cannot be told. Says what is missing and what to do."""
 
 

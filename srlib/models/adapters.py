@@ -18,8 +18,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from srlib.models.load import load as models
 from srlib import files as store
+from srlib.models import load as models
 from srlib.models.load import ModelError
 
 FORMATS = ("auto", "merged", "adapter")

@@ -23,13 +23,14 @@ from typing import Any
 
 from srlib import config as params
 from srlib import files as store
+from srlib.schema import SrlibError
 
 BACKENDS = ("auto", "unsloth", "transformers")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # of a model that has no judge.json
 
 
-class ModelError(RuntimeError):
+class ModelError(SrlibError):
     """A model that cannot be loaded or is not what it should be. Says what is wrong and what to do."""
 
 

@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib.models.load import adapters
-from srlib.models.load import load as models
 from srlib import files as store
 from srlib import train
+from srlib.models import adapters
+from srlib.models import load as models
 
 METHODS = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}  # ours -> PEFT's
 PARTS = ("pointwise", "pairwise")

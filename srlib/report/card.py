@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from srlib import config as params
-from srlib.run import stages
 from srlib import files as store
+from srlib.run import stages
 
 SPLITS = ("validation", "test", "ood", "pairwise")
 MEASURES = (("pearson", "Pearson with gold"), ("mae", "mean absolute error"), ("parse_rate", "readable judgments"))

@@ -20,26 +20,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from srlib.models.load import adapters
-from srlib.report.tables import card
-from srlib.models.load import load as models
 from srlib import config as params
-from srlib import prompts
-from srlib.sample.decode import decode as sample
-from srlib.run import stages
 from srlib import files as store
-from srlib.schema import Example, Judgment
+from srlib import prompts
+from srlib.models import adapters
+from srlib.models import load as models
+from srlib.report import card
+from srlib.run import stages
+from srlib.sample import decode as sample
+from srlib.schema import Example, Judgment, SrlibError
 
 FORMATS = ("adapter", "merged", "gguf")
 ITEMS = 32
 TOLERANCE = 0.02  # nats a token, in each of the judgments
 
 
-class ExportError(ValueError):
+class ExportError(SrlibError, ValueError):
     """An export that cannot start: what is missing, and what to do."""
 
 
-class GateError(RuntimeError):
+class GateError(SrlibError):
     """What was written is not the judge that the run evaluated. It was deleted."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from srlib.report.tables import canvas
+from srlib.report import canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlib.report.tables import canvas
-from srlib.stats import metrics
-from srlib.stats import selective
 from srlib.evaluate.arms import in_order
+from srlib.report import canvas
+from srlib.stats import metrics, selective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,13 +21,10 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from srlib.report.tables import card
-from srlib.stats import metrics
-from srlib.report.tables import page
-from srlib.report.tables import plots
-from srlib.evaluate.results import arms as readings
-from srlib.report.tables import sentences
+from srlib.evaluate import arms as readings
+from srlib.report import card, page, plots, sentences
 from srlib.run import stages
+from srlib.stats import metrics
 
 Rows = Sequence[Mapping[str, Any]]
 

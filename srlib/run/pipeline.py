@@ -27,12 +27,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from srlib import config as parameters
+from srlib import files as store
 from srlib.hardware import machine
+from srlib.kernels import Kernels
 from srlib.run import stage as runs
 from srlib.run import stages
-from srlib import files as store
-from srlib import config as parameters
-from srlib.kernels import Kernels
 from srlib.run.stages import Stage
 
 BESIDE = 10  # niceness of a stage that only the evaluation waits for: the chain of iterations gets the cores it can use
@@ -175,7 +175,7 @@ class _Walk:
             self.pages.submit(self._page, self.run_dir / "notebooks" / f"{stage.name}.ipynb")
 
     def _page(self, notebook: Path) -> None:
-        from srlib.report.tables import page  # matplotlib, beside what is running
+        from srlib.report import page  # matplotlib, beside what is running
 
         try:
             page.rendered(notebook)

@@ -18,18 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srlib.evaluate.results import attacks
-from srlib.hardware import memory
-from srlib.sample.decode import decode as sample
-from srlib.hardware import shapes
-from srlib.run import stages
-from srlib import files as store
-from srlib.hardware import machine as machines
 from srlib import config as parameters
+from srlib import files as store
+from srlib.evaluate import attacks
+from srlib.hardware import machine as machines
+from srlib.hardware import memory, shapes
 from srlib.hardware.machine import CARDS, Card
 from srlib.hardware.memory import Job
-from srlib.schema import Example
 from srlib.hardware.shapes import LINEAR, Shape
+from srlib.run import stages
+from srlib.sample import decode as sample
+from srlib.schema import Example
 
 GIB = 2**30
 CUDA = 0.8 * GIB  # CUDA context, cuBLAS and Triton workspaces; what nvidia-smi shows of an idle torch process
@@ -173,9 +172,9 @@ def _limits(params: Mapping[str, Any]) -> Lengths:
 
 def _lengths(params: Mapping[str, Any], root: Path) -> Lengths:
     """Mean tokens of 200 training rows where they can be had here; else the limits."""
-    from srlib.data.load import load as data
     from srlib import prompts
-    from srlib.data.load import world
+    from srlib.data import load as data
+    from srlib.data import world
 
     path = root / Path(params["data"]).expanduser() if params["data"] else None
     if path is None:

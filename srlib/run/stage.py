@@ -21,10 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from srlib import config as parameters
+from srlib import files as store
 from srlib.hardware import machine
 from srlib.run import stages
-from srlib import files as store
-from srlib import config as parameters
 from srlib.run.stages import RunError, Stage
 
 USED = ("seconds", "peak_memory", "peak_gpu_memory", "energy")

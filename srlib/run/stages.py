@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from srlib.run import keys as fingerprint
-from srlib import files as store
 from srlib import config as parameters
+from srlib import files as store
+from srlib.run import keys as fingerprint
+from srlib.schema import SrlibError
 
 # Where a run happens and who watches, not what it computes: these may change without anything running again.
 ENDPOINT = ("endpoint", "endpoint_concurrency", "endpoint_left_out")  # a server may move while its judgments are drawn
@@ -36,7 +37,7 @@ FROM_PAIRS = ("sft_continued", "rft")
 ARMS = ("base", *SFT_ARMS, *FROM_PAIRS, "sft_self_consistency", "sft_best_of_n")
 
 
-class RunError(RuntimeError):
+class RunError(SrlibError):
     """A stage that cannot start: an unknown arm, a missing input, somebody else at work. Says what to do."""
 
 

@@ -15,8 +15,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from srlib.sample.decode import draws
 from srlib import files as store
+from srlib.sample import draws
 from srlib.sample.client import EndpointError, Failed
 from srlib.schema import MAX_CHARACTERS, Example, Judgment
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from srlib.sample.decode import prefix
 from srlib import prompts
+from srlib.sample import prefix
 from srlib.sample.draws import Work, collect
 from srlib.schema import Comparison, Item, Judgment
 

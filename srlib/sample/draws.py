@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib import prompts
 from srlib import files as store
-from srlib.progress import progress
-from srlib.schema import Comparison, Item, Judgment, Verdict
+from srlib import prompts
+from srlib.files import progress
+from srlib.schema import Comparison, Item, Judgment, SrlibError, Verdict
 
 Work = list[tuple[Item, list[int]]]  # every example or comparison, with the indices of its draws that are not there yet
 Place = Callable[[Work], Iterator[list[Judgment]]]
@@ -32,7 +32,7 @@ Token = tuple[str, float, Mapping[str, float]]  # text, log-probability, {text o
 UNSEEN = 0.01  # most probability that scores outside a server's list of likely tokens may have together
 
 
-class DrawsError(RuntimeError):
+class DrawsError(SrlibError):
     """Judgments that could not be drawn. What was drawn before is kept; the message says what to do."""
 
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlib.sample.decode import draws
-from srlib import prompts
 from srlib import files as store
+from srlib import prompts
+from srlib.sample import draws
 from srlib.sample.client import Client, EndpointError, Failed, Patience, Refused, Stopped
 from srlib.sample.completions import OPTIONAL, PATHS, Choice, How, body, choices, usage
 from srlib.schema import Example, Judgment

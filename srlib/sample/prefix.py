@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from srlib.models.load import load as models
+from srlib.models import load as models
 
 NAME = "srlib_shared_prefix"
 ATTENTIONS = ("full_attention", "sliding_attention", "chunked_attention")  # kinds of layers, where a model has several

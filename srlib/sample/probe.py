@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from srlib.stats import intervals
-from srlib.stats import metrics
 from srlib import prompts
-from srlib.sample.decode import decode as sample
+from srlib.sample import decode as sample
 from srlib.schema import Item, Judgment, Verdict
+from srlib.stats import intervals, metrics
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike as Array
 
-from srlib.stats import intervals
-from srlib.stats import metrics
+from srlib.stats import intervals, metrics
 from srlib.stats.intervals import NAN, Floats, Keys
 
 

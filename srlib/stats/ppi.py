@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike as Array
 from pydantic import BaseModel, ConfigDict
 
-from srlib.stats import intervals
 from srlib import files as store
+from srlib.stats import intervals
 from srlib.stats.intervals import Interval
 
 
