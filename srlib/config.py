@@ -1,278 +1,299 @@
-"""The notebooks declare parameters; one flat YAML file decides their values.
+"""Every parameter of the method and of the machine: declared once, set by a YAML file, by `-p`, or in a notebook.
 
-Ground floor: imports nothing of ours. Each notebook has one code cell tagged `parameters`, the only place where a name,
-a type, a default and its help are written. One line is one parameter, with an optional constraint behind the help:
+A field of `Parameters` is the only declaration of a parameter: its type, default, range and help. A notebook repeats the
+few that belong to its step in a cell tagged `parameters`, where papermill and readers change them; all others it reads as
+`cfg.name`. Whatever does not fit is refused before anything runs, with the nearest known name:
 
-    beta: float = 0.1         # inverse temperature of the DPO loss [> 0]
-    temperature: float = 1.0  # sampling temperature [0 .. 10]
-    n_samples: int = 10       # judgments drawn for each prompt [1 ..]
-    backend: str = "auto"     # where training runs [auto | unsloth | transformers]
-
-The cell is parsed, never executed. Whatever does not fit is refused before anything runs, with the nearest known name:
-
->>> beta = Param("beta", "float", 0.1, "inverse temperature of the DPO loss", "> 0", ("05_dpo",))
->>> fit(beta, 1)
-1.0
->>> fit(beta, -1)
+>>> load(None, ["beta=0.3"]).beta
+0.3
+>>> load(None, ["bta=0.3"])
 Traceback (most recent call last):
-ValueError: is -1.0; it must be > 0
+srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import io
 import json
-import math
 import re
-import tokenize
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from srlib.schema import SrlibError
 
-TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list[str]": list}
-
-_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
-_ABOVE = re.compile(rf"(>=?)\s*({_NUMBER})")
-_BETWEEN = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})?")
-_CHOICES = re.compile(r"[^|]+(?:\|[^|]+)+")
-_HELP = re.compile(r"(.*?)\s*\[([^\[\]]*)\]")
+ARMS = [
+    "base", "sft_score_only", "sft", "sft_careful_only", "sft_continued", "rft", "sft_self_consistency", "sft_best_of_n",
+    "sre_1", "sre_2", "sre_2_self_consistency",
+]  # fmt: skip
 
 
 class ParamError(SrlibError, ValueError):
-    """A parameter that cannot be used. The message names file, line where known, parameter, value and what to do."""
+    """A parameter that cannot be used. The message names the file, the line if known, the parameter, the value and the fix."""
 
 
-@dataclass(frozen=True)
-class Param:
-    name: str
-    type: str  # a key of TYPES
-    default: Any
-    help: str
-    constraint: str  # "> 0", "0 .. 10", "1 ..", "auto | none", or ""
-    notebooks: tuple[str, ...]  # where it is declared
+def _p(default: Any, help: str, **limits: float) -> Any:
+    return Field(default, description=help, **limits)
+
+
+class Parameters(BaseModel):
+    """One run. `cfg.beta`, `cfg.model_dump()`; frozen, so that a stage cannot change what its key was computed from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    run_dir: str = _p("runs/last", "run directory that all notebooks share")
+    seed: int = _p(0, "seed of data, adapters and samples", ge=0)
+
+    # 01 data
+    data: str = _p("", "graded answers: a file, a folder or a hub set (owner/name); empty: the built-in world")
+    data_revision: str = _p("", "commit, tag or branch of a hub set; empty: its main branch")
+    data_pairwise: str = _p("", "comparisons: a file, a folder or a hub set; empty: those in data")
+    data_pairwise_revision: str = _p("", "commit, tag or branch of that set; empty: its main branch")
+    bad_rows: Literal["refuse", "drop"] = _p("refuse", "rows that do not fit: stop, or leave them out and count them")
+    score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
+    care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
+    n_train: int = _p(800, "training examples; of a file at most this many", ge=10)
+    n_validation: int = _p(100, "validation examples", ge=5)
+    n_test: int = _p(400, "test examples; of a file at most this many", ge=5)
+    n_ood: int = _p(300, "held-out examples: unseen topics, templates, criteria", ge=5)
+    n_train_pairwise: int = _p(0, "training comparisons of two responses; of a file at most this many", ge=0)
+    n_pairwise: int = _p(200, "comparisons to evaluate on; of a file at most this many", ge=0)
+    balance_classes: bool = _p(False, "keep as many training rows of each score as its source's rarest score has")
+
+    # 02 sft
+    arm: Literal["sft", "sft_score_only", "sft_careful_only", "sft_continued", "rft"] = _p("sft", "judge to train")
+    model: str = _p("models/tiny-base", "base model: a directory or a hub id")
+    template: Literal["brief", "prometheus"] = _p("brief", "wording of the prompt")
+    sft_mode: Literal["pointwise", "mix", "merge"] = _p("pointwise", "J0 learns to score, or to compare as well")
+    merge_method: Literal["linear", "dare_linear", "ties"] = _p("linear", "how sft_mode merge joins its two adapters")
+    pairwise_weight: float = _p(0.5, "weight of the pairwise adapter in a merge", ge=0, le=1)
+    merge_density: float = _p(0.5, "share of each adapter's update that dare_linear and ties keep", ge=0.01, le=1)
+    sft_learning_rate: float = _p(0.002, "learning rate of SFT; 8B with LoRA: 1e-4", gt=0)
+    sft_steps: int = _p(120, "optimizer steps of SFT; 0: sft_epochs decides", ge=0)
+    sft_epochs: float = _p(1.0, "epochs of SFT if sft_steps is 0", gt=0)
+    sft_batch_size: int = _p(16, "rows in an optimizer step of SFT", ge=1)
+    lora_rank: int = _p(16, "rank of the adapter; 0: train all weights", ge=0)
+    lora_alpha: int = _p(32, "scale of the adapter: alpha / rank multiplies it", ge=1)
+    lora_dropout: float = _p(0.0, "dropout in the adapter", ge=0, le=0.9)
+    lora_targets: str = _p("all-linear", "layers with an adapter: all-linear, or names such as q_proj,v_proj")
+
+    # 03 sample
+    iteration: int = _p(1, "round of self-rationalization", ge=1)
+    n_samples: int = _p(10, "judgments sampled for each prompt", ge=2)
+    temperature: float = _p(1.0, "sampling temperature; the paper says 1.0", gt=0)
+    top_p: float = _p(1.0, "sample from the smallest set of tokens with this much probability", ge=0.01, le=1)
+    max_new_tokens: int = _p(120, "longest judgment in tokens; 8B: 1024", ge=1)
+    sample_prompts: int = _p(0, "training prompts sampled in the first iteration; 0: all", ge=0)
+    sample_prompts_later: int = _p(400, "the same in later iterations (paper: 5,000, then 500); 0: all", ge=0)
+    focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
+
+    # 04 curate
+    strategy: str = _p(
+        "correct_answer", "rule: correct_answer, majority_vote, meta_judge, a function of 04, FILE.py:NAME"
+    )
+    margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
+    pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
+    max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
+    balance: bool = _p(False, "as many pairs for every gold score as the rarest has")
+    drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")
+    redraws: int = _p(10, "redraws of a score with its rationale fixed; it flips if most end in another", ge=1)
+
+    # 05 dpo
+    beta: float = _p(0.1, "inverse temperature of the DPO loss: how strongly the reference holds", gt=0)
+    nll_weight: float = _p(0.5, "weight of the chosen side's NLL beside the DPO loss; 0: none", ge=0)
+    dpo_learning_rate: float = _p(0.001, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
+    dpo_epochs: float = _p(1.0, "passes over the pairs", gt=0)
+    dpo_batch_size: int = _p(16, "pairs in an optimizer step of DPO", ge=1)
+    share_prompts: bool = _p(True, "compute each prompt once for all its judgments in DPO")
+
+    # 06 eval
+    iterations: int = _p(2, "rounds of sampling, curation and DPO", ge=1, le=9)
+    arms: list[str] = _p(ARMS, "arms to compare; stages that no arm needs are not run")
+    eval_samples: int = _p(8, "samples of the self-consistency and best-of-N arms", ge=2)
+    n_boot: int = _p(2000, "bootstrap resamples behind each interval", ge=100)
+    keep: Literal["last", "best"] = _p("last", "judge to take home: the last one, or the best on validation")
+
+    # 07 diagnose
+    diagnose: bool = _p(False, "also run 07_diagnose at the end")
+    audit_items: int = _p(40, "test items whose responses are altered for the audits; 0: no audits", ge=0)
+    abstain_risk: float = _p(0.2, "share of wrong answers that an abstaining judge may give", ge=0.01, le=0.99)
+    trivial_baselines: bool = _p(False, "also score by the question's mean and by word overlap with the reference")
+
+    # 08 annotate
+    arm_a: str = _p("sre_2", "first of two arms whose rationales are compared")
+    arm_b: str = _p("sft", "second of two arms whose rationales are compared")
+    split: Literal["validation", "test", "ood"] = _p("test", "split whose items are compared")
+    n_items: int = _p(40, "items that each annotator sees; more can be added later", ge=1)
+    annotator: str = _p("", "name of the annotator, for the file of answers; empty: show the results only")
+    equal_score_only: bool = _p(False, "annotate only items to which both arms give the same score")
+    preference_judge: str = _p("", "a judge that also compares: its directory or a server's URL; empty: none")
+    preference_judge_model: str = _p("", "name of that judge on the server")
+
+    # machine
+    backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
+    quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")
+    quant_type: Literal["nf4", "fp4"] = _p("nf4", "type of the 4-bit weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _p("auto", "auto: fp32 on a CPU, bf16 or fp16 on a GPU")
+    judge_format: Literal["auto", "merged", "adapter"] = _p("auto", "auto: merged if weights are fp32, else an adapter")
+    max_length: int = _p(512, "longest prompt + judgment in tokens; longer ones are dropped, never truncated", ge=16)
+    micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 1", ge=1)
+    gradient_checkpointing: bool = _p(False, "less memory for a quarter more time; 8B: true")
+    sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
+    workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
+    endpoint: str = _p("", "URL of an OpenAI-compatible server with the current judge; empty: sample here")
+    endpoint_model: str = _p("", "name of the judge on the server; empty: its directory")
+    endpoint_concurrency: int = _p(8, "requests to the server at a time", ge=1)
+    endpoint_left_out: float = _p(0.0, "share of prompts that may stay without samples if the server fails", ge=0, le=1)
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = _p(
+        "auto", "auto: online with WANDB_API_KEY, else offline"
+    )
+
+    # alarms
+    stop_on_alarm: bool = _p(False, "stop before the next iteration when an alarm has fired")
+    alarm_score_drift: float = _p(0.25, "limit of the total variation between two judges' score histograms", ge=0, le=1)
+    alarm_saturation: float = _p(0.1, "limit of the rise in the share of top scores", ge=0, le=1)
+    alarm_parse_fall: float = _p(0.05, "limit of the fall in the share of readable judgments", ge=0, le=1)
+    alarm_length_growth: float = _p(0.5, "limit of the growth of judgments, as a share of their tokens", ge=0)
+    alarm_distinct_fall: float = _p(0.5, "limit of the fall of distinct-2 among a prompt's samples", ge=0, le=1)
+    alarm_entropy_fall: float = _p(0.5, "limit of the fall of the entropy of a prompt's scores", ge=0, le=1)
+    alarm_logp_fall: float = _p(0.2, "limit of the fall of a chosen token's log-probability, in nats", ge=0)
+    alarm_meta_higher: float = _p(
+        0.9, "limit of the share in which the meta-judge prefers the higher score", ge=0, le=1
+    )
+
+
+FIELDS = Parameters.model_fields
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The directory that holds notebooks/01_data.ipynb and srlib/: `start` (cwd) or above, else above this package."""
+    """The directory that holds notebooks/01_data.ipynb and srlib/: `start` (or cwd) or above it, else above this package."""
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "srlib").is_dir():
             return folder
     raise ParamError(
-        f"no notebooks/01_data.ipynb beside srlib/ in {start} or above: work inside a clone of the project"
+        f"no notebooks/01_data.ipynb beside srlib/ in {start} or above it: work inside a clone of the project"
     )
 
 
-def of_notebook(name: str, notebooks_dir: Path | None = None) -> dict[str, Param]:
-    """What one notebook declares, in its own order: `of_notebook("05_dpo")["beta"].default -> 0.1`."""
-    path = (notebooks_dir or project_root() / "notebooks") / f"{name}.ipynb"
-    try:
-        cells = json.loads(path.read_bytes())["cells"]
-        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
-        sources = ["".join(cell["source"]) for cell in tagged if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ParamError(f"{path}: cannot be read as a notebook ({error})") from None
-    if len(sources) != 1:
-        raise ParamError(f"{path}: {len(sources)} code cells are tagged `parameters`; there must be exactly one")
-    try:
-        tree = ast.parse(sources[0])
-    except SyntaxError as error:
-        raise ParamError(f"{path}, line {error.lineno} of the parameters cell: {error.msg}") from None
-    tokens = tokenize.generate_tokens(io.StringIO(sources[0]).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    found: dict[str, Param] = {}
-    for node in tree.body:
-        try:
-            param = _declaration(node, comments.get(node.end_lineno, ""), name)
-            if param.name in found:
-                raise ValueError(f"{param.name} is declared twice")
-        except ValueError as error:
-            raise ParamError(f"{path}, line {node.lineno} of the parameters cell: {error}") from None
-        found[param.name] = param
-    return found
+def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Parameters:
+    """Defaults, then the YAML file, then `name=value` strings: `load("params/tiny.yaml", ["arms=base,sft"])`.
 
-
-def _declaration(node: ast.stmt, comment: str, notebook: str) -> Param:
-    if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
-        raise ValueError("expected `name: type = default  # help` and nothing else")
-    name, kind = node.target.id, ast.unparse(node.annotation)
-    if kind not in TYPES:
-        raise ValueError(f"{name} has type {kind}; the types are {', '.join(TYPES)}")
-    text, constraint = match.groups() if (match := _HELP.fullmatch(comment)) else (comment, "")
-    if not text:
-        raise ValueError(f"{name} has no help: write it behind the default, as a comment")
-    if constraint and not any(form.fullmatch(constraint) for form in (_ABOVE, _BETWEEN, _CHOICES)):
-        raise ValueError(f"{name}: [{constraint}] is not [> x], [>= x], [a .. b], [a ..] or [a | b]")
-    try:
-        default = ast.literal_eval(node.value)
-    except ValueError:
-        raise ValueError(f"the default of {name} must be written out, not computed") from None
-    param = Param(name, kind, default, text, constraint, (notebook,))
-    try:
-        return replace(param, default=fit(param, default))
-    except ValueError as error:
-        raise ValueError(f"the default of {name} {error}") from None
-
-
-def declared(notebooks_dir: Path | None = None) -> dict[str, Param]:
-    """Every parameter of every notebook; one name means one thing everywhere, or ParamError names both notebooks."""
-    notebooks_dir = notebooks_dir or project_root() / "notebooks"
-    known: dict[str, Param] = {}
-    for path in sorted(notebooks_dir.glob("*.ipynb")):
-        for name, param in of_notebook(path.stem, notebooks_dir).items():
-            first = known.get(name, param)
-            for part in ("type", "default", "help", "constraint"):
-                here, there = getattr(param, part), getattr(first, part)
-                if here != there:
-                    raise ParamError(
-                        f"{name} is declared differently in two notebooks: {part} is {there!r} in "
-                        f"{first.notebooks[0]} and {here!r} in {path.stem}; write the same line in both"
-                    )
-            known[name] = param if first is param else replace(first, notebooks=(*first.notebooks, path.stem))
-    return known
-
-
-def fit(param: Param, value: Any) -> Any:
-    """`value` as the parameter's type (an int becomes a float where one is wanted), or ValueError with the reason."""
-    wrong = f"is {_short(value)}; it must be {param.type}"
-    if param.type == "list[str]":
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ValueError(wrong)
-        value = list(value)
-    elif param.type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            value = float(value)
-        except OverflowError:
-            value = math.inf
-        if not math.isfinite(value):
-            raise ValueError(f"is {value}; it must be a finite number")
-    elif type(value) is not TYPES[param.type]:  # exactly: a bool is not an int
-        hint = " (YAML reads yes, no, on and off as bool: put quotes around it)"
-        raise ValueError(wrong + (hint if isinstance(value, bool) and param.type == "str" else ""))
-    for item in value if isinstance(value, list) else [value]:
-        if not _allowed(param.constraint, item):
-            choices = "one of " if "|" in param.constraint else ""
-            raise ValueError(f"is {_short(item)}; it must be {choices}{param.constraint.replace(' |', ',')}")
-    return value
-
-
-def _allowed(constraint: str, value: Any) -> bool:
-    if match := _ABOVE.fullmatch(constraint):
-        bound = float(match[2])
-        return value > bound or (match[1] == ">=" and value == bound)
-    if match := _BETWEEN.fullmatch(constraint):
-        return float(match[1]) <= value and (match[2] is None or value <= float(match[2]))
-    return not constraint or str(value) in [choice.strip() for choice in constraint.split("|")]
-
-
-def load(
-    yaml_path: Path | str | None, overrides: Sequence[str] = (), notebooks_dir: Path | None = None
-) -> dict[str, Any]:
-    """Defaults, then the YAML file, then `name=value` strings: every declared parameter with a checked value.
-
-    `load("params/tiny.yaml", ["beta=0.3", "arms=base,sft"])["beta"] -> 0.3`. Raises ParamError on an unknown name, a
-    wrong type, a value out of range, a duplicate key, a tab, a nested value or a missing file.
+    Raises ParamError on an unknown or repeated name, a wrong type, a value out of range, a nested value or a missing file.
     """
-    known = declared(notebooks_dir)
-    values = {name: param.default for name, param in known.items()}
-    if yaml_path is not None:
-        values |= _from_yaml(Path(yaml_path), known)
+    values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise ParamError(f"-p {_short(override)}: write -p NAME=VALUE")
-        values[name] = _checked(f"-p {name}", known, name, text, from_text=True)
-    return values
+        values[name] = _checked(f"-p {name}", name, text, is_text=True)
+    return Parameters(**values)
 
 
-def _from_yaml(path: Path, known: Mapping[str, Param]) -> dict[str, Any]:
-    import yaml
+def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None = None) -> dict[str, Any]:
+    """The checked parameters of a running notebook: `in_namespace("05_dpo", globals())`.
 
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamError(f"{path}: cannot be read ({error}); give the path of a parameter file, UTF-8") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if "\t" in line:
-            raise ParamError(f"{path}, line {number}: a tab; YAML wants spaces, replace it")
-    loader = yaml.SafeLoader(text)
-    values: dict[str, Any] = {}
-    try:
-        root = loader.get_single_node()
-        if root is not None and not isinstance(root, yaml.MappingNode):
-            raise ParamError(f"{path}: is not a list of `name: value` lines")
-        for key, node in root.value if root else []:
-            where = f"{path}, line {key.start_mark.line + 1}"
-            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "a nested key"
-            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            if name in values:
-                raise ParamError(f"{where}: {name} is there a second time; keep one")
-            if not all(isinstance(item, yaml.ScalarNode) for item in items):
-                raise ParamError(f"{where}: {name} is nested; the file is flat, one `name: value` a line")
-            value = loader.construct_object(node, deep=True)
-            # YAML 1.1 reads 5e-6, which has no dot, as text
-            number = isinstance(value, str) and node.style is None and re.fullmatch(_NUMBER, value)
-            if number and name in known and known[name].type == "float":
-                value = float(value)
-            values[name] = _checked(where, known, name, value)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ParamError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from None
-    except RecursionError:
-        raise ParamError(f"{path}: is nested; the file is flat, one `name: value` a line") from None
-    except ValueError as error:  # such as the date 2026-02-31
-        raise error if isinstance(error, ParamError) else ParamError(f"{path}: {error}") from None
-    finally:
-        loader.dispose()
-    return values
-
-
-def _checked(where: str, known: Mapping[str, Param], name: str, value: Any, from_text: bool = False) -> Any:
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        hint = f"the nearest is {nearest[0]}; " if nearest else ""
-        raise ParamError(f"{where}: {_short(name)} is no parameter; {hint}`srlib params` lists all")
-    try:
-        return fit(known[name], _parsed(known[name], value) if from_text else value)
-    except ValueError as error:
-        raise ParamError(f"{where}: {name} {error}") from None
-
-
-def _parsed(param: Param, text: str) -> Any:
-    """The text behind -p NAME= as the parameter's type; what cannot be read is passed on, for `fit` to refuse."""
-    if param.type == "list[str]":
-        return [item.strip() for item in text.split(",") if item.strip()]
-    if param.type == "bool":
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if param.type == "int" and re.fullmatch(r"[-+]?\d{1,18}", text):
-        return int(text)
-    if param.type == "float" and re.fullmatch(rf"{_NUMBER}|[-+]?\.\d+|[-+]?(nan|inf)", text):
-        return float(text)
-    return text
-
-
-def check(notebook: str, namespace: Mapping[str, Any], notebooks_dir: Path | None = None) -> dict[str, Any]:
-    """The declared values of a running notebook, checked as `load` does: call it with `globals()`.
-
-    papermill only prints a line about a parameter it does not know, so what it injected is looked at here, too.
+    They are the names of its parameters cell and whatever papermill injected. papermill only warns about a name that it
+    does not know; here it is an error.
     """
-    notebooks_dir = notebooks_dir or project_root() / "notebooks"
-    own, known = of_notebook(notebook, notebooks_dir), declared(notebooks_dir)
+    names = declared_in(notebook, root)
     for source in namespace.get("In", []):
-        if source.startswith("# Parameters\n"):  # how papermill heads the cell it injects
-            for node in ast.walk(ast.parse(source)):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id not in known:
-                    _checked(f"notebook {notebook}", known, node.id, None)
-    missing = [name for name in own if name not in namespace]
+        if source.startswith("# Parameters\n"):  # the head of the cell that papermill injects
+            names += [name for name in _assigned(source) if name not in names]
+    missing = next((name for name in names if name in FIELDS and name not in namespace), None)
     if missing:
-        raise ParamError(f"notebook {notebook}: {missing[0]} is not set; run the cell tagged `parameters` first")
-    return {name: _checked(f"notebook {notebook}", own, name, namespace[name]) for name in own}
+        raise ParamError(f"notebook {notebook}: {missing} is not set; run the cell tagged `parameters` first")
+    return {name: _checked(f"notebook {notebook}", name, namespace.get(name)) for name in names}
+
+
+def declared_in(notebook: str, root: Path | None = None) -> list[str]:
+    """Names in the parameters cell of a notebook, in order: `declared_in("05_dpo") -> ["run_dir", "iteration", ...]`."""
+    return _assigned(_sources(notebook, root)[0])
+
+
+def read_by(notebook: str, root: Path | None = None) -> list[str]:
+    """All parameters that a notebook depends on: its parameters cell and every `cfg.name` that its code cells read."""
+    parameters_cell, code = _sources(notebook, root)
+    names = _assigned(parameters_cell)
+    used = {name for name in re.findall(r"\bcfg\.(\w+)", code) if name in FIELDS}
+    return names + [name for name in FIELDS if name in used and name not in names]
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that some Python assigns: `"beta: float = 0.1" -> ["beta"]`."""
+    statements = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign | ast.Assign)]
+    return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in statements]
+
+
+def _sources(notebook: str, root: Path | None) -> tuple[str, str]:
+    path = (root or project_root()) / "notebooks" / f"{notebook}.ipynb"
+    try:
+        cells = [cell for cell in json.loads(path.read_bytes())["cells"] if cell["cell_type"] == "code"]
+        tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParamError(f"{path}: cannot be read as a notebook ({error})") from None
+    if len(tagged) != 1:
+        raise ParamError(f"{path}: {len(tagged)} code cells are tagged `parameters`; tag exactly one")
+    return tagged[0], "\n".join("".join(cell["source"]) for cell in cells)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamError(f"{path}: cannot be read ({error}); give the path of a parameter file in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise ParamError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ParamError(f"{path}: write one `name: value` a line")
+    values: dict[str, Any] = {}
+    for key, node in root.value:
+        where = f"{path}, line {key.start_mark.line + 1}"
+        if key.value in values:
+            raise ParamError(f"{where}: {key.value} is set twice; keep one")
+        if isinstance(node, yaml.MappingNode):
+            raise ParamError(f"{where}: {key.value} is nested; parameters are flat, one `name: value` a line")
+        value = yaml.safe_load(yaml.serialize(node))
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
+            value = float(value)  # YAML 1.1 reads 1e-5 as text
+        values[key.value] = _checked(where, key.value, value)
+    return values
+
+
+def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
+    """The value as the parameter's type, or ParamError. `is_text`: the value is text of the command line."""
+    if name not in FIELDS:
+        nearest = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise ParamError(f"{where}: there is no parameter {_short(name)}; {hint}`srlib params` lists all")
+    field = FIELDS[name]
+    adapter = TypeAdapter(
+        Annotated[field.annotation, field], config=ConfigDict(strict=not is_text, allow_inf_nan=False)
+    )
+    try:
+        if is_text and field.annotation == list[str]:
+            return [item.strip() for item in value.split(",") if item.strip()]
+        return adapter.validate_strings(value) if is_text else adapter.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Input ")
+        hint = " (YAML reads yes, no, on and off as true or false: quote it)" if isinstance(value, bool) else ""
+        raise ParamError(f"{where}: {name} is {_short(value)}; it {problem}{hint}") from None
+
+
+def allowed(name: str) -> str:
+    """The values that a parameter may have, in words: `allowed("care") -> "0 to 1"`, `allowed("keep") -> "last | best"`."""
+    field = FIELDS[name]
+    if choices := getattr(field.annotation, "__args__", ()):
+        return "names" if field.annotation == list[str] else " | ".join(choices)
+    limits = {key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)}
+    low = f"> {limits['gt']:g}" if "gt" in limits else f">= {limits['ge']:g}" if "ge" in limits else ""
+    return f"{limits['ge']:g} to {limits['le']:g}" if "le" in limits else low
 
 
 def _short(value: Any) -> str:
