@@ -80,19 +80,25 @@ def request(item: Item, template: str = "brief") -> str:
     return task.format(with_reference=", a reference answer" if reference else "", scale=scale) + sections
 
 
+def prompt_text(tokenizer, item: Item, template: str = "brief") -> str:
+    """The whole prompt as text, for TRL and for sampling: `tokenizer(prompt_text(...))` gives its ids, with one BOS."""
+    return rendered(tokenizer, request(item, template))
+
+
 def prompt_ids(tokenizer, item: Item, template: str = "brief") -> list[int]:
-    """Token ids of the whole prompt, chat template and one BOS included."""
-    return asked_ids(tokenizer, request(item, template))
+    """Token ids of the whole prompt, the chat template and one BOS included."""
+    return tokenizer(prompt_text(tokenizer, item, template))["input_ids"]
 
 
-def asked_ids(tokenizer, text: str) -> list[int]:
-    """Token ids of any request as the tokenizer's chat template puts it, up to where the answer begins."""
+def rendered(tokenizer, text: str) -> str:
+    """Any request in the tokenizer's chat template, up to where the answer begins, without the BOS that the tokenizer adds."""
     text = defused(text, tokenizer)
     if tokenizer.chat_template is None:
-        return tokenizer(text + "\n")["input_ids"]
+        return text + "\n"
     messages = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]  # the template wrote the BOS already
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
 
 def defused(text: str, tokenizer) -> str:
@@ -107,8 +113,7 @@ def defused(text: str, tokenizer) -> str:
 
 
 def completion_ids(tokenizer, text: str) -> list[int]:
-    """Token ids of a judgment and the end-of-sequence token. Prompt and completion are tokenized apart, in training and
-    in sampling alike, so the prompt's ids are a prefix of prompt + completion by construction."""
+    """Token ids of a judgment and the end-of-sequence token, tokenized apart from its prompt."""
     return tokenizer(defused(text, tokenizer), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
 
@@ -116,6 +121,11 @@ def completion(rationale: str | None, verdict: Verdict) -> str:
     """A judgment as it is trained on: `("Polite: pass.", 4) -> "Polite: pass. [RESULT] 4"`; no rationale, the verdict alone."""
     end = f"{MARKER} {spelled(verdict)}"
     return f"{rationale.strip()} {end}" if rationale and rationale.strip() else end
+
+
+def completion_text(tokenizer, rationale: str | None, verdict: Verdict) -> str:
+    """The same without control tokens, as it goes into a training row."""
+    return defused(completion(rationale, verdict), tokenizer)
 
 
 def spelled(verdict: Verdict) -> str:

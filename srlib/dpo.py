@@ -1,0 +1,51 @@
+"""Preference pairs in TRL's own format, and the check that DPO starts where it must.
+
+rows = rows_of(tokenizer, examples, pairs, template)       # [{"prompt": ..., "chosen": ..., "rejected": ...}, ...]
+trainer = DPOTrainer(..., callbacks=[StartsAtLn2()])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from srlib import prompts
+from srlib.models import ModelError
+from srlib.schema import Item, Pair
+
+
+def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], template: str) -> list[dict[str, str]]:
+    """Pairs as text, so that any DPO trainer reads them; `items` maps an id to its example or comparison."""
+    return [
+        {
+            "prompt": prompts.prompt_text(tokenizer, items[pair.example_id], template),
+            "chosen": prompts.defused(pair.chosen, tokenizer),
+            "rejected": prompts.defused(pair.rejected, tokenizer),
+        }
+        for pair in pairs
+    ]
+
+
+class ReferenceMismatch(ModelError):
+    """Policy and reference disagree before the first step: the reference is not the model that training starts from."""
+
+    exit_status = 1
+
+
+class StartsAtLn2(TrainerCallback):
+    """Stop a training whose first reward margin is not zero, that is, whose sigmoid loss does not start at ln 2.
+
+    Before the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference).
+    Allowed is 1e-5 in fp32, and 1e-2 in 16 bit, where sums over other padding differ.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+        margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
+        if state.global_step == 1 and not abs(margin) <= allowed:
+            raise ReferenceMismatch(
+                f"at the first step the reward margin is {margin:.3g}, not 0 within {allowed:g}: the reference is not the "
+                "model that this training starts from. Delete the judge's directory and start from the judge that wrote "
+                "the judgments of these pairs"
+            )

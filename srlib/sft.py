@@ -1,0 +1,75 @@
+"""Rows for supervised fine-tuning, in TRL's own format, and which rows each control arm learns from.
+
+    rows = rows_of(tokenizer, examples, template="brief")      # [{"prompt": "...", "completion": "..."}, ...]
+    kept, lengths, drops = fitting(tokenizer, rows, max_length=512)
+
+A row is text, so any trainer reads it. Its ids are those that sampling uses, and a row for which they would not be is
+refused: a judge is trained on exactly what it reads and writes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from srlib import prompts
+from srlib.models import ModelError
+from srlib.schema import Item, Pair
+
+TextRow = dict[str, str]
+
+
+def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
+    """Prompt and gold judgment of each example or comparison; `rationale=False` leaves the verdict alone.
+
+    Raises ModelError on an item without a gold score or preference.
+    """
+    missing = next((item.id for item in items if item.gold is None), None)
+    if missing is not None:
+        raise ModelError(f"{missing} has no gold score or preference to learn from; give it one or leave it out")
+    return [
+        {
+            "prompt": prompts.prompt_text(tokenizer, item, template),
+            "completion": prompts.completion_text(tokenizer, item.rationale if rationale else None, item.gold),
+        }
+        for item in items
+    ]
+
+
+def chosen_rows(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], template: str) -> list[TextRow]:
+    """The chosen side of each pair as a row: rejection-sampling fine-tuning, the control without a contrast.
+
+    `items` maps an id to its example or comparison.
+    """
+    return [
+        {
+            "prompt": prompts.prompt_text(tokenizer, items[pair.example_id], template),
+            "completion": prompts.defused(pair.chosen, tokenizer),
+        }
+        for pair in pairs
+    ]
+
+
+def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[list[TextRow], list[int], int]:
+    """(rows of at most `max_length` tokens, their lengths, how many were longer): SFT rows or TRL's pairs.
+
+    A longer row is dropped and never truncated, because the score stands last. The length of a pair is that of its longer
+    side. Raises ModelError if a completion would change the ids of its prompt, for sampling reads the prompt alone.
+    """
+    kept, lengths, dropped = [], [], 0
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        sides = [text for name, text in row.items() if name != "prompt"]
+        whole = [tokenizer(row["prompt"] + text + tokenizer.eos_token)["input_ids"] for text in sides]
+        if any(ids[: len(prompt)] != prompt for ids in whole):
+            raise ModelError(
+                "a prompt is tokenized differently alone and before a judgment, so a judge would read another prompt than "
+                f"it was trained on; use a chat template that ends on a token boundary. The prompt ends in {row['prompt'][-40:]!r}"
+            )
+        length = max(map(len, whole))
+        if length > max_length:
+            dropped += 1
+        else:
+            kept.append(row)
+            lengths.append(length)
+    return kept, lengths, dropped
