@@ -1,37 +1,45 @@
-"""Judgments -> preference pairs, with every dropped prompt counted (paper section 3).
+"""Judgments -> preference pairs, with every prompt that gives none counted under a reason (paper section 3).
 
-    strategy        chosen                       rejected                                  needs labels
-    correct_answer  score == gold                |score - gold| >= margin                  yes
-    majority_vote   score == mode of the N       |score - mode| >= margin                  no
-    meta_judge      highest rating               lowest rating, at least margin lower      no
+A rule looks at one prompt and its judgments and returns (chosen, rejected) pairs, or the reason why there are none:
 
-Of comparisons, a preference takes the score's place, and any other one is rejected: between A and B there is no margin.
+    rule            chosen                  rejected                        needs labels
+    correct_answer  score == gold           |score - gold| >= margin        yes
+    majority_vote   score == mode of N      |score - mode| >= margin        no
+    meta_judge      highest rating          lowest, at least margin lower   no
 
-A judgment is used once at most, and a judgment without a verdict never. Pairs of one prompt are drawn at random, seeded
-by the example's id, so that curating again, or a part of the prompts, gives the same pairs.
+Between two preferences (A, B, tie) there is no margin: any other one is rejected. To try another rule, write a function with
+the same arguments in notebook 04 or in a file, and name it: `strategy: my_rule` or `strategy: rules.py:my_rule`.
+
+`curate` does the rest for any rule: judgments that cannot be read or are too long are left out, a text is used once, pairs
+are limited, balanced and shuffled by a seed of the example's id, so that curating a part of the prompts gives the same pairs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Verdict
-from srlib.stats import metrics
+from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
 
-STRATEGIES = ("correct_answer", "majority_vote", "meta_judge")
+Pairs = list[tuple[Judgment, Judgment]]  # (chosen, rejected)
+Rule = Callable[
+    [Item, list[Judgment], float], Pairs | str
+]  # (item, judgments with a verdict, margin) -> pairs or a reason
 
-# Why a prompt gives no pair, in the order in which it is asked.
-DROPS = {
+REASONS = {
     "no_score": "no judgment has a score",
     "no_majority": "two preferences have the most votes",
     "all_wrong": "no judgment is right",
     "all_right": "every judgment is right",
     "margin": "the wrong ones are within the margin",
     "too_long": "prompt and judgment exceed the length limit",
+    "no_pair": "the rule gives no pair",
     "flips": "the rejected rationale does not hold its score",
     "balance": "its score has pairs enough",
     "cap": "the limit on pairs is reached",
@@ -49,13 +57,121 @@ META_RUBRIC = Rubric(
 )
 
 
-Fits = Callable[[Item, str], bool]  # do prompt and judgment stay within the length limit?
-Flipping = Callable[[list[Pair]], Collection[str]]  # of these pairs, the ids of rejected judgments that flip (probe.py)
+class CurateError(SrlibError, ValueError):
+    """A rule that does not exist, or that cannot work on these items."""
+
+
+# ---------------------------------------------------------------- rules
+
+
+def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
+    """Right judgments over wrong ones at least `margin` off: scores 4, 4, 3, 1 with gold 4 and margin 2 give one pair, 4 over 1."""
+    if item.gold is None:
+        raise CurateError(
+            f"{item.id} has no gold score or preference; rule correct_answer needs one, majority_vote does not"
+        )
+    return _against(item.gold, judgments, margin)
+
+
+def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
+    """The same against the most frequent verdict: of equally frequent scores the nearest to the mean, of preferences none."""
+    mode = majority([j.verdict for j in judgments])
+    return "no_majority" if mode is None else _against(mode, judgments, margin)
+
+
+def meta_judge(
+    item: Item, judgments: list[Judgment], margin: float, ratings: Mapping[str, float] | None = None
+) -> Pairs | str:
+    """The best rated judgment over the worst, the second best over the second worst, ... while they are `margin` apart.
+
+    `ratings` maps a judgment's id to the judge's rating of it (`meta_examples`).
+    """
+    if ratings is None:
+        raise CurateError("rule meta_judge needs ratings: let the judge judge `meta_examples` first")
+    rated = sorted((j for j in judgments if j.id in ratings), key=lambda j: -ratings[j.id])
+    if not rated:
+        return "no_score"
+    pairs = zip(rated[: len(rated) // 2], reversed(rated), strict=False)
+    return [(c, r) for c, r in pairs if ratings[c.id] - ratings[r.id] >= max(margin, 1e-9)] or "margin"
+
+
+RULES: dict[str, Rule] = {"correct_answer": correct_answer, "majority_vote": majority_vote, "meta_judge": meta_judge}
+
+
+def rule_named(strategy: str, namespace: Mapping[str, Any], root: Path) -> Rule:
+    """A rule of this module, a function of the notebook (`namespace` is its globals()), or `FILE.py:NAME` below `root`."""
+    path, _, name = strategy.rpartition(":")
+    if path:
+        spec = importlib.util.spec_from_file_location("curation_rule", root / path)
+        if spec is None or spec.loader is None or not (root / path).is_file():
+            raise CurateError(f"strategy {strategy}: there is no Python file {path}; write FILE.py:NAME")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        namespace = vars(module)
+    elif strategy in RULES:
+        return RULES[strategy]
+    rule = namespace.get(name)
+    if not callable(rule):
+        raise CurateError(
+            f"strategy {strategy}: there is no function {name}; the built-in rules are {', '.join(RULES)}"
+        )
+    return rule
+
+
+def _against(target: Verdict, judgments: list[Judgment], margin: float) -> Pairs | str:
+    right = [j for j in judgments if j.verdict == target]
+    far = [j for j in judgments if j.verdict != target and distance(j.verdict, target) >= margin]
+    if not right:
+        return "all_wrong"
+    if len(right) == len(judgments):
+        return "all_right"
+    return list(zip(right, far, strict=False)) or "margin"
+
+
+def distance(verdict: Verdict, target: Verdict) -> float:
+    """How far off a verdict is: `(4, 1) -> 3`; another preference is beyond every margin: `("tie", "A") -> inf`."""
+    if isinstance(target, str):
+        return 0.0 if verdict == target else math.inf
+    return abs(verdict - target)
+
+
+def majority(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The mode: of equally frequent scores the nearest to the mean (the lower of two), of preferences None."""
+    votes = Counter(verdicts)
+    most = [verdict for verdict, n in votes.items() if n == max(votes.values())]
+    if isinstance(most[0], str):
+        return most[0] if len(most) == 1 else None
+    mean = sum(verdicts) / len(verdicts)
+    return min(most, key=lambda score: (abs(score - mean), score))
+
+
+def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:
+    """One example for each judgment with a verdict, which asks the judge how good that feedback is; its id is the judgment's."""
+    by_id, rows = {item.id: item for item in items}, []
+    for judgment in judgments:
+        if judgment.verdict is None or not judgment.text.strip():
+            continue
+        item = by_id[judgment.example_id]
+        if isinstance(item, Comparison):
+            judged = f"Two responses to compare. A: {item.response_a}\n\nB: {item.response_b}"
+        else:
+            judged = f"A response to judge: {item.response}"
+        instruction = f"{item.instruction}\n\n{judged}\n\nThe rubric of the feedback: {item.rubric.text}"
+        rows.append(
+            Example(
+                id=judgment.id, instruction=instruction, response=judgment.text, rubric=META_RUBRIC,
+                reference_answer=item.reference_answer,
+            )
+        )  # fmt: skip
+    return rows
+
+
+# ---------------------------------------------------------------- the counted version
 
 
 @dataclass(frozen=True)
 class Curation:
-    """The pairs, and one reason for every prompt that gave none: `prompts == len(kept) + sum(drops.values())`."""
+    """The pairs, and one reason for every prompt without any: `n_prompts == prompts with pairs + sum(drops.values())`."""
 
     pairs: list[Pair]
     drops: dict[str, int]  # reason -> prompts
@@ -72,220 +188,109 @@ class Curation:
         return [*steps, ("in pairs", 2 * len(self.pairs))]
 
 
-def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:
-    """One example for each judgment with a verdict: the judge is asked how good that feedback is; the id is the judgment's."""
-    by_id = {item.id: item for item in items}
-    rows = []
-    for judgment in judgments:
-        if judgment.verdict is None or not judgment.text.strip():
-            continue
-        item = by_id[judgment.example_id]
-        judged = f"A response to judge: {item.response}" if isinstance(item, Example) else _both(item)
-        rows.append(
-            Example(
-                id=judgment.id,
-                instruction=f"{item.instruction}\n\n{judged}\n\nThe rubric of the feedback: {item.rubric.text}",
-                response=judgment.text,
-                rubric=META_RUBRIC,
-                reference_answer=item.reference_answer,
-            )
-        )
-    return rows
-
-
-def _both(item: Comparison) -> str:
-    return f"Two responses to compare. A: {item.response_a}\n\nB: {item.response_b}"
-
-
 def curate(
-    examples: Sequence[Item],
+    items: Sequence[Item],
     judgments: Sequence[Judgment],
+    rule: Rule = correct_answer,
     *,
-    strategy: str = "correct_answer",
     margin: float = 2.0,
     pairs_per_prompt: int = 3,
     max_pairs: int = 0,
     balance: bool = False,
     iteration: int = 1,
     seed: int = 0,
-    ratings: Mapping[str, float] | None = None,
-    fits: Fits = lambda item, text: True,
-    flipping: Flipping | None = None,
+    fits: Callable[[Item, str], bool] = lambda item, text: True,
+    flipping: Callable[[list[Pair]], Collection[str]] | None = None,
 ) -> Curation:
     """Preference pairs from N judgments of each example or comparison.
 
-    `ratings` (judgment id -> rating) is what the meta-judge said. `fits` says whether prompt and judgment stay within the
-    length limit: what does not is dropped, never truncated, for the score stands last. `balance` gives every target score
-    as many pairs as the rarest has, and so every target preference. `max_pairs` 0 is no limit. `flipping` is asked once,
-    with all pairs, before balance and limit; a prompt that keeps no pair is counted under `flips`.
-
-    Four judgments of an example whose gold score is 4 with scores 4, 4, 3, 1 give, at margin 2, one pair: 4 over 1.
+    `fits(item, text)` says whether prompt and judgment stay within the length limit: a judgment that does not is dropped,
+    never truncated. `flipping(pairs)` names rejected judgments whose rationale does not hold its score; it is called once.
+    `balance` gives every score of the chosen side as many pairs as the rarest has. `max_pairs` 0 is no limit.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy {strategy!r} is not one of {', '.join(STRATEGIES)}")
-    if strategy == "meta_judge" and ratings is None:
-        raise ValueError("strategy meta_judge needs ratings: let the judge judge meta_examples first")
-    by_example: dict[str, list[Judgment]] = defaultdict(list)
+    by_item: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
-        by_example[judgment.example_id].append(judgment)
-    drops: dict[str, str] = {}  # example id -> reason
+        by_item[judgment.example_id].append(judgment)
+    drops: dict[str, str] = {}  # item id -> reason
     groups: list[list[Pair]] = []
-    for example in examples:
-        rng = random.Random(f"{seed} {iteration} {example.id}")
-        own = sorted((j for j in by_example[example.id] if j.verdict is not None), key=lambda j: j.index)
-        if strategy == "meta_judge":
-            found = _by_rating(example, own, ratings or {}, margin, fits)
+    for item in items:
+        readable = {j.text: j for j in sorted(by_item[item.id], key=lambda j: -j.index) if j.verdict is not None}
+        distinct = sorted(
+            readable.values(), key=lambda j: j.index
+        )  # the same text twice would be one pair, counted double
+        random.Random(f"{seed} {iteration} {item.id}").shuffle(distinct)
+        pairs = _apply(rule, item, distinct, margin, fits)
+        if isinstance(pairs, str):
+            drops[item.id] = pairs
         else:
-            found = _by_verdict(example, own, strategy, margin, rng, fits)
-        if isinstance(found, str):
-            drops[example.id] = found
-            continue
-        target, sides = found
-        groups.append([_pair(example, c, r, target, strategy, iteration) for c, r in sides[:pairs_per_prompt]])
+            name = getattr(rule, "__name__", "") or getattr(getattr(rule, "func", None), "__name__", "rule")
+            groups.append([_pair(item, c, r, name, iteration) for c, r in pairs[:pairs_per_prompt]])
     groups.sort(key=lambda group: group[0].example_id)
     random.Random(f"{seed} {iteration}").shuffle(groups)
     if flipping is not None:
-        groups = _steady(groups, flipping, drops)
+        left_out = flipping([pair for group in groups for pair in group])
+        groups = _keep(groups, "flips", drops, lambda group: [p for p in group if p.rejected_id not in left_out])
     if balance:
-        groups = _balanced(groups, drops)
+        counts = Counter(pair.chosen_score for group in groups for pair in group)
+        least = {type(score): min(n for s, n in counts.items() if type(s) is type(score)) for score in counts}
+        room = {score: least[type(score)] for score in counts}
+        groups = _keep(groups, "balance", drops, lambda group: _take(group, room, group[0].chosen_score))
     if max_pairs:
-        groups = _capped(groups, max_pairs, drops)
-    pairs = [pair for group in groups for pair in group]
-    reasons = {reason: [name for name, why in drops.items() if why == reason] for reason in DROPS}
-    prompts = {reason: len(names) for reason, names in reasons.items() if names}
-    lost = {reason: sum(len(by_example[name]) for name in reasons[reason]) for reason in prompts}
-    return Curation(pairs, prompts, len(examples), sum(len(by_example[e.id]) for e in examples), lost)
-
-
-Sides = tuple[Verdict | None, list[tuple[Judgment, Judgment]]]
-
-
-def _by_verdict(
-    item: Item, own: list[Judgment], strategy: str, margin: float, rng: random.Random, fits: Fits
-) -> Sides | str:
-    """(target, the pairs that there are), or the reason why there are none."""
-    if not own:
-        return "no_score"
-    if strategy == "majority_vote":
-        target = _majority(item, own)
-    elif item.gold is not None:
-        target = item.gold
-    else:
-        kind, what = ("comparison", "preference") if isinstance(item, Comparison) else ("example", "score")
-        raise ValueError(
-            f"{kind} {item.id} has no gold {what}; strategy correct_answer needs one, majority_vote does not"
-        )
-    if target is None:
-        return "no_majority"
-    right = _distinct([j for j in own if j.verdict == target])
-    wrong = [j for j in own if j.verdict != target]
-    far = _distinct([j for j in wrong if distance(j.verdict, target) >= margin])
-    if not right:
-        return "all_wrong"
-    if not wrong:
-        return "all_right"
-    if not far:
-        return "margin"
-    right, far = ([j for j in side if fits(item, j.text)] for side in (right, far))
-    if not right or not far:
-        return "too_long"
-    rng.shuffle(right)
-    rng.shuffle(far)
-    return target, list(zip(right, far, strict=False))
-
-
-def distance(verdict: Verdict, target: Verdict) -> float:
-    """How far off a verdict is: `(4, 1) -> 3`; another preference is beyond every margin: `("tie", "A") -> inf`."""
-    if isinstance(target, str):
-        return 0.0 if verdict == target else math.inf
-    return abs(verdict - target)
-
-
-def _majority(item: Item, own: list[Judgment]) -> Verdict | None:
-    """The mode; of equally frequent scores the nearest to the mean, of equally frequent preferences none."""
-    if not isinstance(item, Comparison):
-        return float(metrics.majority([[j.score for j in own]])[0])
-    first, *others = Counter(j.preference for j in own).most_common(2)
-    return None if others and others[0][1] == first[1] else first[0]
-
-
-def _by_rating(item: Item, own: list[Judgment], ratings: Mapping[str, float], margin: float, fits: Fits) -> Sides | str:
-    rated = sorted(_distinct([j for j in own if j.id in ratings]), key=lambda j: (-ratings[j.id], j.index))
-    if not rated:
-        return "no_score"
-    enough = min(2, len(rated))
-    rated = [j for j in rated if fits(item, j.text)]
-    if len(rated) < enough:
-        return "too_long"
-    half = len(rated) // 2
-    sides = list(
-        zip(rated[:half], rated[::-1][:half], strict=True)
-    )  # best with worst, second best with second worst, ...
-    sides = [(best, worst) for best, worst in sides if ratings[best.id] - ratings[worst.id] >= max(margin, 1e-9)]
-    return (None, sides) if sides else "margin"
-
-
-def _distinct(judgments: list[Judgment]) -> list[Judgment]:
-    """One judgment for each text: the same text chosen twice would be one pair, counted double."""
-    return list({j.text: j for j in reversed(judgments)}.values())[::-1]
-
-
-def _pair(
-    item: Item, chosen: Judgment, rejected: Judgment, target: Verdict | None, strategy: str, iteration: int
-) -> Pair:
-    return Pair(
-        id=f"{chosen.id}>{rejected.index}",
-        example_id=item.id,
-        chosen=chosen.text,
-        rejected=rejected.text,
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        chosen_score=chosen.verdict,
-        rejected_score=rejected.verdict,
-        target=target,
-        margin=None if target is None or isinstance(target, str) else distance(rejected.verdict, target),
-        strategy=strategy,
-        iteration=iteration,
+        limit = {None: max_pairs}
+        groups = _keep(groups, "cap", drops, lambda group: _take(group, limit, None))
+    by_reason = {
+        reason: [name for name, why in drops.items() if why == reason] for reason in dict.fromkeys(drops.values())
+    }
+    order = [*REASONS, *(reason for reason in by_reason if reason not in REASONS)]
+    return Curation(
+        pairs=[pair for group in groups for pair in group],
+        drops={reason: len(by_reason[reason]) for reason in order if reason in by_reason},
+        n_prompts=len(items),
+        n_judgments=sum(len(by_item[item.id]) for item in items),
+        dropped_judgments={r: sum(len(by_item[name]) for name in by_reason[r]) for r in order if r in by_reason},
     )
 
 
-def _steady(groups: list[list[Pair]], flipping: Flipping, drops: dict[str, str]) -> list[list[Pair]]:
-    """Without the pairs whose rejected rationale ends in another verdict when only the verdict is drawn again."""
-    left_out = flipping([pair for group in groups for pair in group])
+def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fits: Callable) -> Pairs | str:
+    """The rule on the judgments that fit; if only the long ones would have given a pair, the reason is `too_long`."""
+    if not judgments:
+        return "no_score"
+    short = [j for j in judgments if fits(item, j.text)]
+    pairs = (rule(item, short, margin) or "no_pair") if short else "too_long"
+    if isinstance(pairs, str) and len(short) < len(judgments) and not isinstance(rule(item, judgments, margin), str):
+        return "too_long"
+    return pairs
+
+
+def _keep(groups: list[list[Pair]], reason: str, drops: dict[str, str], select: Callable) -> list[list[Pair]]:
+    """The selected pairs of each prompt; one that keeps none is counted under the reason."""
     kept = []
     for group in groups:
-        if steady := [pair for pair in group if pair.rejected_id not in left_out]:
-            kept.append(steady)
-        else:
-            drops[group[0].example_id] = "flips"
-    return kept
-
-
-def _balanced(groups: list[list[Pair]], drops: dict[str, str]) -> list[list[Pair]]:
-    """As many pairs for every target as the rarest of its kind has (Self-Taught Evaluators, arXiv 2408.02666)."""
-    counts = Counter(pair.target for group in groups for pair in group)
-    room = {target: min(n for other, n in counts.items() if type(other) is type(target)) for target in counts}
-    return _fill(groups, lambda pair: pair.target, room, "balance", drops)
-
-
-def _capped(groups: list[list[Pair]], max_pairs: int, drops: dict[str, str]) -> list[list[Pair]]:
-    return _fill(groups, lambda pair: None, {None: max_pairs}, "cap", drops)
-
-
-def _fill(groups: list[list[Pair]], kind: Callable, room: dict, reason: str, drops: dict[str, str]) -> list[list[Pair]]:
-    kept = []
-    for group in groups:
-        n = min(len(group), room[kind(group[0])])
-        room[kind(group[0])] -= n
-        if n:
-            kept.append(group[:n])
+        if selected := select(group):
+            kept.append(selected)
         else:
             drops[group[0].example_id] = reason
     return kept
 
 
+def _take(group: list[Pair], room: dict[Any, int], key: Any) -> list[Pair]:
+    taken = group[: room[key]]
+    room[key] -= len(taken)
+    return taken
+
+
+def _pair(item: Item, chosen: Judgment, rejected: Judgment, strategy: str, iteration: int) -> Pair:
+    comparable = not isinstance(chosen.verdict, str)
+    return Pair(
+        id=f"{chosen.id}>{rejected.index}", example_id=item.id, chosen=chosen.text, rejected=rejected.text,
+        chosen_id=chosen.id, rejected_id=rejected.id, chosen_score=chosen.verdict, rejected_score=rejected.verdict,
+        gold=item.gold, margin=distance(rejected.verdict, chosen.verdict) if comparable else None,
+        strategy=strategy, iteration=iteration,
+    )  # fmt: skip
+
+
 def provenance(pairs: Sequence[Pair]) -> dict[str, float]:
-    """What the pairs are made of: their number, prompts, mean margin, and how long both sides are in words."""
+    """What the pairs consist of: their number, prompts, mean margin, and the mean length of both sides in words."""
     if not pairs:
         return {"pairs": 0, "prompts": 0}
     margins = [pair.margin for pair in pairs if pair.margin is not None]

@@ -278,7 +278,7 @@ class Pair(Row):
     rejected_id: str
     chosen_score: Verdict
     rejected_score: Verdict | None
-    target: Verdict | None  # what the chosen side was held against: the gold score, the mode of the N, or nothing
-    margin: float | None  # |rejected_score - target|
+    gold: Verdict | None  # what a person said, if anybody did
+    margin: float | None  # |rejected_score - chosen_score|, None between two preferences
     strategy: str
     iteration: int
