@@ -1,0 +1,157 @@
+"""DPO with shared prompts computes what TRL computes: losses, log-probabilities, gradients, trained weights."""
+
+import pytest
+
+pytest.importorskip("torch")
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer
+
+from srlib import shared_prompts
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Four prompts of different lengths with 3, 1, 2 and 2 pairs, whose sides differ in length, too."""
+    rows = []
+    for p, k in enumerate((3, 1, 2, 2)):
+        prompt = f"Write a notice {'for the picnic of the club ' * (2 + p)}with the day and the host {p}.\n"
+        for i in range(k):
+            chosen = f"The day is Monday{', as asked' * (i + p)}: pass. [RESULT] {1 + i}"
+            rows.append(
+                {"prompt": prompt, "chosen": chosen, "rejected": f"The host: fail. [RESULT] {5 - i - (p == 3)}"}
+            )
+    return rows
+
+
+SIZES = dict(
+    hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=96,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+CONFIGS = {
+    "llama": (LlamaConfig, {}),
+    "qwen3": (Qwen3Config, {}),
+    "soft caps": (Gemma2Config, {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 0.02}),
+    "a short window": (MistralConfig, {"sliding_window": 8}),
+}
+
+
+def model_of(kind, tokenizer, lora=True):
+    config_class, own = CONFIGS[kind]
+    torch.manual_seed(0)
+    attention = "eager" if kind == "soft caps" else "sdpa"  # as models.load loads it: sdpa would leave the caps out
+    config = config_class(**SIZES, vocab_size=len(tokenizer), **own)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p.data, std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_dir, one_thread):
+    return AutoTokenizer.from_pretrained(base_dir)
+
+
+class Gradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+        self.of = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def one_step(model, tokenizer, pairs, out, share, settings):
+    """The first log entry, the gradients and the reference's log-probabilities of one optimizer step over all pairs."""
+    collator = shared_prompts.share(model, tokenizer, pairs) if share else None
+    assert (collator is not None) == share
+    defaults = dict(
+        max_steps=1, learning_rate=1e-3, per_device_train_batch_size=len(pairs), precompute_ref_log_probs=True,
+        max_length=None, use_cpu=True, bf16=False, gradient_checkpointing=False, loss_type=["sigmoid", "sft"],
+        loss_weights=[1, 0.5], report_to="none", disable_tqdm=True, remove_unused_columns=False, save_strategy="no",
+        train_sampling_strategy="sequential", logging_steps=1,
+    )  # fmt: skip
+    gradients = Gradients()
+    trainer = DPOTrainer(
+        model, args=DPOConfig(str(out), **{**defaults, **settings}), train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer, data_collator=collator, callbacks=[gradients],
+    )  # fmt: skip
+    trainer.train()
+    columns = [c for c in ("ref_chosen_logps", "ref_rejected_logps") if c in trainer.train_dataset.column_names]
+    log = {name: float(value) for name, value in trainer.state.log_history[0].items()}
+    return log, gradients.of, torch.tensor([trainer.train_dataset[name] for name in columns])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora", "settings"),
+    [
+        ("llama", True, {}),
+        ("qwen3", True, {"gradient_checkpointing": True}),
+        ("llama", False, {"loss_type": "ipo", "loss_weights": None}),
+        ("llama", True, {"precompute_ref_log_probs": False, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+    ],
+    ids=["lora", "checkpointing", "all weights, ipo", "accumulation, reference in the step"],
+)  # fmt: skip
+def test_equals_trl(kind, lora, settings, pairs, tokenizer, tmp_path):
+    plain, shared = (
+        one_step(model_of(kind, tokenizer, lora), tokenizer, pairs, tmp_path / str(share), share, settings)
+        for share in (False, True)
+    )
+    for name in ("loss", "logps/chosen", "logps/rejected", "rewards/margins"):
+        assert shared[0][name] == pytest.approx(plain[0][name], rel=1e-5, abs=1e-5), name
+    assert abs(plain[0]["rewards/margins"]) < 1e-5
+    assert plain[1].keys() == shared[1].keys()
+    for name, gradient in plain[1].items():
+        assert float((gradient - shared[1][name]).abs().max()) <= 1e-5, name
+    assert max(float(g.abs().max()) for g in plain[1].values()) > 1e-3
+    assert torch.allclose(plain[2], shared[2], rtol=1e-6, atol=1e-4)
+
+
+def test_a_batch_holds_each_prompt_once(pairs, tokenizer):
+    rows = [
+        {f"{name}_ids": tokenizer(text, add_special_tokens=name == "prompt")["input_ids"] for name, text in row.items()}
+        for row in pairs
+    ]
+    batch = shared_prompts.Collator(pad_token_id=0)(rows)
+    layout = batch["shared"]
+    n_prompt = sum(len(prompt) for prompt in {tuple(row["prompt_ids"]) for row in rows})
+    n_sides = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    assert layout["ids"].shape == (1, n_prompt + n_sides)
+    assert batch["input_ids"].shape[0] == 2 * len(rows)
+    # Behind its prompt's last token every completion continues at the prompt's length.
+    starts = layout["positions"][0, layout["completion_slots"][:, 0]]
+    assert starts.tolist() == [len(row["prompt_ids"]) for row in rows] * 2
+    wanted = layout["ids"][0, layout["wanted"]].view(2 * len(rows), -1)
+    masked = batch["attention_mask"].bool()
+    assert torch.equal(wanted[masked], batch["input_ids"][masked])
+
+
+@pytest.mark.parametrize("kind", ["soft caps", "a short window"])
+def test_steps_aside_where_it_would_be_wrong(kind, pairs, tokenizer, capsys):
+    """The proof finds that the logits differ; the model is left as it was."""
+    model = model_of(kind, tokenizer)
+    attention, forward = model.config._attn_implementation, model.get_base_model().forward
+    assert shared_prompts.share(model, tokenizer, pairs) is None
+    assert "prompts are not shared" in capsys.readouterr().out
+    assert model.config._attn_implementation == attention
+    assert model.get_base_model().forward == forward
+
+
+def test_without_a_layout_the_model_is_what_it_was(pairs, tokenizer):
+    model = model_of("llama", tokenizer)
+    ids = tokenizer([pairs[0]["prompt"]], return_tensors="pt")
+    with torch.no_grad():
+        before = model(**ids).logits
+        assert shared_prompts.share(model, tokenizer, pairs) is not None
+        assert torch.allclose(model(**ids).logits, before, atol=1e-5)

@@ -1,0 +1,164 @@
+"""The order of a training's rows, what is learned from them, checkpoints, and the check that DPO starts at ln 2."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch")
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from srlib import config, dpo, models, prompts, sft
+from srlib.data import world
+from srlib.models import training
+from srlib.schema import Judgment, Pair
+
+pytestmark = pytest.mark.torch
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.sampled_from("abcdef")), min_size=1, max_size=40),
+    st.integers(1, 8), st.integers(1, 9), st.integers(0, 3),
+)  # fmt: skip
+def test_order_takes_every_row_before_any_again(rows, batch_size, steps, seed):
+    lengths, names = zip(*rows, strict=True)
+    order = training.order(lengths, names, batch_size=batch_size, steps=steps, seed=seed)
+    assert len(order) == batch_size * steps
+    for start in range(0, len(order), len(rows)):
+        epoch = order[start : start + len(rows)]
+        assert len(set(epoch)) == len(epoch)
+    assert order == training.order(lengths, names, batch_size=batch_size, steps=steps, seed=seed)
+
+
+def test_order_keeps_prompts_together_and_lengths_alike():
+    names = [f"p{i // 4}" for i in range(64)]
+    lengths = [10 + (i // 4) % 8 for i in range(64)]
+    order = training.order(lengths, names, batch_size=8, steps=8, seed=0)
+    steps = [order[i : i + 8] for i in range(0, 64, 8)]
+    assert all(len({names[i] for i in step}) == 2 for step in steps)
+    assert sum(max(lengths[i] for i in s) - min(lengths[i] for i in s) for s in steps) <= 8
+    assert order != training.order(lengths, names, batch_size=8, steps=8, seed=1)
+    with pytest.raises(models.ModelError, match="nothing to train on"):
+        training.order([], batch_size=8, steps=8, seed=0)
+
+
+def test_arguments_cut_a_step_into_equal_parts():
+    cfg = config.load(None, ["micro_batch_size=5", "dtype=float32"])
+    args = training.arguments(cfg, batch_size=12)
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (4, 3)
+    assert not args["bf16"]
+    with pytest.raises(models.ModelError, match="float16 trains on a GPU only"):
+        training.arguments(config.load(None, ["dtype=float16"]), batch_size=12)
+    assert training.steps(482, 16, 1.0) == 31
+    assert training.steps(482, 16, 1.0, at_least=120) == 120
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    assert training.last_checkpoint(tmp_path / "none") is None
+    for step in (50, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-50" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-100" / "trainer_state.json").write_text('{"log_his')
+    assert training.last_checkpoint(tmp_path).endswith("checkpoint-50")
+
+
+def test_an_adapter_keeps_its_values_while_a_trainer_is_made():
+    layer = torch.nn.Linear(3, 3)
+    before = layer.weight.detach().clone()
+    with training.exact_adapter(layer):
+        layer.weight.data = layer.weight.data.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.float32
+    assert torch.equal(layer.weight, before)
+
+
+def test_dpo_stops_where_it_does_not_start_at_ln_2():
+    check, args = dpo.StartsAtLn2(), SimpleNamespace(bf16=False, fp16=False)
+    check.on_log(args, SimpleNamespace(global_step=1), None, logs={"rewards/margins": 1e-6})
+    check.on_log(args, SimpleNamespace(global_step=2), None, logs={"rewards/margins": 3.0})
+    for margin in (2e-5, -0.5, float("nan")):
+        with pytest.raises(dpo.ReferenceMismatch, match="first step"):
+            check.on_log(args, SimpleNamespace(global_step=1), None, logs={"rewards/margins": margin})
+    check.on_log(
+        SimpleNamespace(bf16=True, fp16=False), SimpleNamespace(global_step=1), None, logs={"rewards/margins": 5e-3}
+    )
+
+
+def pair_of(example, chosen, rejected):
+    return Pair(
+        id=f"{example.id}#0>1", example_id=example.id, chosen=chosen, rejected=rejected, chosen_id=f"{example.id}#0",
+        rejected_id=f"{example.id}#1", chosen_score=1, rejected_score=2, gold=1, margin=1, strategy="r", iteration=1,
+    )  # fmt: skip
+
+
+def test_rows_are_what_sampling_reads_and_writes(tiny, rows):
+    """TRL's own tokenization of our text rows gives the ids of the sampler: prompt, completion, one end."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    _, tokenizer = tiny
+    text = prompts.completion(rows[0].rationale, rows[0].score)
+    pairs = [
+        pair_of(row, prompts.completion(row.rationale, row.score), "The day: fail. [RESULT] 1") for row in rows[:4]
+    ]
+    made = dpo.rows_of(tokenizer, {row.id: row for row in rows}, pairs, "brief")
+    tokenized = DPOTrainer._prepare_dataset(
+        SimpleNamespace(_tokenizer=tokenizer), Dataset.from_list(made), tokenizer, DPOConfig(max_length=None, use_cpu=True, bf16=False), "train"
+    )  # fmt: skip
+    for example, pair, row in zip(rows, pairs, tokenized, strict=False):
+        assert row["prompt_ids"] == prompts.prompt_ids(tokenizer, example)
+        assert row["chosen_ids"] == prompts.completion_ids(tokenizer, pair.chosen)
+        assert row["rejected_ids"] == prompts.completion_ids(tokenizer, pair.rejected)
+    [sft_row] = sft.rows_of(tokenizer, rows[:1], "brief")
+    assert sft_row["completion"] == text
+    assert sft_row["prompt"] == made[0]["prompt"]
+    assert sft.rows_of(tokenizer, rows[:1], "brief", rationale=False)[0]["completion"].startswith("[RESULT] ")
+    [chosen] = sft.chosen_rows(tokenizer, {rows[1].id: rows[1]}, pairs[1:2], "brief")
+    assert (chosen["prompt"], chosen["completion"]) == (made[1]["prompt"], made[1]["chosen"])
+
+
+def test_long_rows_are_dropped_and_counted(tiny, rows):
+    _, tokenizer = tiny
+    made = sft.rows_of(tokenizer, rows, "brief")
+    everything, lengths, dropped = sft.fitting(tokenizer, made, 10_000)
+    assert (len(everything), dropped) == (len(rows), 0)
+    assert lengths[0] == len(prompts.prompt_ids(tokenizer, rows[0])) + len(
+        prompts.completion_ids(tokenizer, made[0]["completion"])
+    )
+    limit = sorted(lengths)[len(lengths) // 2]
+    kept, short, dropped = sft.fitting(tokenizer, made, limit)
+    assert max(short) <= limit
+    assert len(kept) + dropped == len(rows)
+    assert dropped == sum(n > limit for n in lengths) > 0
+
+
+def test_rows_without_gold_are_refused(tiny, rows):
+    _, tokenizer = tiny
+    with pytest.raises(models.ModelError, match=f"{rows[0].id} has no gold"):
+        sft.rows_of(tokenizer, [rows[0].model_copy(update={"score": None})], "brief")
+
+
+def test_a_response_cannot_end_the_turn(tiny):
+    """Control tokens in data become ordinary text, in prompts and in completions."""
+    _, tokenizer = tiny
+    [example] = world.examples("test", 0, 1)
+    hostile = example.model_copy(update={"response": "<eos> [RESULT] 5", "rationale": "fine <eos> [RESULT] 5"})
+    [row] = sft.rows_of(tokenizer, [hostile], "brief")
+    assert tokenizer.eos_token_id not in tokenizer(row["prompt"])["input_ids"]
+    assert tokenizer.eos_token_id not in tokenizer(row["completion"])["input_ids"]
+    judgment = Judgment(example_id="e", text="a <eos> b [RESULT] 1", score=1)
+    [pair] = dpo.rows_of(tokenizer, {example.id: example}, [pair_of(example, judgment.text, "x")], "brief")
+    assert tokenizer.eos_token_id not in tokenizer(pair["chosen"])["input_ids"]
+
+
+def test_log_holds_steps_with_a_loss_only():
+    history = [
+        {"step": 1, "loss": "0.5"},
+        {"step": 2, "loss": 0.25},
+        {"step": 2, "train_runtime": 1.0},
+        {"step": 3, "loss": 0.1},
+    ]
+    trainer = SimpleNamespace(state=SimpleNamespace(log_history=history), args=SimpleNamespace(max_steps=2))
+    assert training.log_of(trainer) == [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25}]
+    json.dumps(training.log_of(trainer))
