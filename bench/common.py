@@ -126,7 +126,9 @@ def write(name: str, result: dict[str, Any], title: str, header: list[str], line
     rows = [header, ["---:"] * len(header), *lines]
     table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
     where = f"{result['machine']['device']}, {result['machine']['cores']} cores, load {result['machine']['load_average']} before"
-    text = f"# {title}\n\n`{result['command']}`, {result['machine']['date']}. {where}. {note}\n\n{table}\n\n{versions}\n"
+    text = (
+        f"# {title}\n\n`{result['command']}`, {result['machine']['date']}. {where}. {note}\n\n{table}\n\n{versions}\n"
+    )
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (DOCS / f"{name}.md").write_text(text)
