@@ -1,29 +1,34 @@
-# make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
-# make test   install what is needed, pass the tests          make test-fast   those that need no torch
-# make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
-# make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
-# make lint   formatting, linting, stripped notebooks          make clean       remove .venv
+# make run    install what is needed into .venv, run the whole method on the built-in world, print the result table
+# make test   install what is needed, lint, run the tests       make test-fast   the tests that need no torch
+# make test-all   the slow tests, too: kills at every stage, Unsloth, a real server, more model families
+# make test-browser   notebook 08 in a real browser (Chromium has to be installed)
+# make lab    JupyterLab with the kernel ready                  make unsloth     the Unsloth backend (for a GPU)
+# make lint   formatting, linting, floors, stripped notebooks   make clean       remove .venv
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 EXTRAS := train,notebooks,lab,dev
-# uv where it is found, else the one that pip puts into .venv. A wheel folder that pip is configured with is used, and
-# then torch comes from there; elsewhere uv picks the torch build that fits the machine's GPU, or the CPU build.
+# uv if it is installed, else the one that pip puts into .venv. If pip is configured with a folder of wheels, torch comes
+# from there; elsewhere uv picks the build of torch that fits the machine's GPU, or the CPU build.
 UV := $(or $(shell command -v uv 2>/dev/null),$(VENV)/bin/uv)
 LINKS = $(shell python3 -m pip config list 2>/dev/null | sed -n "s/.*find-links='\(.*\)'/\1/p" | head -1)
 INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if $(LINKS),--find-links $(LINKS),--torch-backend=auto)
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
+PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-fast test-browser lab unsloth lint install clean
+.PHONY: run test test-all test-fast test-browser lab unsloth lint install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
 
-test: install $(VENV)/.unsloth lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint $(VENV)/.unsloth
+	$(PYTEST)
 
 test-fast: install
-	$(PYTHON) -m pytest -m "not torch"
+	$(PYTHON) -m pytest -m "not torch and not slow"
 
 test-browser: install $(VENV)/.browser
 	$(PYTHON) -m pytest tests/browser_annotate.py -rs
@@ -34,6 +39,7 @@ lab: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
 
 install: $(VENV)/.installed $(if $(GPU),$(VENV)/.unsloth)
