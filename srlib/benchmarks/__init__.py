@@ -1,0 +1,12 @@
+"""Any judge on fifteen public benchmarks, each scored by its own rule, or the judgments of any other program.
+
+suite.yaml, suite   the benchmarks as declarations; `named`
+protocol            rows -> questions for a judge, with the right answers
+rules               answers -> figures, arithmetic only
+run                 ask a judge, keep its judgments, read those of others; `evaluate`, `score`, `table`
+"""
+
+from srlib.benchmarks.run import evaluate, score, table
+from srlib.benchmarks.suite import named
+
+__all__ = ["evaluate", "named", "score", "table"]

@@ -1,31 +1,49 @@
-"""A judge on a benchmark: ask it, keep what it says, and compute every figure from what was kept.
+"""Ask a judge the questions of a benchmark, keep its judgments, and compute every figure from them.
 
-Imports judge, questions, answers, scoring and store. `evaluate` writes RESULTS.json, and beside it the judgments, which
-`score` reads as it reads those of any other program:
+    rows = evaluate("runs/tiny/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
+    rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
-    rows = evaluate("runs/tiny/judge", suite.BENCHMARKS["llmbar"], Path("llmbar.json"), data="llmbar.jsonl")
-    rows = score(suite.BENCHMARKS["llmbar"], "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
+`score` also reads the answers of any other program, one JSON object a line. Letters and numbers name responses, not
+positions: A is the chosen one of a chosen and a rejected response, and of several the right ones come first.
 
-A result row has benchmark, revision (the commit of the hub set, or the file's hash), judge, part, subset, metric,
-value, ci_low, ci_high, n, parse_rate, failures by name, seed, left_out, protocol, and what others have `published`.
+    {"id": "17", "order": "BA", "verdict": "A"}    B was shown first, and A is better
+    {"id": "17", "order": "A", "score": 4.0}       A alone was scored; of several responses "1", "2", ...
+    {"id": "17", "score": null}                    the only response of an item; its score could not be parsed
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import StrictInt, StrictStr
 from rich.table import Table
 from rich.text import Text
 
-from srlib import files as store
-from srlib.benchmarks import answers, questions
-from srlib.benchmarks.questions import Benchmark, Source
-from srlib.judge import Judge, identity, is_served
-from srlib.models import load as models
+from srlib import files
+from srlib.benchmarks import protocol
+from srlib.benchmarks.protocol import Benchmark, Question, Source
+from srlib.benchmarks.rules import Judged, Rows
+from srlib.files import RowError
+from srlib.schema import OTHER_WAY, Judgment, Row, SrlibError
 
-GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` asks
+GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` samples
+INTERVAL = (
+    "95% over prompts, 2000 resamples: BCa for plain means and errors, percentile for weighted means, "
+    "Fisher's z with a jackknife error for correlations over all items"
+)
+
+
+class Answer(Row):
+    """A judge's answer to one question. Without a verdict or a score it is a failure, and counts as one."""
+
+    id: StrictStr | StrictInt
+    order: str = ""  # the responses shown, as in rules
+    verdict: str | None = None
+    score: float | None = None
+    failure: str = "unreadable"
+
+
+Answers = Mapping[str, Mapping[str, Answer]]  # question -> responses shown -> answer
 
 
 def evaluate(
@@ -37,123 +55,144 @@ def evaluate(
     revision: str = "",
     compare: bool = False,
     model: str = "",
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Judge every item of a benchmark greedily, by the judge that Judge.load(judge, model=model) gives, and score it.
+) -> Rows:
+    """Judge every item of a benchmark greedily, with Judge.load(judge, model=model), and write the result rows to `out`.
 
-    Every response is judged alone; with `compare` two are judged together, in both orders, for a judge that learned to. The
-    same command resumes. Raises store.RowError on rows that do not fit, and where the judgments beside `out` are others'.
+    Every response is judged alone; with `compare`, two are judged together, in both orders (for a judge trained to compare).
+    Judgments are kept in `<out>.judgments.jsonl`, and the same command resumes. Raises files.RowError on a row that does
+    not fit, SrlibError if those judgments are of another judge or of other rows.
     """
-    if not is_served(judge):
-        models.check_model(judge)
-    source = questions.load(benchmark, data, revision)
-    asked = questions.ask(source, compare)
-    store.make_dir(out.resolve().parent)
-    kept = out.with_suffix(".judgments.jsonl")
+    from srlib.judge import Judge, identity  # imports torch, which `score` does not need
+
+    source = protocol.load(benchmark, data, revision)
+    items, kept = protocol.items(source, compare), out.with_suffix(".judgments.jsonl")
     name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
-    _same_or_refuse(kept, {"judge": name, "revision": source.revision, "compare": compare, "told": GREEDY})
-    judge_ = Judge.load(judge, model=model)
-    found = judge_.score_many(asked, out=kept, desc=benchmark.name)
-    rows = results(benchmark, source, answers.of_judgments(source, found), name, GREEDY, n_boot, seed)
-    store.write_json(out, rows)
+    note = {"judge": name, "revision": source.revision, "compare": compare, "sampling": GREEDY}
+    if kept.exists() and _note(kept) != note:
+        raise SrlibError(f"{kept}: holds judgments of another judge or of other rows; name another -o, or delete it")
+    loaded = Judge.load(judge, model=model)
+    files.make_dir(out.resolve().parent)
+    files.write_json(kept.with_suffix(".json"), note)
+    loaded.score_many(items, out=kept, desc=benchmark.name)
+    rows = score(benchmark, kept, data=data, revision=revision)
+    files.write_json(out, rows)
     return rows
 
 
-def score(
-    benchmark: Benchmark,
-    judgments: str | Path,
-    *,
-    data: str | Path = "",
-    revision: str = "",
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """The same rows from judgments in a file: of `evaluate`, or of any program (see answers). Of the latter it is not known how
-    the judge was asked, and the protocol says so."""
-    source = questions.load(benchmark, data, revision)
-    note, name, told = _note(Path(judgments)), Path(judgments).name, None
-    if note.exists():
-        made_by = store.read_json(note)
-        name, told = made_by["judge"], made_by["told"]
-    return results(benchmark, source, answers.read(source, judgments), name, told, n_boot, seed)
-
-
-def results(
-    benchmark: Benchmark,
-    source: Source,
-    given: answers.Answers,
-    judge: str,
-    told: Mapping[str, Any] | None = None,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """All result rows. `told` is what is known of how the judge was asked: samples, aggregate, temperature."""
-    shown = {shown for found in given.values() for shown in found}
-    firsts = [next(iter(q.asked.values())) for q in source.questions if q.asked]
-    with_reference = sum(item.reference_answer is not None for item in firsts)
-    protocol = {
-        "mode": _mode(source, given),
-        "reference": f"in {with_reference} of {len(firsts)} items",
-        **(told or dict.fromkeys(GREEDY, "not told")),
-        "orders": "both" if {"AB", "BA"} <= shown else "one" if shown & {"AB", "BA"} else "one response at a time",
+def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "", revision: str = "") -> Rows:
+    """The result rows from a file of judgments or answers. It is unknown how other programs sampled theirs."""
+    source = protocol.load(benchmark, data, revision)
+    answers = read(source, judgments)
+    note = _note(Path(judgments)) or {"judge": Path(judgments).name, "sampling": dict.fromkeys(GREEDY, "unknown")}
+    given = [answer for by_order in answers.values() for answer in by_order.values()]
+    firsts = [next(iter(question.items.values())) for question in source.questions if question.items]
+    method = {
+        "mode": "pairwise or more" if any(answer.verdict for answer in given) else "pointwise",
+        "reference": f"in {sum(item.reference_answer is not None for item in firsts)} of {len(firsts)} items",
+        **note["sampling"],
+        "orders": ("one response at a time", "one", "both")[len({answer.order for answer in given} & {"AB", "BA"})],
         "ties": benchmark.ties,
         "parse_failures": benchmark.failures,
-        "interval": f"95% over prompts, {n_boot} resamples: BCa for plain means and errors, percentile for weighted ones, "
-        "Fisher's z and a jackknife error for correlations over all items",
+        "interval": INTERVAL,
     }
-    rows = []
+    rows: Rows = []
     for part in benchmark.parts or [""]:
-        base = {"benchmark": benchmark.name, "revision": source.revision, "judge": judge, "part": part}
-        for found in benchmark.rule(answers.judged(source, given, part), n_boot=n_boot, seed=seed):
-            place = (found["metric"], found["subset"], part)
-            beside = [p for p in benchmark.published if (p.metric, p.subset, p.part) == place]
-            published = [{"judge": p.judge, "value": p.value, "source": p.source} for p in beside]
-            rest = {"seed": seed, "left_out": dict(source.left_out), "protocol": protocol, "published": published}
-            rows.append(base | found | rest)
+        head = {"benchmark": benchmark.name, "revision": source.revision, "judge": note["judge"], "part": part}
+        for row in benchmark.rule(judged(source, answers, part)):
+            published = benchmark.published.get(" ".join(filter(None, (part, row["metric"], row["subset"]))), [])
+            tail = {"seed": 0, "left_out": source.left_out, "protocol": method, "published": published}
+            rows.append(head | row | tail)
     return rows
 
 
-def _mode(source: Source, given: answers.Answers) -> str:
-    if all(q.responses == ("",) for q in source.questions):
-        return "pointwise: the score of the response, as it was written"
-    if any(isinstance(answer, str) for found in given.values() for answer, _ in found.values()):
-        return "pairwise or more: the responses are shown together, and the judge says which is better"
-    return "pointwise: every response alone; their scores are compared, of our judges the expected ones"
+def _note(judgments: Path) -> dict[str, Any] | None:
+    """What `evaluate` wrote beside its judgments: the judge, the rows, and how it sampled."""
+    note = judgments.with_suffix(".json")
+    return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and note.exists() else None
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Result rows to print, with what others reported for their judges beside them, and the protocol below."""
+def read(source: Source, path: str | Path) -> Answers:
+    """Judgments (lines with `example_id`) or answers of any program. Raises files.RowError on an id that the benchmark does
+    not have, on an answer that does not fit its item, and on a second answer to one question."""
+    questions = {question.id: question for question in source.questions}
+    shown = {item.id: (question.id, order) for question in source.questions for order, item in question.items.items()}
+    answers: dict[str, dict[str, Answer]] = {}
+    for number, line in files.read_lines(path):
+        where = f"{path}, line {number}"
+        values = files.parse_json(where, line)
+        if isinstance(values, dict) and "example_id" in values:
+            answer = _answer(files.validate(where, values, Judgment), shown)
+        else:
+            answer = files.validate(where, values, Answer)
+        name = str(answer.id)
+        if name not in questions:
+            raise RowError(f"{where}: id {files.shorten(name)} is not in the benchmark; ids are those of its rows")
+        _check(questions[name], answer, where)
+        if answers.setdefault(name, {}).setdefault(answer.order, answer) is not answer:
+            raise RowError(f"{where}: id {files.shorten(name)}, order '{answer.order}' is there twice; keep one")
+    return answers
+
+
+def _answer(judgment: Judgment, shown: Mapping[str, tuple[str, str]]) -> Answer:
+    """A judgment as an answer: one of several responses counts by its expected score."""
+    name, order = shown.get(judgment.example_id, (judgment.example_id, ""))
+    verdict = OTHER_WAY[judgment.preference] if judgment.preference and order == "BA" else judgment.preference
+    score = judgment.expected_score if order else judgment.score
+    return Answer(id=name, order=order, verdict=verdict, score=score, failure=judgment.failure or "")
+
+
+def _check(question: Question, answer: Answer, where: str) -> None:
+    """Refuse a score or a verdict that the item cannot get."""
+    verdicts = question.choices.get(answer.order)
+    if verdicts is None or answer.verdict not in (None, *verdicts) or (verdicts and answer.score is not None):
+        got = files.shorten(answer.verdict) if answer.score is None else f"{answer.score:g}"
+        forms = [f"'{order}' {' or '.join(names[:4]) or 'a score'}" for order, names in question.choices.items()]
+        reason = f"{got} with order {files.shorten(answer.order)} does not fit"
+        raise RowError(f"{where}: {reason}; this item takes, by order, {', '.join(forms[:6])}")
+    if answer.score is not None and answer.order == "" and question.items:
+        scale = question.items[""].rubric.scale
+        if not scale[0] <= answer.score <= scale[-1]:
+            raise RowError(
+                f"{where}: score {answer.score:g} is outside the item's scale, {scale[0]:g} to {scale[-1]:g}"
+            )
+
+
+def judged(source: Source, answers: Answers, part: str = "") -> list[Judged]:
+    """Every item with a gold score in this part, and its answers. One that is missing is a failure of that name."""
+    both = any({"AB", "BA"} <= by_order.keys() for by_order in answers.values())
+    rows = []
+    for question in source.questions:
+        if question.gold.get(part) is None:
+            continue
+        given = answers.get(question.id, {})
+        responses = {order for order, verdicts in question.choices.items() if not verdicts}
+        orders = {"AB", "BA"} if both and "AB" in question.choices else set(given) or {""}
+        expected = responses if responses & given.keys() else orders  # without any answer, both orders failed
+        if not given.keys() <= expected:
+            raise RowError(f"item {question.id} has both scores and verdicts; keep one kind")
+        missing = Answer(id=question.id, failure="missing" if given or question.items else "empty_response")
+        full = {order: given.get(order, missing) for order in sorted(expected)}
+        values = {order: answer.verdict if answer.score is None else answer.score for order, answer in full.items()}
+        failures = {order: full[order].failure for order, value in values.items() if value is None}
+        rows.append(Judged(question.id, question.gold[part], values, failures, question.subset, question.group))
+    return rows
+
+
+def table(rows: Rows) -> Table:
+    """Result rows to print, with the figures that others reported beside them, and the protocol below."""
     first = rows[0]
-    told = "\n".join(
-        [*(f"{k}: {v}" for k, v in first["protocol"].items()), *(f"{n} {w}" for w, n in first["left_out"].items())]
-    )
-    shown = Table(
-        title=Text(f"{first['benchmark']}, {first['revision']}: {first['judge']}"), caption=Text(told),
-        title_justify="left", caption_justify="left", box=None, pad_edge=False, header_style="bold",
-    )  # fmt: skip
-    for title in ("subset", "metric", "value", "95% interval", "n", "parsed", "failures", "published"):
-        shown.add_column(title, justify="right" if title in ("value", "n", "parsed") else "left", overflow="fold")
+    below = [f"{name}: {value}" for name, value in first["protocol"].items()]
+    below += [f"{n} {reason}" for reason, n in first["left_out"].items()]
+    title = Text(f"{first['benchmark']}, {first['revision']}: {first['judge']}")
+    shown = Table(title=title, caption=Text("\n".join(below)), box=None, title_justify="left", caption_justify="left")
+    for name in ("subset", "metric", "value", "95% interval", "n", "parsed", "failures", "published"):
+        shown.add_column(name, justify="right" if name in ("value", "n", "parsed") else "left", overflow="fold")
     for row in rows:
         value = "–" if row["value"] is None else f"{row['value']:.3f}"
-        span = "" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
         failures = ", ".join(f"{name} {n}" for name, n in sorted(row["failures"].items()))
-        published = "\n".join(f"{p['value']:g} {p['judge']} ({p['source']})" for p in row["published"])
-        subset = " ".join(filter(None, [row["part"], row["subset"]]))
-        cells = (subset, row["metric"], value, span, str(row["n"]), f"{row['parse_rate']:.1%}", failures, published)
+        published = "\n".join(f"{other['value']:g} {other['judge']} ({other['source']})" for other in row["published"])
+        subset = f"{row['part']} {row['subset']}".strip()
+        cells = (subset, row["metric"], value, interval, str(row["n"]), f"{row['parse_rate']:.1%}", failures, published)
         shown.add_row(*map(Text, cells))
     return shown
-
-
-def _note(kept: Path) -> Path:
-    return kept.with_suffix(".json")
-
-
-def _same_or_refuse(kept: Path, now: Mapping[str, Any]) -> None:
-    """Judgments of another judge, or of other rows, are neither resumed nor replaced."""
-    note = _note(kept)
-    if kept.exists() and (not note.exists() or store.read_json(note) != now):
-        raise store.RowError(
-            f"{kept}: holds judgments of another judge or of other rows; name another -o, or delete it"
-        )
-    store.write_json(note, now)

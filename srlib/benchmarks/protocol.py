@@ -1,0 +1,160 @@
+"""A benchmark's rows -> the questions that a judge is asked, and the right answers.
+
+source = load(suite.named("llmbar"), "llmbar.jsonl")
+source.questions[0].gold, source.revision      # {"": "A"}, "llmbar.jsonl sha256:..."
+items(source), items(source, compare=True)     # every response alone; or two together, in both orders
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srlib import files
+from srlib.benchmarks.rules import Rows
+from srlib.data import columns, sources
+from srlib.files import RowError
+from srlib.schema import PREFERENCES, Comparison, Item, SrlibError
+
+OPTIONAL = ("id", "subset", "system_prompt", "reference_answer")  # fields whose columns may be absent
+RESPONSES = ("response", "response_a", "response_b")
+EMPTY = "(empty response)"  # replaces a blank response while its row is checked; no judge is asked about it
+LEVELS = """Score 1: does not meet the criterion at all
+Score 2: meets it in small part
+Score 3: meets it in part
+Score 4: meets it almost entirely
+Score 5: meets it entirely"""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark, as declared in suite.yaml. `columns` maps our fields to the columns of its rows: id (default: the row's
+    number), instruction, response, or response_a and response_b, or chosen and rejected (lists), subset, reference_answer,
+    rubric (default: `criterion`), preference. Without it, rows are in one of the forms of data.columns. `expand` returns the
+    items of a row under our names, none if the row is not part of the set; an item's group is its instruction by default."""
+
+    name: str
+    rule: Callable[..., Rows]
+    ties: str = "half credit if one response is better, full credit if the gold label is a tie"
+    failures: str = "an answer that cannot be parsed, or is missing, counts as wrong"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[Any, str] = field(default_factory=dict)  # label in the rows -> A, B or tie
+    parts: Mapping[str, str] = field(default_factory=dict)  # name -> column, for several gold scores
+    expand: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] = lambda row: [row]
+    criterion: str = ""
+    hub: str = ""
+    revision: str = ""  # commit of the hub set
+    split: str = ""
+    where: str = ""  # where to get the rows if no commit is pinned
+    published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # "part metric subset" -> figures
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item of a benchmark. Keys are the responses shown, named as in rules."""
+
+    id: str
+    subset: str
+    group: str
+    gold: Mapping[str, float | str | None]  # part -> the right answer, None if nobody gave one
+    choices: Mapping[str, tuple[str, ...]]  # shown -> possible verdicts, none where the answer is a score
+    items: Mapping[str, Item]  # shown -> what a judge gets; empty if a response is blank
+
+
+@dataclass(frozen=True)
+class Source:
+    """The questions, their origin (a hub set at a commit, or a file and its hash), and the number of rows left out."""
+
+    questions: Sequence[Question]
+    revision: str
+    left_out: Mapping[str, int]
+
+
+def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> Source:
+    """The questions, from a file or folder, otherwise from the hub. Raises files.RowError on a row that does not fit."""
+    source, revision = str(data or benchmark.hub), revision or ("" if data else benchmark.revision)
+    if not data and not (benchmark.hub and revision):
+        commit = f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
+        rows = f"give its rows with --data FILE (they are at {benchmark.where})"
+        raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {rows}{commit}")
+    questions: list[Question] = []
+    seen: set[str] = set()
+    left_out: Counter[str] = Counter()
+    for row in sources.rows(source, revision):
+        if row.problem is not None:
+            raise RowError(f"{source}, {row.problem}")
+        if row.split and benchmark.split and row.split != benchmark.split:
+            continue
+        where = f"{source}, {row.where}"
+        expanded = _expand(benchmark, row.values, where)
+        left_out["of another split"] += not expanded
+        for values in expanded:
+            question = _question(benchmark, {"id": f"{benchmark.name}-{row.number}"} | values, where)
+            names = {question.id, *(item.id for item in question.items.values())}
+            if twice := names & seen:
+                raise RowError(f"{where}: id {files.shorten(min(twice))} is there twice; ids must be unique")
+            seen |= names
+            questions.append(question)
+            left_out.update(f"without a gold score {p}".strip() for p, gold in question.gold.items() if gold is None)
+    if not questions:
+        raise RowError(f"{source}: holds no item of {benchmark.name}")
+    if sources.is_hub_id(source):
+        return Source(questions, f"{source}@{sources.fetch(source, revision).name}", dict(+left_out))
+    return Source(questions, f"{Path(source).name} sha256:{files.sha256(source)[:16]}", dict(+left_out))
+
+
+def _expand(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The items of a row, under our names."""
+    if absent := [c for name, c in benchmark.columns.items() if c not in row and name not in OPTIONAL]:
+        raise RowError(f"{where}: column {absent[0]} is missing; rows of {benchmark.name} have it")
+    values = {name: row[column] for name, column in benchmark.columns.items() if column in row} or dict(row)
+    values |= {part: row.get(column) for part, column in benchmark.parts.items()}
+    try:
+        if benchmark.verdicts:
+            values["preference"] = benchmark.verdicts[values["preference"]]
+        return list(benchmark.expand(values))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RowError(f"{where}: not a row of {benchmark.name} ({reason}); give a file with its columns") from None
+
+
+def _question(benchmark: Benchmark, values: dict[str, Any], where: str) -> Question:
+    name, subset, group = str(values["id"]), values.pop("subset", None), values.pop("group", None)
+    gold: dict[str, Any] = {part: values.pop(part) for part in benchmark.parts if part in values}
+    for part, score in gold.items():
+        if isinstance(score, bool) or not isinstance(score, int | float | None):
+            raise RowError(f"{where}: gold score {part}: {files.shorten(score)} is not a number; correct it")
+        gold[part] = None if score == -1 else score  # in BiGGen Bench: could not be parsed
+    if not values.get("rubric") and "orig_criteria" not in values:
+        values["rubric"] = f"[{values.get('criterion') or benchmark.criterion}]\n{LEVELS}"
+    several = values.pop("chosen", None), values.pop("rejected", None)
+    if several == (None, None):
+        texts = {column: _filled(values[column]) for column in RESPONSES if column in values}
+        first = columns.convert(values | {"id": name} | texts, where, 0)
+        items, choices, gold = {"": first}, {"": ()}, gold or {"": first.gold}
+        if isinstance(first, Comparison):
+            a, b = first.sides()
+            items = {"A": a, "B": b, "AB": first, "BA": first.swapped()}
+            choices = {"A": (), "B": ()} | dict.fromkeys(("", "AB", "BA"), PREFERENCES)
+    else:
+        if not all(isinstance(responses, list) and responses for responses in several):
+            raise RowError(f"{where}: chosen and rejected are lists with at least one response each; correct them")
+        texts = {str(k): _filled(text) for k, text in enumerate(several[0] + several[1], start=1)}
+        rows = {k: values | {"id": f"{name}#{k}", "response": text} for k, text in texts.items()}
+        items = {k: columns.convert(row, where, 0) for k, row in rows.items()}
+        first, choices, gold = items["1"], dict.fromkeys(texts, ()) | {"": tuple(texts)}, {"": len(several[0])}
+    asked = {} if EMPTY in texts.values() else items
+    return Question(name, str(subset or ""), str(group or first.instruction), gold, choices, asked)
+
+
+def _filled(text: Any) -> Any:
+    return EMPTY if text is None or (isinstance(text, str) and not text.strip()) else text
+
+
+def items(source: Source, compare: bool = False) -> list[Item]:
+    """What a judge is asked: every response alone, or, with `compare`, two responses together, in both orders."""
+    asked = [item for question in source.questions for item in question.items.values()]
+    if compare and not any(isinstance(item, Comparison) for item in asked):
+        raise SrlibError("these items have no two responses to compare; leave --compare out")
+    return [item for item in asked if isinstance(item, Comparison) is compare]
