@@ -1,15 +1,15 @@
 """A benchmark's rows -> the questions that a judge is asked, and the right answers.
 
-source = load(suite.named("llmbar"), "llmbar.jsonl")
-source.questions[0].gold, source.revision      # {"": "A"}, "llmbar.jsonl sha256:..."
-items(source), items(source, compare=True)     # every response alone; or two together, in both orders
+questions, revision, left_out = load(suite.named("llmbar"), "llmbar.jsonl")
+questions[0].gold, revision                        # {"": "A"}, "llmbar.jsonl sha256:..."
+items(questions), items(questions, compare=True)   # every response alone; or two together, in both orders
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from srlib import files
 from srlib.benchmarks.rules import Rows
@@ -36,12 +36,14 @@ class Benchmark:
 
     name: str
     rule: Callable[..., Rows]
+    expand: Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
     ties: str = "half credit if one response is better, full credit if the gold label is a tie"
     failures: str = "an answer that cannot be parsed, or is missing, counts as wrong"
     columns: Mapping[str, str] = field(default_factory=dict)
-    verdicts: Mapping[Any, str] = field(default_factory=dict)  # label in the rows -> A, B or tie
+    compose: Mapping[str, str] = field(default_factory=dict)  # field -> template, filled with the others
+    verdicts: Mapping[str, str] = field(default_factory=dict)  # label in the rows -> A, B or tie
+    subsets: Mapping[str, str | None] = field(default_factory=dict)  # prefix in the rows -> subset, None to leave out
     parts: Mapping[str, str] = field(default_factory=dict)  # name -> column, for several gold scores
-    expand: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] = lambda row: [row]
     criterion: str = ""
     hub: str = ""
     revision: str = ""  # commit of the hub set
@@ -50,34 +52,25 @@ class Benchmark:
     published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # "part metric subset" -> figures
 
 
-@dataclass(frozen=True)
-class Question:
-    """One item of a benchmark. Keys are the responses shown, named as in rules."""
+class Question(NamedTuple):
+    """One item of a benchmark. `choices` and `items` are keyed by the responses shown, named as in rules."""
 
     id: str
     subset: str
     group: str
     gold: Mapping[str, float | str | None]  # part -> the right answer, None if nobody gave one
-    choices: Mapping[str, tuple[str, ...]]  # shown -> possible verdicts, none where the answer is a score
-    items: Mapping[str, Item]  # shown -> what a judge gets; empty if a response is blank
+    choices: Mapping[str, tuple[str, ...]]  # the possible verdicts, none if the answer is a score
+    items: Mapping[str, Item]  # what a judge gets; empty if a response is blank
 
 
-@dataclass(frozen=True)
-class Source:
-    """The questions, their origin (a hub set at a commit, or a file and its hash), and the number of rows left out."""
-
-    questions: Sequence[Question]
-    revision: str
-    left_out: Mapping[str, int]
-
-
-def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> Source:
-    """The questions, from a file or folder, otherwise from the hub. Raises files.RowError on a row that does not fit."""
+def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tuple[list[Question], str, dict[str, int]]:
+    """The questions, from a file or folder, otherwise from the hub; their origin (a hub set at a commit, or a file and its
+    hash); the number of rows left out, by reason. Raises files.RowError on a row that does not fit."""
     source, revision = str(data or benchmark.hub), revision or ("" if data else benchmark.revision)
     if not data and not (benchmark.hub and revision):
-        commit = f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
-        rows = f"give its rows with --data FILE (they are at {benchmark.where})"
-        raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {rows}{commit}")
+        advice = f"give its rows with --data FILE (they are at {benchmark.where})"
+        advice += f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
+        raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {advice}")
     questions: list[Question] = []
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
@@ -99,9 +92,9 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> Sou
             left_out.update(f"without a gold score {p}".strip() for p, gold in question.gold.items() if gold is None)
     if not questions:
         raise RowError(f"{source}: holds no item of {benchmark.name}")
-    if sources.is_hub_id(source):
-        return Source(questions, f"{source}@{sources.fetch(source, revision).name}", dict(+left_out))
-    return Source(questions, f"{Path(source).name} sha256:{files.sha256(source)[:16]}", dict(+left_out))
+    on_hub = sources.is_hub_id(source)
+    commit = sources.fetch(source, revision).name if on_hub else files.sha256(source)[:16]
+    return questions, f"{source}@{commit}" if on_hub else f"{Path(source).name} sha256:{commit}", dict(+left_out)
 
 
 def _expand(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -111,8 +104,14 @@ def _expand(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[di
     values = {name: row[column] for name, column in benchmark.columns.items() if column in row} or dict(row)
     values |= {part: row.get(column) for part, column in benchmark.parts.items()}
     try:
+        values |= {name: template.format(**values) for name, template in benchmark.compose.items()}
         if benchmark.verdicts:
-            values["preference"] = benchmark.verdicts[values["preference"]]
+            values["preference"] = benchmark.verdicts[str(values["preference"])]
+        if benchmark.subsets:
+            column = values["subset"]
+            values["subset"] = benchmark.subsets[next(filter(column.startswith, benchmark.subsets), column)]
+            if values["subset"] is None:
+                return []
         return list(benchmark.expand(values))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -128,33 +127,31 @@ def _question(benchmark: Benchmark, values: dict[str, Any], where: str) -> Quest
         gold[part] = None if score == -1 else score  # in BiGGen Bench: could not be parsed
     if not values.get("rubric") and "orig_criteria" not in values:
         values["rubric"] = f"[{values.get('criterion') or benchmark.criterion}]\n{LEVELS}"
-    several = values.pop("chosen", None), values.pop("rejected", None)
-    if several == (None, None):
-        texts = {column: _filled(values[column]) for column in RESPONSES if column in values}
-        first = columns.convert(values | {"id": name} | texts, where, 0)
-        items, choices, gold = {"": first}, {"": ()}, gold or {"": first.gold}
-        if isinstance(first, Comparison):
-            a, b = first.sides()
-            items = {"A": a, "B": b, "AB": first, "BA": first.swapped()}
-            choices = {"A": (), "B": ()} | dict.fromkeys(("", "AB", "BA"), PREFERENCES)
-    else:
-        if not all(isinstance(responses, list) and responses for responses in several):
-            raise RowError(f"{where}: chosen and rejected are lists with at least one response each; correct them")
-        texts = {str(k): _filled(text) for k, text in enumerate(several[0] + several[1], start=1)}
+    right, wrong = values.pop("chosen", None), values.pop("rejected", None)
+    several = right is not None or wrong is not None
+    if several and not all(isinstance(responses, list) and responses for responses in (right, wrong)):
+        raise RowError(f"{where}: chosen and rejected are lists with at least one response each; correct them")
+    texts = {column: values[column] for column in RESPONSES if column in values}
+    texts = {str(k): text for k, text in enumerate(right + wrong, start=1)} if several else texts
+    texts = {k: EMPTY if text is None or not str(text).strip() else text for k, text in texts.items()}
+    if several:
         rows = {k: values | {"id": f"{name}#{k}", "response": text} for k, text in texts.items()}
         items = {k: columns.convert(row, where, 0) for k, row in rows.items()}
-        first, choices, gold = items["1"], dict.fromkeys(texts, ()) | {"": tuple(texts)}, {"": len(several[0])}
-    asked = {} if EMPTY in texts.values() else items
-    return Question(name, str(subset or ""), str(group or first.instruction), gold, choices, asked)
+        choices, gold = dict.fromkeys(texts, ()) | {"": tuple(texts)}, {"": len(right)}
+    else:
+        item = columns.convert(values | {"id": name} | texts, where, 0)
+        items, choices, gold = {"": item}, {"": ()}, gold or {"": item.gold}
+        if isinstance(item, Comparison):
+            a, b = item.sides()
+            items = {"A": a, "B": b, "AB": item, "BA": item.swapped()}
+            choices = {"A": (), "B": ()} | dict.fromkeys(("", "AB", "BA"), PREFERENCES)
+    group = group or next(iter(items.values())).instruction
+    return Question(name, str(subset or ""), str(group), gold, choices, {} if EMPTY in texts.values() else items)
 
 
-def _filled(text: Any) -> Any:
-    return EMPTY if text is None or (isinstance(text, str) and not text.strip()) else text
-
-
-def items(source: Source, compare: bool = False) -> list[Item]:
+def items(questions: Sequence[Question], compare: bool = False) -> list[Item]:
     """What a judge is asked: every response alone, or, with `compare`, two responses together, in both orders."""
-    asked = [item for question in source.questions for item in question.items.values()]
+    asked = [item for question in questions for item in question.items.values()]
     if compare and not any(isinstance(item, Comparison) for item in asked):
         raise SrlibError("these items have no two responses to compare; leave --compare out")
     return [item for item in asked if isinstance(item, Comparison) is compare]

@@ -11,16 +11,13 @@ Each row has its n, a 95% interval (resampling prompts, not items), the share of
 >>> first_shown = Judged("1", gold="A", answers={"AB": "A", "BA": "B"})  # prefers the response that comes first
 >>> pair_metrics(first_shown)["accuracy"], pair_metrics(first_shown)["consistency"]
 (0.5, 0.0)
->>> best_of(Judged("1", gold=1, answers={"1": 9, "2": 9, "3": 4, "4": 1}))
-0.5
 """
 
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
@@ -31,21 +28,19 @@ from srlib.stats.intervals import Interval
 
 Rows = list[dict[str, Any]]
 NAN = float("nan")
-N_BOOT = 2000  # resamples of every interval
 PAIRS = {name: name for name in ("accuracy", "accuracy_where_read", "consistency")}
 STYLES = {"hard": np.triu_indices(3, 1), "normal": np.diag_indices(3), "easy": np.tril_indices(3, -1), "average": ...}
 RB2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """One item with its gold label and the judge's answers. `gold` is a score, the better response of two ("A", "B" or
     "tie"), or the number of right responses among several."""
 
     id: str
     gold: float | str
-    answers: Mapping[str, float | str | None] = field(default_factory=dict)  # None: a failure
-    failures: Mapping[str, str] = field(default_factory=dict)  # the reason of each
+    answers: Mapping[str, float | str | None]  # None: a failure
+    failures: Mapping[str, str] = {}  # the reason of each
     subset: str = ""
     group: str = ""  # items of one group are resampled together
 
@@ -60,17 +55,17 @@ def pair_metrics(row: Judged) -> dict[str, float | None]:
     a, b = row.answers.get("A"), row.answers.get("B")
     by_score = {"": None if a is None or b is None else "A" if a > b else "B" if b > a else "tie"}
     by_order = {order: row.answers[order] for order in ("AB", "BA", "") if order in row.answers} or by_score
-    given = list(by_order.values())
-    credits = {verdict: 1.0 if verdict == row.gold else 0.5 if verdict == "tie" else 0.0 for verdict in given}
-    accuracy = sum(credits[verdict] for verdict in given) / len(given)
+    verdicts = list(by_order.values())
+    credits = {verdict: 1.0 if verdict == row.gold else 0.5 if verdict == "tie" else 0.0 for verdict in verdicts}
+    accuracy = sum(credits[verdict] for verdict in verdicts) / len(verdicts)
     order = ("AB", "BA")[hashlib.blake2b(row.id.encode(), digest_size=1).digest()[0] & 1]
-    shown_first = by_order.get(order, given[0])
-    balance = sum(1 if verdict == row.gold else -1 for verdict in given if verdict not in ("tie", None))
+    shown_first = by_order.get(order, verdicts[0])
+    balance = sum(1 if verdict == row.gold else -1 for verdict in verdicts if verdict not in ("tie", None))
     both = {"AB", "BA"} <= by_order.keys()
     return {
         "accuracy": accuracy,
         "accuracy_without_ties": None if row.gold == "tie" else accuracy,
-        "accuracy_where_read": None if None in given else accuracy,
+        "accuracy_where_read": None if None in verdicts else accuracy,
         "one_order": 0.5 if shown_first is None else credits[shown_first],
         "two_orders": float(balance > 0),
         "consistency": float(by_order["AB"] == by_order["BA"] is not None) if both else None,
@@ -107,7 +102,7 @@ def best_of(row: Judged) -> float:
 def reward_bench_2(rows: Sequence[Judged]) -> Rows:
     """Five subsets by `best_of`, the subset Ties by `ties_score`, and the mean of the six."""
     credits, subsets = np.array([best_of(row) for row in rows]), np.array([row.subset for row in rows])
-    counts = intervals.resamples(len(rows), N_BOOT, group=[row.group for row in rows])
+    counts = intervals.resamples(len(rows), group=[row.group for row in rows])
     values = {name: mean_where(counts, credits, subsets == name) for name in RB2_SUBSETS}
     values["Ties"] = ties_score([row for row in rows if row.subset == "Ties"], counts[:, subsets == "Ties"])
     absent = set(RB2_SUBSETS) - {*subsets}
@@ -119,24 +114,18 @@ def reward_bench_2(rows: Sequence[Judged]) -> Rows:
 
 
 def ties_score(rows: Sequence[Judged], counts: np.ndarray) -> np.ndarray:
-    """The subset Ties of RewardBench 2, for each row of `counts` (tables, items): a prompt with several equally right answers
-    (gold > 1) is paired, by `group`, with one that has a single right answer.
-
-    0.3 x share of the former with every right answer above every wrong one + 0.3 x that of the latter
-    + 0.2 x share of pairs whose gap between right and wrong is wider than the spread of the right answers
-    + 0.2 x the same for the narrower gap of the two prompts
-    + 0.01 x mean of tanh(narrower gap / spread - 1), 0 for 0/0.
-    (github.com/allenai/reward-bench, process_single_model.) A prompt with a missing score is wrong.
-    """
+    """The subset Ties of RewardBench 2, for each row of `counts` (tables, items), after process_single_model in
+    github.com/allenai/reward-bench: a prompt with several equally right answers (gold > 1) is paired, by `group`, with one
+    that has a single right answer. A prompt with a missing score is wrong."""
     gap, spread = np.array([_gap(row) for row in rows]).reshape(-1, 2).T
     single = {row.group: width for row, width in zip(rows, gap, strict=True) if row.gold == 1}
     several = np.array([row.gold > 1 for row in rows], dtype=bool)
-    narrower = np.minimum(gap, [single.get(row.group, NAN) for row in rows])
+    narrower = np.minimum(gap, [single.get(row.group, NAN) for row in rows])  # of the two prompts
     paired = several & ~np.isnan(narrower)
     with np.errstate(divide="ignore", invalid="ignore"):
-        margin = np.nan_to_num(np.tanh(narrower / spread - 1), nan=0.0)
-    parts = [(0.3, gap > 0, several), (0.3, gap > 0, ~several), (0.2, gap > spread, paired)]
-    parts += [(0.2, narrower > spread, paired), (0.01, margin, paired)]
+        margin = np.nan_to_num(np.tanh(narrower / spread - 1), nan=0.0)  # 0 for 0/0
+    parts = [(0.3, gap > 0, several), (0.3, gap > 0, ~several)]  # every right answer above every wrong one
+    parts += [(0.2, gap > spread, paired), (0.2, narrower > spread, paired), (0.01, margin, paired)]
     return sum(weight * mean_where(counts, values.astype(float), where) for weight, values, where in parts)
 
 
@@ -169,9 +158,9 @@ def by_item(
         present = list(dict.fromkeys(subsets.tolist()))
         for name in [*([] if overall else ["all"]), *(present if len(present) > 1 or overall else [])]:
             members = [row for row in kept if name in ("all", row.subset)]
-            mean = metrics.mean(x[(subsets == name) | (name == "all")], N_BOOT, group=[row.group for row in members])
-            result.append(figure(metric, members, mean, name))
-        counts, means = intervals.resamples(len(kept), N_BOOT, group=[row.group for row in kept]), []
+            here = x[(subsets == name) | (name == "all")]
+            result.append(figure(metric, members, metrics.mean(here, group=[row.group for row in members]), name))
+        counts, means = intervals.resamples(len(kept), group=[row.group for row in kept]), []
         for name, weights in sections.items():
             total = sum(weight * mean_where(counts, x, subsets == subset) for subset, weight in weights.items())
             means.append(total / sum(weights.values()))
@@ -193,14 +182,13 @@ def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "") -> R
         gold, scores = _gold_and_scores(members)
         # The values that occur are the scale: a mean of several scores, or of several people, is on no rubric's.
         scale = [*gold, *scores[np.isfinite(scores)]]
-        agreement = metrics.agreement(gold, scores, scale, N_BOOT, group=[row.group for row in members])
+        agreement = metrics.agreement(gold, scores, scale, group=[row.group for row in members])
         result += [figure(name, members, agreement[name], subset) for name in names]
     if macro:
         gold, scores = _gold_and_scores(rows)
-        counts = intervals.resamples(len(rows), N_BOOT, group=[row.group for row in rows])
-        each = [_pearson(counts, gold, scores, np.isfinite(scores) & (subsets == subset)) for subset in present]
-        interval = intervals.interval(sum(each) / len(each), int(np.isfinite(scores).sum()))
-        result.append(figure("pearson", rows, interval, macro))
+        counts, scored = intervals.resamples(len(rows), group=[row.group for row in rows]), np.isfinite(scores)
+        each = [_pearson(counts, gold, scores, scored & (subsets == subset)) for subset in present]
+        result.append(figure("pearson", rows, intervals.interval(sum(each) / len(each), int(scored.sum())), macro))
     return result
 
 
@@ -214,7 +202,7 @@ def by_document(rows: Sequence[Judged]) -> Rows:
             varied.append((gold, scores))
     for name, correlation in (("spearman_by_document", spearmanr), ("kendall_by_document", kendalltau)):
         values = [correlation(gold, scores)[0] for gold, scores in varied]
-        mean = metrics.mean(values, N_BOOT) if values else Interval(NAN, NAN, NAN, 0)
+        mean = metrics.mean(values) if values else Interval(NAN, NAN, NAN, 0)
         result.append(figure(name, rows, mean))
         result[-1]["failures"] |= {"document without variance": n} if (n := len(groups) - len(varied)) else {}
     return result
@@ -223,8 +211,7 @@ def by_document(rows: Sequence[Judged]) -> Rows:
 def figure(
     metric: str, rows: Sequence[Judged], values: Interval | np.ndarray, subset: str = "all", absent: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """One result row, from an interval or from the values of all resamples. An undefined value is None, never a number;
-    `absent` are subsets that it would need."""
+    """One result row, from an interval or the values of all resamples; null if undefined, for want of `absent` subsets."""
     interval = values if isinstance(values, Interval) else intervals.interval(values, len(rows))
     failures = Counter(reason for row in rows for reason in row.failures.values())
     asked = sum(len(row.answers) for row in rows)

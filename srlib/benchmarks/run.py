@@ -3,15 +3,11 @@
     rows = evaluate("runs/tiny/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
     rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
-`score` also reads the answers of any other program, one JSON object a line. Letters and numbers name responses, not
-positions: A is the chosen one of a chosen and a rejected response, and of several the right ones come first.
-
-    {"id": "17", "order": "BA", "verdict": "A"}    B was shown first, and A is better
-    {"id": "17", "order": "A", "score": 4.0}       A alone was scored; of several responses "1", "2", ...
-    {"id": "17", "score": null}                    the only response of an item; its score could not be parsed
+`score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
+and that A is better (docs/guides/benchmarks.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ from rich.text import Text
 
 from srlib import files
 from srlib.benchmarks import protocol
-from srlib.benchmarks.protocol import Benchmark, Question, Source
+from srlib.benchmarks.protocol import Benchmark, Question
 from srlib.benchmarks.rules import Judged, Rows
 from srlib.files import RowError
 from srlib.schema import OTHER_WAY, Judgment, Row, SrlibError
@@ -64,14 +60,13 @@ def evaluate(
     """
     from srlib.judge import Judge, identity  # imports torch, which `score` does not need
 
-    source = protocol.load(benchmark, data, revision)
-    items, kept = protocol.items(source, compare), out.with_suffix(".judgments.jsonl")
+    questions, origin, _ = protocol.load(benchmark, data, revision)
+    items, kept = protocol.items(questions, compare), out.with_suffix(".judgments.jsonl")
     name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
-    note = {"judge": name, "revision": source.revision, "compare": compare, "sampling": GREEDY}
+    note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY}
     if kept.exists() and _note(kept) != note:
         raise SrlibError(f"{kept}: holds judgments of another judge or of other rows; name another -o, or delete it")
     loaded = Judge.load(judge, model=model)
-    files.make_dir(out.resolve().parent)
     files.write_json(kept.with_suffix(".json"), note)
     loaded.score_many(items, out=kept, desc=benchmark.name)
     rows = score(benchmark, kept, data=data, revision=revision)
@@ -79,16 +74,22 @@ def evaluate(
     return rows
 
 
+def _note(judgments: Path) -> dict[str, Any]:
+    """What `evaluate` wrote beside its judgments: the judge, the rows, and how it sampled."""
+    note = judgments.with_suffix(".json")
+    return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and note.exists() else {}
+
+
 def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "", revision: str = "") -> Rows:
     """The result rows from a file of judgments or answers. It is unknown how other programs sampled theirs."""
-    source = protocol.load(benchmark, data, revision)
-    answers = read(source, judgments)
+    questions, origin, left_out = protocol.load(benchmark, data, revision)
+    answers = read(questions, judgments)
     note = _note(Path(judgments)) or {"judge": Path(judgments).name, "sampling": dict.fromkeys(GREEDY, "unknown")}
     given = [answer for by_order in answers.values() for answer in by_order.values()]
-    firsts = [next(iter(question.items.values())) for question in source.questions if question.items]
+    references = [next(iter(q.items.values())).reference_answer is not None for q in questions if q.items]
     method = {
         "mode": "pairwise or more" if any(answer.verdict for answer in given) else "pointwise",
-        "reference": f"in {sum(item.reference_answer is not None for item in firsts)} of {len(firsts)} items",
+        "reference": f"in {sum(references)} of {len(references)} items",
         **note["sampling"],
         "orders": ("one response at a time", "one", "both")[len({answer.order for answer in given} & {"AB", "BA"})],
         "ties": benchmark.ties,
@@ -97,25 +98,18 @@ def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "",
     }
     rows: Rows = []
     for part in benchmark.parts or [""]:
-        head = {"benchmark": benchmark.name, "revision": source.revision, "judge": note["judge"], "part": part}
-        for row in benchmark.rule(judged(source, answers, part)):
-            published = benchmark.published.get(" ".join(filter(None, (part, row["metric"], row["subset"]))), [])
-            tail = {"seed": 0, "left_out": source.left_out, "protocol": method, "published": published}
-            rows.append(head | row | tail)
+        head = {"benchmark": benchmark.name, "revision": origin, "judge": note["judge"], "part": part}
+        for row in benchmark.rule(judged(questions, answers, part)):
+            published = benchmark.published.get(f"{part} {row['metric']} {row['subset']}".strip(), [])
+            rows.append(head | row | {"seed": 0, "left_out": left_out, "protocol": method, "published": published})
     return rows
 
 
-def _note(judgments: Path) -> dict[str, Any] | None:
-    """What `evaluate` wrote beside its judgments: the judge, the rows, and how it sampled."""
-    note = judgments.with_suffix(".json")
-    return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and note.exists() else None
-
-
-def read(source: Source, path: str | Path) -> Answers:
+def read(questions: Sequence[Question], path: str | Path) -> Answers:
     """Judgments (lines with `example_id`) or answers of any program. Raises files.RowError on an id that the benchmark does
     not have, on an answer that does not fit its item, and on a second answer to one question."""
-    questions = {question.id: question for question in source.questions}
-    shown = {item.id: (question.id, order) for question in source.questions for order, item in question.items.items()}
+    by_id = {question.id: question for question in questions}
+    shown = {item.id: (question.id, order) for question in questions for order, item in question.items.items()}
     answers: dict[str, dict[str, Answer]] = {}
     for number, line in files.read_lines(path):
         where = f"{path}, line {number}"
@@ -124,12 +118,20 @@ def read(source: Source, path: str | Path) -> Answers:
             answer = _answer(files.validate(where, values, Judgment), shown)
         else:
             answer = files.validate(where, values, Answer)
-        name = str(answer.id)
-        if name not in questions:
+        name, order = str(answer.id), answer.order
+        if name not in by_id:
             raise RowError(f"{where}: id {files.shorten(name)} is not in the benchmark; ids are those of its rows")
-        _check(questions[name], answer, where)
-        if answers.setdefault(name, {}).setdefault(answer.order, answer) is not answer:
-            raise RowError(f"{where}: id {files.shorten(name)}, order '{answer.order}' is there twice; keep one")
+        verdicts = by_id[name].choices.get(order)
+        if verdicts is None or answer.verdict not in (None, *verdicts) or (verdicts and answer.score is not None):
+            forms = [f"'{o}' {' or '.join(names[:4]) or 'a score'}" for o, names in by_id[name].choices.items()]
+            got = files.shorten(answer.model_dump(include={"order", "verdict", "score"}, exclude_none=True))
+            raise RowError(f"{where}: {got} does not fit; this item takes, by order, {', '.join(forms[:6])}")
+        if answer.score is not None and order == "" and by_id[name].items:
+            low, *_, high = by_id[name].items[""].rubric.scale
+            if not low <= answer.score <= high:
+                raise RowError(f"{where}: score {answer.score:g} is outside the item's scale, {low:g} to {high:g}")
+        if answers.setdefault(name, {}).setdefault(order, answer) is not answer:
+            raise RowError(f"{where}: id {files.shorten(name)}, order '{order}' is there twice; keep one")
     return answers
 
 
@@ -141,29 +143,11 @@ def _answer(judgment: Judgment, shown: Mapping[str, tuple[str, str]]) -> Answer:
     return Answer(id=name, order=order, verdict=verdict, score=score, failure=judgment.failure or "")
 
 
-def _check(question: Question, answer: Answer, where: str) -> None:
-    """Refuse a score or a verdict that the item cannot get."""
-    verdicts = question.choices.get(answer.order)
-    if verdicts is None or answer.verdict not in (None, *verdicts) or (verdicts and answer.score is not None):
-        got = files.shorten(answer.verdict) if answer.score is None else f"{answer.score:g}"
-        forms = [f"'{order}' {' or '.join(names[:4]) or 'a score'}" for order, names in question.choices.items()]
-        reason = f"{got} with order {files.shorten(answer.order)} does not fit"
-        raise RowError(f"{where}: {reason}; this item takes, by order, {', '.join(forms[:6])}")
-    if answer.score is not None and answer.order == "" and question.items:
-        scale = question.items[""].rubric.scale
-        if not scale[0] <= answer.score <= scale[-1]:
-            raise RowError(
-                f"{where}: score {answer.score:g} is outside the item's scale, {scale[0]:g} to {scale[-1]:g}"
-            )
-
-
-def judged(source: Source, answers: Answers, part: str = "") -> list[Judged]:
+def judged(questions: Sequence[Question], answers: Answers, part: str = "") -> list[Judged]:
     """Every item with a gold score in this part, and its answers. One that is missing is a failure of that name."""
     both = any({"AB", "BA"} <= by_order.keys() for by_order in answers.values())
     rows = []
-    for question in source.questions:
-        if question.gold.get(part) is None:
-            continue
+    for question in questions:
         given = answers.get(question.id, {})
         responses = {order for order, verdicts in question.choices.items() if not verdicts}
         orders = {"AB", "BA"} if both and "AB" in question.choices else set(given) or {""}
@@ -174,8 +158,8 @@ def judged(source: Source, answers: Answers, part: str = "") -> list[Judged]:
         full = {order: given.get(order, missing) for order in sorted(expected)}
         values = {order: answer.verdict if answer.score is None else answer.score for order, answer in full.items()}
         failures = {order: full[order].failure for order, value in values.items() if value is None}
-        rows.append(Judged(question.id, question.gold[part], values, failures, question.subset, question.group))
-    return rows
+        rows.append(Judged(question.id, question.gold.get(part), values, failures, question.subset, question.group))
+    return [row for row in rows if row.gold is not None]
 
 
 def table(rows: Rows) -> Table:
@@ -183,16 +167,13 @@ def table(rows: Rows) -> Table:
     first = rows[0]
     below = [f"{name}: {value}" for name, value in first["protocol"].items()]
     below += [f"{n} {reason}" for reason, n in first["left_out"].items()]
-    title = Text(f"{first['benchmark']}, {first['revision']}: {first['judge']}")
-    shown = Table(title=title, caption=Text("\n".join(below)), box=None, title_justify="left", caption_justify="left")
-    for name in ("subset", "metric", "value", "95% interval", "n", "parsed", "failures", "published"):
-        shown.add_column(name, justify="right" if name in ("value", "n", "parsed") else "left", overflow="fold")
+    shown = Table("subset", "metric", "value", "95% interval", "n", "parsed", "failures", "published", box=None)
+    shown.title = Text(f"{first['benchmark']}, {first['revision']}: {first['judge']}")
+    shown.caption, shown.title_justify, shown.caption_justify = Text("\n".join(below)), "left", "left"
     for row in rows:
-        value = "–" if row["value"] is None else f"{row['value']:.3f}"
-        interval = "" if row["ci_low"] is None else f"[{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+        value, low, high = ("–" if row[k] is None else f"{row[k]:.3f}" for k in ("value", "ci_low", "ci_high"))
         failures = ", ".join(f"{name} {n}" for name, n in sorted(row["failures"].items()))
         published = "\n".join(f"{other['value']:g} {other['judge']} ({other['source']})" for other in row["published"])
-        subset = f"{row['part']} {row['subset']}".strip()
-        cells = (subset, row["metric"], value, interval, str(row["n"]), f"{row['parse_rate']:.1%}", failures, published)
-        shown.add_row(*map(Text, cells))
+        cells = [f"{row['part']} {row['subset']}".strip(), row["metric"], value, f"[{low}, {high}]", str(row["n"])]
+        shown.add_row(*map(Text, [*cells, f"{row['parse_rate']:.1%}", failures, published]))
     return shown
