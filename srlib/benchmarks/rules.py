@@ -160,7 +160,8 @@ def by_item(
             members = [row for row in kept if name in ("all", row.subset)]
             here = x[(subsets == name) | (name == "all")]
             result.append(figure(metric, members, metrics.mean(here, group=[row.group for row in members]), name))
-        counts, means = intervals.resamples(len(kept), group=[row.group for row in kept]), []
+        group, means = [row.group for row in kept], []
+        counts = intervals.resamples(len(kept), group=group) if sections else None
         for name, weights in sections.items():
             total = sum(weight * mean_where(counts, x, subsets == subset) for subset, weight in weights.items())
             means.append(total / sum(weights.values()))
