@@ -1,9 +1,9 @@
-"""A benchmark's rows -> the questions that a judge is asked, and the right answers.
+"""A benchmark's rows -> the questions that a judge is asked, and the right answers:
 
-questions, revision, left_out = load(suite.named("llmbar"), "llmbar.jsonl")
-questions[0].gold, revision                        # {"": "A"}, "llmbar.jsonl sha256:..."
-items(questions), items(questions, compare=True)   # every response alone; or two together, in both orders
-"""
+    questions, origin, left_out = load(suite.named("llmbar"), "llmbar.jsonl")
+    questions[0].gold, origin     # {"": "A"}, "llmbar.jsonl sha256:..."
+
+`items` are what a judge gets: every response alone, or two together, in both orders."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -104,7 +104,7 @@ def _expand(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[di
     values = {name: row[column] for name, column in benchmark.columns.items() if column in row} or dict(row)
     values |= {part: row.get(column) for part, column in benchmark.parts.items()}
     try:
-        values |= {name: template.format(**values) for name, template in benchmark.compose.items()}
+        values |= {name: template.format_map(values) for name, template in benchmark.compose.items()}
         if benchmark.verdicts:
             values["preference"] = benchmark.verdicts[str(values["preference"])]
         if benchmark.subsets:
