@@ -117,7 +117,7 @@ def test_a_missing_column_a_repeated_id_no_pinned_set_and_no_such_benchmark(tmp_
     with pytest.raises(RowError, match="column label is missing"):
         load(tmp_path, "llmbar", {k: v for k, v in PAIR.items() if k != "label"})
     with pytest.raises(RowError, match="line 2: id 'x#A' is there twice"):
-        load(tmp_path, "llmbar", PAIR | {"id": "x"}, PAIR | {"id": "x#A"})
+        load(tmp_path, "llmbar", PAIR | {"id": "x#A"}, PAIR | {"id": "x"})
     with pytest.raises(SrlibError, match=r"total_dataset.json\), or name a commit of THU-KEG/RM-Bench with --revision"):
         protocol.load(named("rm_bench"))
     with pytest.raises(SrlibError, match="there are feedback_bench, biggen_bench"):
