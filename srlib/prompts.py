@@ -1,18 +1,14 @@
-"""Example -> prompt; generated text -> Judgment.
+"""Item -> prompt, and generated text -> verdict.
 
-A prompt has Prometheus 2's sections (arXiv 2405.01535, appendix): instruction, response, reference answer, rubric,
-feedback; that of a comparison has two responses. The `prometheus` template spells out the task for a general model; the
-`brief` one has the headings alone, for a model that learns the task anyway. The tokenizer's own chat template wraps it,
-where there is one.
+A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside the tokenizer's chat template if there is one.
+The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it.
 
-A judgment ends in `[RESULT] n`, that of a comparison in `[RESULT] A`, `B` or `tie`. Only generated text is ever parsed,
-the verdict is anchored at its end, and what cannot be read is a named failure with no verdict:
+A judgment ends in `[RESULT] n`, or in `[RESULT] A`, `B` or `tie`. Only generated text is parsed, only its end counts as the
+verdict, and an unreadable judgment gets the name of its failure and no verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> parse("It greets: pass. [RESULT] 3", rubric)
 Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
->>> parse("It greets: pass. [RESULT] 7", rubric).failure
-'off_scale'
 >>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure
 'two_verdicts'
 """
@@ -20,18 +16,17 @@ Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from srlib.schema import PREFERENCES, Comparison, Failure, Item, Preference, Rubric, Verdict, format_score
 
 MARKER = "[RESULT]"
-
-# Longer digit strings than any scale has are not verdicts; the bound also keeps float() cheap on hostile text.
-_NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"
-_VERDICT = re.compile(rf"\[RESULT\][\s:(]*({_NUMBER})")  # wider than _FINAL: whatever may be a second verdict
-_FINAL = re.compile(rf"\[RESULT\][ \t]*({_NUMBER})\s*\Z", re.ASCII)  # "\uff14" is a digit, too, but no verdict of ours
-_ANY_PREFERENCE = re.compile(rf"\[RESULT\][\s:(]*(?:response\s+)?({_NUMBER}|(?:a|b|tie)(?!\w))", re.IGNORECASE)
+TEMPLATES = ("brief", "prometheus")
+_NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"  # bounded, so that float() stays cheap on hostile text
+_FINAL = re.compile(rf"\[RESULT\][ \t]*({_NUMBER})\s*\Z", re.ASCII)  # without ASCII, "\uff14" would be a digit
 _FINAL_PREFERENCE = re.compile(rf"\[RESULT\][ \t]*({'|'.join(PREFERENCES)})\s*\Z", re.ASCII)
+_ANY = re.compile(rf"\[RESULT\][\s:(]*({_NUMBER})")  # wider than _FINAL: anything that could be a second verdict
+_ANY_PREFERENCE = re.compile(rf"\[RESULT\][\s:(]*(?:response\s+)?({_NUMBER}|(?:a|b|tie)(?!\w))", re.IGNORECASE)
 
 _SECTIONS = """\
 ### Instruction
@@ -58,78 +53,70 @@ You are given an instruction, two responses to it{with_reference} and a rubric w
 4. Write no other opening, closing or explanation.
 """
 
-TEMPLATES = ("brief", "prometheus")
-
 
 def request(item: Item, template: str = "brief") -> str:
-    """What the judge is asked, before any chat template: the sections in order, the reference only where there is one."""
+    """The request to the judge, without a chat template. ValueError if `template` is not one of TEMPLATES."""
     if template not in TEMPLATES:
         raise ValueError(f"template {template!r} is not one of {', '.join(TEMPLATES)}")
     reference = f"### Reference\n{item.reference_answer}\n" if item.reference_answer else ""
     if isinstance(item, Comparison):
-        responses = f"### Response A\n{item.response_a}\n### Response B\n{item.response_b}\n"
+        task, responses = _TASK_OF_TWO, f"### Response A\n{item.response_a}\n### Response B\n{item.response_b}\n"
     else:
-        responses = f"### Response\n{item.response}\n"
-    sections = _SECTIONS.format(
-        instruction=item.instruction, responses=responses, reference=reference, rubric=item.rubric.text
-    )
-    if template == "brief":
-        return sections
-    task = _TASK_OF_TWO if isinstance(item, Comparison) else _TASK
+        task, responses = _TASK, f"### Response\n{item.response}\n"
+    fields = dict(instruction=item.instruction, responses=responses, reference=reference, rubric=item.rubric.text)
+    sections = _SECTIONS.format(**fields)
     scale = ", ".join(map(format_score, item.rubric.scale))
-    return task.format(with_reference=", a reference answer" if reference else "", scale=scale) + sections
+    task = task.format(with_reference=", a reference answer" if reference else "", scale=scale)
+    return sections if template == "brief" else task + sections
 
 
-def prompt_text(tokenizer, item: Item, template: str = "brief") -> str:
+def prompt_text(tokenizer: Any, item: Item, template: str = "brief") -> str:
     """The whole prompt as text, for TRL and for sampling: `tokenizer(prompt_text(...))` gives its ids, with one BOS."""
     return rendered(tokenizer, request(item, template))
 
 
-def prompt_ids(tokenizer, item: Item, template: str = "brief") -> list[int]:
-    """Token ids of the whole prompt, the chat template and one BOS included."""
+def prompt_ids(tokenizer: Any, item: Item, template: str = "brief") -> list[int]:
+    """Token ids of the whole prompt, with the chat template and one BOS."""
     return tokenizer(prompt_text(tokenizer, item, template))["input_ids"]
 
 
-def rendered(tokenizer, text: str) -> str:
-    """Any request in the tokenizer's chat template, up to where the answer begins, without the BOS that the tokenizer adds."""
+def rendered(tokenizer: Any, text: str) -> str:
+    """A user's text in the chat template, up to the start of the answer, without the BOS that the tokenizer adds itself."""
     text = defused(text, tokenizer)
     if tokenizer.chat_template is None:
         return text + "\n"
-    messages = [{"role": "user", "content": text}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
 
-def defused(text: str, tokenizer) -> str:
-    """The text without control tokens: a response that says `<|eot_id|>` shall not end the user's turn.
-
-    A zero-width space behind its first character keeps such a word readable and makes it ordinary text.
-    """
+def defused(text: str, tokenizer: Any) -> str:
+    """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn."""
     special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
     for token in filter(text.__contains__, special):
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     return text
 
 
-def completion_ids(tokenizer, text: str) -> list[int]:
-    """Token ids of a judgment and the end-of-sequence token, tokenized apart from its prompt."""
-    return tokenizer(defused(text, tokenizer), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-
-
 def completion(rationale: str | None, verdict: Verdict) -> str:
-    """A judgment as it is trained on: `("Polite: pass.", 4) -> "Polite: pass. [RESULT] 4"`; no rationale, the verdict alone."""
-    end = f"{MARKER} {spelled(verdict)}"
-    return f"{rationale.strip()} {end}" if rationale and rationale.strip() else end
+    """A judgment as training shows it: `("Polite: pass.", 4) -> "Polite: pass. [RESULT] 4"`, `(None, 4) -> "[RESULT] 4"`."""
+    return f"{(rationale or '').strip()} {MARKER} {spelled(verdict)}".lstrip()
 
 
-def completion_text(tokenizer, rationale: str | None, verdict: Verdict) -> str:
-    """The same without control tokens, as it goes into a training row."""
+def completion_text(tokenizer: Any, rationale: str | None, verdict: Verdict) -> str:
+    """The same for a training row: without control tokens."""
     return defused(completion(rationale, verdict), tokenizer)
 
 
+def completion_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a judgment, tokenized separately from its prompt, and the end-of-sequence token."""
+    return tokenizer(defused(text, tokenizer), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+
+
 def spelled(verdict: Verdict) -> str:
-    """A verdict as it is written behind the marker: `4.0 -> "4"`, `"tie" -> "tie"`."""
+    """The verdict as it follows the marker: `4.0 -> "4"`, `"tie" -> "tie"`."""
     return verdict if isinstance(verdict, str) else format_score(verdict)
 
 
@@ -147,22 +134,19 @@ class Parsed(NamedTuple):
         return self.verdict if isinstance(self.verdict, str) else None
 
 
-def parse(text: str, asked: Item | Rubric, finished: bool = True) -> Parsed:
-    """Read a judgment of `asked`; a rubric stands for any example under it. `finished` is False where generation stopped
-    at its length limit: then there is no verdict, even if the text happens to end in one."""
-    of_two = isinstance(asked, Comparison)
+def parse(text: str, item: Item | Rubric, finished: bool = True) -> Parsed:
+    """Read a judgment of `item`, or of any example under a rubric; `finished=False`: it was cut off at the length limit."""
+    of_two = isinstance(item, Comparison)
     final = (_FINAL_PREFERENCE if of_two else _FINAL).search(text)
-    if not finished:
-        return Parsed(text.strip(), None, "cut_off")
-    if final is None:
-        return Parsed(text.strip(), None, "no_verdict")
-    rationale = text[: final.start()].strip()
+    if not finished or final is None:
+        return Parsed(text.strip(), None, "no_verdict" if finished else "cut_off")
+    rationale, spelling = text[: final.start()].strip(), final.group(1)
     if of_two:
-        verdict, found = final.group(1), {v.lower() for v in _ANY_PREFERENCE.findall(text)}
+        verdict, verdicts = spelling, {v.lower() for v in _ANY_PREFERENCE.findall(text)}
     else:
-        verdict, found = float(final.group(1)), {float(v) for v in _VERDICT.findall(text)}
-    if len(found) > 1:
+        verdict, verdicts = float(spelling), {float(v) for v in _ANY.findall(text)}
+    if len(verdicts) > 1:
         return Parsed(rationale, None, "two_verdicts")
-    if not of_two and verdict not in (asked if isinstance(asked, Rubric) else asked.rubric).scale:
+    if verdict not in (item.scale if isinstance(item, Rubric) else item.verdicts):
         return Parsed(rationale, None, "off_scale")
     return Parsed(rationale, verdict, None)
