@@ -3,8 +3,7 @@
 A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside the tokenizer's chat template if there is one.
 The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it.
 
-A judgment ends in `[RESULT] n`, or in `[RESULT] A`, `B` or `tie`. Only generated text is parsed, only its end counts as the
-verdict, and an unreadable judgment gets the name of its failure and no verdict:
+A judgment ends in `[RESULT]` and a score, A, B or tie. Only generated text is parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> parse("It greets: pass. [RESULT] 3", rubric)
@@ -85,9 +84,8 @@ def rendered(tokenizer: Any, text: str) -> str:
     text = defused(text, tokenizer)
     if tokenizer.chat_template is None:
         return text + "\n"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
+    turns = [{"role": "user", "content": text}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
