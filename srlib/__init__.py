@@ -2,7 +2,7 @@
 
     from srlib import Judge, Rubric
 
-Importing this is cheap: torch and its friends are imported by the functions that need them.
+Importing srlib is cheap: `Judge`, and torch with it, is imported when it is first used.
 """
 
 import importlib
@@ -15,6 +15,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name == "Judge":
-        # Not an import statement: those make a stage depend on a module (srlib.fingerprint), and every stage imports this.
+        # Not an import statement, because a stage's key counts the modules that it imports, and every stage imports this one
         return importlib.import_module("srlib.judge").Judge
     raise AttributeError(f"module 'srlib' has no attribute {name!r}")

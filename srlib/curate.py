@@ -1,37 +1,32 @@
-"""Judgments -> preference pairs, with every prompt that gives none counted under a reason (paper section 3).
+"""Judgments -> preference pairs; every prompt without a pair is counted under a reason (arXiv 2410.05495, section 2.3).
 
-A rule looks at one prompt and its judgments and returns (chosen, rejected) pairs, or the reason why there are none:
+A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs or the reason why there are none:
 
-    rule            chosen                  rejected                        needs labels
+    rule            chosen                  rejected                        needs gold scores
     correct_answer  score == gold           |score - gold| >= margin        yes
     majority_vote   score == mode of N      |score - mode| >= margin        no
     meta_judge      highest rating          lowest, at least margin lower   no
 
-Between two preferences (A, B, tie) there is no margin: any other one is rejected. To try another rule, write a function with
-the same arguments in notebook 04 or in a file, and name it: `strategy: my_rule` or `strategy: rules.py:my_rule`.
-
-`curate` does the rest for any rule: judgments that cannot be read or are too long are left out, a text is used once, pairs
-are limited, balanced and shuffled by a seed of the example's id, so that curating a part of the prompts gives the same pairs.
+Preferences (A, B, tie) have no margin: any other one is rejected. Another rule is a function with the same arguments, in
+notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
-from collections import Counter, defaultdict
+import runpy
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, multimode
 
-from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
+from srlib import prompts
+from srlib.schema import Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
 
 Pairs = list[tuple[Judgment, Judgment]]  # (chosen, rejected)
-Rule = Callable[
-    [Item, list[Judgment], float], Pairs | str
-]  # (item, judgments with a verdict, margin) -> pairs or a reason
-
+Rule = Callable[[Item, list[Judgment], float], Pairs | str]  # item, judgments, margin -> pairs or a reason
 REASONS = {
     "no_score": "no judgment has a score",
     "no_majority": "two preferences have the most votes",
@@ -44,7 +39,6 @@ REASONS = {
     "balance": "its score has pairs enough",
     "cap": "the limit on pairs is reached",
 }
-
 META_RUBRIC = Rubric(
     criterion="Is the feedback right in every point about what it judges, specific, and does its verdict follow from it?",
     levels=[
@@ -58,36 +52,26 @@ META_RUBRIC = Rubric(
 
 
 class CurateError(SrlibError, ValueError):
-    """A rule that does not exist, or that cannot work on these items."""
-
-
-# ---------------------------------------------------------------- rules
+    """A rule that does not exist, cannot work on these items, or returns something else than pairs of its judgments."""
 
 
 def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
-    """Right judgments over wrong ones at least `margin` off: scores 4, 4, 3, 1 with gold 4 and margin 2 give one pair, 4 over 1."""
+    """Right judgments over wrong ones: scores 4, 4, 3, 1 with gold 4 and margin 2 give one pair, 4 over 1."""
     if item.gold is None:
-        raise CurateError(
-            f"{item.id} has no gold score or preference; rule correct_answer needs one, majority_vote does not"
-        )
+        raise CurateError(f"{item.id} has no gold score or preference, which correct_answer needs; use majority_vote")
     return _against(item.gold, judgments, margin)
 
 
 def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
-    """The same against the most frequent verdict: of equally frequent scores the nearest to the mean, of preferences none."""
+    """Like correct_answer, with the most frequent verdict in place of the gold one."""
     mode = majority([j.verdict for j in judgments])
     return "no_majority" if mode is None else _against(mode, judgments, margin)
 
 
-def meta_judge(
-    item: Item, judgments: list[Judgment], margin: float, ratings: Mapping[str, float] | None = None
-) -> Pairs | str:
-    """The best rated judgment over the worst, the second best over the second worst, ... while they are `margin` apart.
-
-    `ratings` maps a judgment's id to the judge's rating of it (`meta_examples`).
-    """
+def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: dict | None = None) -> Pairs | str:
+    """The best rated judgment over the worst, the second best over the second worst, ...; `ratings`: judgment id -> score."""
     if ratings is None:
-        raise CurateError("rule meta_judge needs ratings: let the judge judge `meta_examples` first")
+        raise CurateError("rule meta_judge needs ratings: let the judge score `meta_examples` first")
     rated = sorted((j for j in judgments if j.id in ratings), key=lambda j: -ratings[j.id])
     if not rated:
         return "no_score"
@@ -98,92 +82,67 @@ def meta_judge(
 RULES: dict[str, Rule] = {"correct_answer": correct_answer, "majority_vote": majority_vote, "meta_judge": meta_judge}
 
 
-def rule_named(strategy: str, namespace: Mapping[str, Any], root: Path) -> Rule:
-    """A rule of this module, a function of the notebook (`namespace` is its globals()), or `FILE.py:NAME` below `root`."""
-    path, _, name = strategy.rpartition(":")
-    if path:
-        spec = importlib.util.spec_from_file_location("curation_rule", root / path)
-        if spec is None or spec.loader is None or not (root / path).is_file():
-            raise CurateError(f"strategy {strategy}: there is no Python file {path}; write FILE.py:NAME")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        namespace = vars(module)
-    elif strategy in RULES:
-        return RULES[strategy]
-    rule = namespace.get(name)
+def rule_named(strategy: str, namespace: Mapping, root: Path) -> Rule:
+    """A rule of this module, a function of the notebook (`namespace` is its globals()), or FILE.py:NAME below `root`."""
+    file, _, name = strategy.rpartition(":")
+    if file and not (root / file).is_file():
+        raise CurateError(f"strategy {strategy}: there is no file {root / file}; write FILE.py:NAME")
+    rule = (runpy.run_path(str(root / file)) if file else {**namespace, **RULES}).get(name)
     if not callable(rule):
-        raise CurateError(
-            f"strategy {strategy}: there is no function {name}; the built-in rules are {', '.join(RULES)}"
-        )
+        raise CurateError(f"strategy {strategy}: there is no function {name}; built-in rules: {', '.join(RULES)}")
     return rule
 
 
-def _against(target: Verdict, judgments: list[Judgment], margin: float) -> Pairs | str:
-    right = [j for j in judgments if j.verdict == target]
-    far = [j for j in judgments if j.verdict != target and distance(j.verdict, target) >= margin]
-    if not right:
-        return "all_wrong"
-    if len(right) == len(judgments):
-        return "all_right"
-    return list(zip(right, far, strict=False)) or "margin"
+def _against(right: Verdict, judgments: list[Judgment], margin: float) -> Pairs | str:
+    chosen = [j for j in judgments if j.verdict == right]
+    rejected = [j for j in judgments if j.verdict != right and distance(j.verdict, right) >= margin]
+    if len(chosen) in (0, len(judgments)):
+        return "all_right" if chosen else "all_wrong"
+    return list(zip(chosen, rejected, strict=False)) or "margin"
 
 
-def distance(verdict: Verdict, target: Verdict) -> float:
-    """How far off a verdict is: `(4, 1) -> 3`; another preference is beyond every margin: `("tie", "A") -> inf`."""
-    if isinstance(target, str):
-        return 0.0 if verdict == target else math.inf
-    return abs(verdict - target)
+def distance(verdict: Verdict, right: Verdict) -> float:
+    """How far off a verdict is: `(4, 1) -> 3`; a wrong preference is beyond every margin: `("tie", "A") -> inf`."""
+    return (0.0 if verdict == right else math.inf) if isinstance(right, str) else abs(verdict - right)
 
 
 def majority(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The mode: of equally frequent scores the nearest to the mean (the lower of two), of preferences None."""
-    votes = Counter(verdicts)
-    most = [verdict for verdict, n in votes.items() if n == max(votes.values())]
-    if isinstance(most[0], str):
-        return most[0] if len(most) == 1 else None
-    mean = sum(verdicts) / len(verdicts)
-    return min(most, key=lambda score: (abs(score - mean), score))
+    """The mode. Of equally frequent scores the nearest to the mean, the lower if two are; of such preferences, None."""
+    modes = multimode(verdicts)
+    if isinstance(modes[0], str):
+        return modes[0] if len(modes) == 1 else None
+    return min(modes, key=lambda score: (abs(score - fmean(verdicts)), score))
 
 
 def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:
-    """One example for each judgment with a verdict, which asks the judge how good that feedback is; its id is the judgment's."""
-    by_id, rows = {item.id: item for item in items}, []
-    for judgment in judgments:
-        if judgment.verdict is None or not judgment.text.strip():
-            continue
-        item = by_id[judgment.example_id]
-        if isinstance(item, Comparison):
-            judged = f"Two responses to compare. A: {item.response_a}\n\nB: {item.response_b}"
-        else:
-            judged = f"A response to judge: {item.response}"
-        instruction = f"{item.instruction}\n\n{judged}\n\nThe rubric of the feedback: {item.rubric.text}"
-        rows.append(
-            Example(
-                id=judgment.id, instruction=instruction, response=judgment.text, rubric=META_RUBRIC,
-                reference_answer=item.reference_answer,
-            )
-        )  # fmt: skip
-    return rows
-
-
-# ---------------------------------------------------------------- the counted version
+    """An example for each judgment with a verdict, in which the judge scores this feedback; it has the judgment's id."""
+    by_id = {item.id: item for item in items}
+    return [
+        Example(id=j.id, instruction=prompts.request(by_id[j.example_id]), response=j.text, rubric=META_RUBRIC)
+        for j in judgments
+        if j.verdict is not None
+    ]
 
 
 @dataclass(frozen=True)
 class Curation:
-    """The pairs, and one reason for every prompt without any: `n_prompts == prompts with pairs + sum(drops.values())`."""
+    """The pairs, and a reason for each prompt without one: every prompt is in `pairs` or in `reasons`."""
 
     pairs: list[Pair]
-    drops: dict[str, int]  # reason -> prompts
-    n_prompts: int
-    n_judgments: int
-    dropped_judgments: dict[str, int]  # reason -> judgments of those prompts
+    reasons: dict[str, str]  # prompt id -> why it has no pair
+    n_judgments: dict[str, int]  # prompt id -> its judgments
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Reason -> prompts, in the order of REASONS."""
+        counts = Counter(self.reasons.values())
+        return {reason: counts[reason] for reason in {**REASONS, **counts} if reason in counts}
 
     def waterfall(self) -> list[tuple[str, int]]:
-        """From all judgments to the two sides of the pairs: what is left after each reason, in judgments."""
-        left, steps = self.n_judgments, [("judgments", self.n_judgments)]
-        for reason, n in self.dropped_judgments.items():
-            left -= n
+        """Judgments left after each reason, from all of them to the two sides of the pairs."""
+        steps = [("judgments", left := sum(self.n_judgments.values()))]
+        for reason in self.drops:
+            left -= sum(self.n_judgments[name] for name, why in self.reasons.items() if why == reason)
             steps.append((f"- {reason.replace('_', ' ')}", left))
         return [*steps, ("in pairs", 2 * len(self.pairs))]
 
@@ -194,7 +153,7 @@ def curate(
     rule: Rule = correct_answer,
     *,
     margin: float = 2.0,
-    pairs_per_prompt: int = 3,
+    pairs_per_prompt: int = 1,
     max_pairs: int = 0,
     balance: bool = False,
     iteration: int = 1,
@@ -202,102 +161,75 @@ def curate(
     fits: Callable[[Item, str], bool] = lambda item, text: True,
     flipping: Callable[[list[Pair]], Collection[str]] | None = None,
 ) -> Curation:
-    """Preference pairs from N judgments of each example or comparison.
+    """Preference pairs from N judgments of each item; those without a verdict are left out, and a repeated text counts once.
 
-    `fits(item, text)` says whether prompt and judgment stay within the length limit: a judgment that does not is dropped,
-    never truncated. `flipping(pairs)` names rejected judgments whose rationale does not hold its score; it is called once.
-    `balance` gives every score of the chosen side as many pairs as the rarest has. `max_pairs` 0 is no limit.
+    `fits(item, text)`: prompt and judgment stay within the length limit; other judgments are dropped, never truncated.
+    `flipping(pairs)`: ids of rejected judgments whose rationale does not hold its score; called once, with all pairs.
+    `balance`: as many pairs for every chosen score as the rarest has. `max_pairs` 0: no limit. The draw of a prompt depends
+    on its id, `seed` and `iteration` only, so a subset of the prompts gives the same pairs.
     """
-    by_item: dict[str, list[Judgment]] = defaultdict(list)
-    for judgment in judgments:
-        by_item[judgment.example_id].append(judgment)
-    drops: dict[str, str] = {}  # item id -> reason
-    groups: list[list[Pair]] = []
-    for item in items:
-        readable = {j.text: j for j in sorted(by_item[item.id], key=lambda j: -j.index) if j.verdict is not None}
-        distinct = sorted(
-            readable.values(), key=lambda j: j.index
-        )  # the same text twice would be one pair, counted double
+    by_item: dict[str, list[Judgment]] = {item.id: [] for item in items}
+    for judgment in sorted(judgments, key=lambda j: -j.index):
+        by_item.get(judgment.example_id, []).append(judgment)
+    strategy = getattr(getattr(rule, "func", rule), "__name__", "rule")  # a functools.partial has `func`
+    order = sorted(items, key=lambda item: item.id)
+    random.Random(f"{seed} {iteration}").shuffle(order)
+    pairs, reasons = [], {}
+    for item in order:
+        distinct = list({j.text: j for j in by_item[item.id] if j.verdict is not None}.values())
         random.Random(f"{seed} {iteration} {item.id}").shuffle(distinct)
-        pairs = _apply(rule, item, distinct, margin, fits)
-        if isinstance(pairs, str):
-            drops[item.id] = pairs
+        result = _apply(rule, item, distinct, margin, fits)
+        if isinstance(result, str):
+            reasons[item.id] = result
         else:
-            name = getattr(rule, "__name__", "") or getattr(getattr(rule, "func", None), "__name__", "rule")
-            groups.append([_pair(item, c, r, name, iteration) for c, r in pairs[:pairs_per_prompt]])
-    groups.sort(key=lambda group: group[0].example_id)
-    random.Random(f"{seed} {iteration}").shuffle(groups)
-    if flipping is not None:
-        left_out = flipping([pair for group in groups for pair in group])
-        groups = _keep(groups, "flips", drops, lambda group: [p for p in group if p.rejected_id not in left_out])
-    if balance:
-        counts = Counter(pair.chosen_score for group in groups for pair in group)
-        least = {type(score): min(n for s, n in counts.items() if type(s) is type(score)) for score in counts}
-        room = {score: least[type(score)] for score in counts}
-        groups = _keep(groups, "balance", drops, lambda group: _take(group, room, group[0].chosen_score))
-    if max_pairs:
-        limit = {None: max_pairs}
-        groups = _keep(groups, "cap", drops, lambda group: _take(group, limit, None))
-    by_reason = {
-        reason: [name for name, why in drops.items() if why == reason] for reason in dict.fromkeys(drops.values())
-    }
-    order = [*REASONS, *(reason for reason in by_reason if reason not in REASONS)]
-    return Curation(
-        pairs=[pair for group in groups for pair in group],
-        drops={reason: len(by_reason[reason]) for reason in order if reason in by_reason},
-        n_prompts=len(items),
-        n_judgments=sum(len(by_item[item.id]) for item in items),
-        dropped_judgments={r: sum(len(by_item[name]) for name in by_reason[r]) for r in order if r in by_reason},
-    )
+            pairs += [_pair(item, c, r, strategy, iteration) for c, r in result[:pairs_per_prompt]]
+    flips = flipping(pairs) if flipping is not None else ()
+    held = [pair for pair in pairs if pair.rejected_id not in flips]
+    even = _balanced(held) if balance else held
+    kept = even[: max_pairs or None]
+    for reason, before, after in (("flips", pairs, held), ("balance", held, even), ("cap", even, kept)):
+        reasons |= dict.fromkeys({pair.example_id for pair in before} - {pair.example_id for pair in after}, reason)
+    return Curation(kept, reasons, {name: len(own) for name, own in by_item.items()})
 
 
 def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fits: Callable) -> Pairs | str:
-    """The rule on the judgments that fit; if only the long ones would have given a pair, the reason is `too_long`."""
     if not judgments:
         return "no_score"
-    short = [j for j in judgments if fits(item, j.text)]
+    short = [j for j in judgments if fits(item, j.text)]  # if only the long ones give pairs, the reason is `too_long`
     pairs = (rule(item, short, margin) or "no_pair") if short else "too_long"
-    if isinstance(pairs, str) and len(short) < len(judgments) and not isinstance(rule(item, judgments, margin), str):
-        return "too_long"
+    if isinstance(pairs, str):
+        others = rule(item, judgments, margin) if len(short) < len(judgments) else ""
+        return pairs if isinstance(others, str) or not others else "too_long"
+    used = [j.id for pair in pairs for j in pair]
+    if len(used) > len({j.id for j in short} & set(used)):
+        raise CurateError(f"prompt {item.id}: the rule must pair judgments of this prompt, and each of them only once")
     return pairs
 
 
-def _keep(groups: list[list[Pair]], reason: str, drops: dict[str, str], select: Callable) -> list[list[Pair]]:
-    """The selected pairs of each prompt; one that keeps none is counted under the reason."""
-    kept = []
-    for group in groups:
-        if selected := select(group):
-            kept.append(selected)
-        else:
-            drops[group[0].example_id] = reason
+def _balanced(pairs: list[Pair]) -> list[Pair]:
+    """The first pairs of each chosen score, as many as the rarest score (or the rarest preference) has."""
+    counts, taken, kept = Counter(pair.chosen_score for pair in pairs), Counter(), []
+    for pair in pairs:
+        taken[pair.chosen_score] += 1
+        if taken[pair.chosen_score] <= min(n for s, n in counts.items() if type(s) is type(pair.chosen_score)):
+            kept.append(pair)
     return kept
 
 
-def _take(group: list[Pair], room: dict[Any, int], key: Any) -> list[Pair]:
-    taken = group[: room[key]]
-    room[key] -= len(taken)
-    return taken
-
-
 def _pair(item: Item, chosen: Judgment, rejected: Judgment, strategy: str, iteration: int) -> Pair:
-    comparable = not isinstance(chosen.verdict, str)
     return Pair(
         id=f"{chosen.id}>{rejected.index}", example_id=item.id, chosen=chosen.text, rejected=rejected.text,
         chosen_id=chosen.id, rejected_id=rejected.id, chosen_score=chosen.verdict, rejected_score=rejected.verdict,
-        gold=item.gold, margin=distance(rejected.verdict, chosen.verdict) if comparable else None,
+        gold=item.gold, margin=None if chosen.preference else distance(rejected.verdict, chosen.verdict),
         strategy=strategy, iteration=iteration,
     )  # fmt: skip
 
 
-def provenance(pairs: Sequence[Pair]) -> dict[str, float]:
-    """What the pairs consist of: their number, prompts, mean margin, and the mean length of both sides in words."""
-    if not pairs:
-        return {"pairs": 0, "prompts": 0}
+def provenance(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """Number of pairs and prompts, mean margin, and mean words of both sides; None if there is nothing to average."""
     margins = [pair.margin for pair in pairs if pair.margin is not None]
-    return {
-        "pairs": len(pairs),
-        "prompts": len({pair.example_id for pair in pairs}),
-        "mean_margin": sum(margins) / len(margins) if margins else math.nan,
-        "chosen_words": sum(len(pair.chosen.split()) for pair in pairs) / len(pairs),
-        "rejected_words": sum(len(pair.rejected.split()) for pair in pairs) / len(pairs),
-    }
+    facts = {"pairs": len(pairs), "prompts": len({pair.example_id for pair in pairs})}
+    facts["mean_margin"] = fmean(margins) if margins else None
+    for side in ("chosen", "rejected"):
+        facts[f"{side}_words"] = fmean(len(getattr(pair, side).split()) for pair in pairs) if pairs else None
+    return facts
