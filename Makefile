@@ -1,9 +1,8 @@
-# make run    install what is needed into .venv, run the whole method on the built-in world, print the result table
-# make test   install what is needed, lint, run the tests       make test-fast   the tests that need no torch
-# make test-all   the slow tests, too: kills at every stage, Unsloth, a real server, more model families
-# make test-browser   notebook 08 in a real browser (Chromium has to be installed)
-# make lab    JupyterLab with the kernel ready                  make unsloth     the Unsloth backend (for a GPU)
-# make lint   formatting, linting, floors, stripped notebooks   make clean       remove .venv
+# make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
+# make test   install what is needed, pass the tests          make test-fast   those that need no torch
+# make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
+# make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
+# make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -39,7 +38,7 @@ lab: install
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/nbstripout --verify --keep-id notebooks/*.ipynb
 
 install: $(VENV)/.installed $(if $(GPU),$(VENV)/.unsloth)

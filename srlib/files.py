@@ -83,7 +83,7 @@ def parse_json(where: str, line: bytes) -> Any:
     try:
         return from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        text = line.decode(errors="backslashreplace")
+        text = line.decode(errors="replace")
         nan = re.search(r'"([^"]*)"\s*:\s*(NaN|-?Infinity)\b', text)  # written by Python, but not JSON
         problem = f"field {shorten(nan[1])[1:-1]} is {nan[2]}" if nan else f"malformed JSON ({error}): {shorten(text)}"
         raise RowError(f"{where}: {problem}; write one complete JSON value in UTF-8, with null for NaN") from None

@@ -1,4 +1,4 @@
-"""What the tests of several modules share. Nothing here imports torch before a test asks for it."""
+"""Fixtures of several test files. Nothing here imports torch before a test needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import srlib
 
 ROOT = Path(srlib.__file__).resolve().parent.parent
 
-# The whole method in its smallest form: every stage does something, and none takes longer than its kernel's start.
+# The whole method in its smallest form: every stage has something to do, and starting its process takes longest.
 SHRUNKEN = {
     "n_train": 48, "n_validation": 10, "n_test": 24, "n_ood": 10, "n_pairwise": 6, "sft_steps": 6, "n_samples": 4,
     "eval_samples": 2, "n_boot": 200, "iterations": 2, "margin": 1, "backend": "transformers", "wandb_mode": "disabled",
@@ -21,32 +21,15 @@ SHRUNKEN = {
 }  # fmt: skip
 
 
-# The same examples each time, so that a red test means a change; `--hypothesis-profile default` looks for new ones.
+# The same examples in every run, so that a red test means a change; `--hypothesis-profile default` draws new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
-# Files that train or start kernels, the longest first: files are handed out in order, and a long one at the end would
-# leave the other worker without work.
-LONG = (
-    "notebooks",
-    "resume",
-    "train",
-    "shared",
-    "adapters",
-    "export",
-    "collections",
-    "architectures",
-    "pipeline",
-    "endpoint",
-    "bench",
-    "models",
-)
-
-
 def pytest_collection_modifyitems(items):
-    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """Files with torch tests first: files are handed out in order, and a long one at the end leaves a worker idle."""
+    slow = {item.path for item in items if item.get_closest_marker("torch")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
