@@ -1,0 +1,21 @@
+"""Models: load a base or a judge for training or judging, add the adapter that trains, write the judge to disk.
+
+loading    a base, a judge or its tokenizer: load, check_model, judge_info; which backend, dtype and end of turn
+adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one adapter of two
+"""
+
+# ruff: noqa: F401
+from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge, saving
+from srlib.models.adapters import linear_layers as lora_targets
+from srlib.models.loading import (
+    ModelError,
+    base_of,
+    check_model,
+    end_of_turn,
+    hush,
+    judge_info,
+    load,
+    load_tokenizer,
+    resolve_backend,
+    torch_dtype,
+)

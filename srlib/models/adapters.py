@@ -1,56 +1,41 @@
-"""LoRA: the adapter that trains, and the judge that comes of it.
+"""LoRA: the adapter that is trained, and the judge that it becomes.
 
-Training never touches the weights below the adapter. The judge that it makes is one directory in one of two forms:
-`merged`, the complete weights with the adapter added in, which is exact in fp32; or `adapter`, the adapter alone beside
-the name of its base. Rounded to 16 or 4 bit, a merged judge is not the one that was trained, so there the adapter is kept
-and goes on: J(t) is trained from the adapter of J(t-1), one lineage, and nothing is ever stacked on top of it.
-
-    model, tokenizer = models.load("models/tiny-base", training=True)
-    model = add_lora(model, rank=16, alpha=32, seed=0)
-    save_judge(trained, tokenizer, Path("runs/tiny/judges/sft"), source="models/tiny-base", judge={"template": "brief"})
+A judge is kept `merged`, complete weights with the adapter added in, which is exact in fp32; or as its `adapter` alone. A
+merge rounded to 16 or 4 bit is no longer the judge that was trained. J(t) trains the adapter of J(t-1) on; none is stacked.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from srlib import files as store
-from srlib.models import load as models
-from srlib.models.load import ModelError
+import torch
+from safetensors import SafetensorError
 
-FORMATS = ("auto", "merged", "adapter")
-ALL = "all-linear"
+from srlib import files
+from srlib.models import loading
+from srlib.models.loading import ModelError
+
+MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}  # our names -> PEFT's
 
 
-def targets(model: Any, wanted: str = ALL) -> list[str]:
-    """Names of the layers that get an adapter: `all-linear -> ["down_proj", "gate_proj", "k_proj", ...]`.
-
-    All linear layers but the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list, each of which
-    the model must have: PEFT would train with the others and say nothing.
-    """
-    import torch
-
+def linear_layers(model: Any, wanted: str = "all-linear") -> list[str]:
+    """Names of the layers that get an adapter, `all-linear -> ["down_proj", "gate_proj", ...]`: all linear layers except
+    the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list. Raises ModelError on a name that the
+    model lacks, which PEFT would ignore."""
     head = model.get_output_embeddings()
-    linear = [
-        name.removesuffix(".base_layer")  # what an adapter wraps already
+    linear = {
+        name.removesuffix(".base_layer").rpartition(".")[2]  # the suffix is of a layer that has an adapter already
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head and ".lora_" not in name
-    ]
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    if wanted == ALL:
-        return known
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    missing = [name for name in names if name not in known]
-    if missing or not names:
-        raise ModelError(
-            f"lora_targets {store.shorten(wanted)}: {type(model).__name__} has no linear layer {', '.join(missing)} below "
-            f"its output head; write {ALL}, or some of {','.join(known)}"
-        )
-    return sorted(set(names))
+    }
+    names = linear if wanted == "all-linear" else {name.strip() for name in wanted.split(",")}
+    if names - linear:
+        unknown, known = (", ".join(sorted(layers)) for layers in (names - linear, linear))
+        raise ModelError(f"lora_targets: the model has no linear layer {unknown}; write all-linear, or some of {known}")
+    return sorted(names)
 
 
 def add_lora(
@@ -61,125 +46,124 @@ def add_lora(
     rank: int = 16,
     alpha: int = 32,
     dropout: float = 0.0,
-    lora_targets: str = ALL,
+    lora_targets: str = "all-linear",
     seed: int = 0,
 ) -> Any:
-    """The model with an adapter, the only part that trains: a fresh one, which at first changes nothing, or the one that a
-    judge came with, as it is. Then rank, alpha, dropout and targets have to be those it was made with (ModelError).
-
-    With `rank` 0 there is no adapter and all weights train, which 4-bit weights cannot.
-    """
-    import torch
+    """The model with an adapter, all that trains: a fresh one, which changes nothing yet, or the judge's own, which has to
+    have these settings (ModelError). `rank` 0 trains all weights, without an adapter."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    settings = dict(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_layers(model, lora_targets))
     if isinstance(model, PeftModel):
-        _check_same(model, dict(r=rank, lora_alpha=alpha, lora_dropout=dropout), lora_targets)
+        config = model.peft_config["default"]
+        present = {name: getattr(config, name) for name in settings} | {"target_modules": sorted(config.target_modules)}
+        if present != settings:
+            raise ModelError(f"the judge's adapter has {present}, and the lora_... parameters say {settings}")
         return model
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError("the model is an adapter on the hub; download it, give its directory, and it is trained on")
+        raise ModelError("the model is an adapter on the hub; download it and give its directory to train it further")
     torch.manual_seed(seed)
+    if rank == 0 and quantization != "none":
+        raise ModelError("lora_rank 0 trains all weights, which quantized weights do not allow; change one of the two")
     if rank == 0:
-        if quantization != "none":
-            raise ModelError("lora_rank 0 trains all weights, and quantized ones cannot be trained; set one of the two")
         return model.requires_grad_(True)
-    settings: dict[str, Any] = dict(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets(model, lora_targets)
-    )
-    if models.resolve_backend(backend) == "unsloth":
+    if loading.resolve_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
-        with models.quiet():
-            return FastLanguageModel.get_peft_model(
-                model, **settings, bias="none", use_gradient_checkpointing=False, random_state=seed
-            )
-    # The frozen weights stay what the sampler reads: PEFT's own preparation would put those that are not quantized,
-    # the output head among them, into fp32.
+        return FastLanguageModel.get_peft_model(model, **settings, use_gradient_checkpointing=False, random_state=seed)
+    # No prepare_model_for_kbit_training: it turns what is not quantized into fp32, which sampling does not read.
     return get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
 
 
-def _check_same(model: Any, wanted: dict[str, Any], lora_targets: str) -> None:
-    config = model.peft_config["default"]
-    wanted = {**wanted, "target_modules": targets(model.get_base_model(), lora_targets)}
-    found = {name: getattr(config, name) for name in wanted}
-    found["target_modules"] = sorted(found["target_modules"])
-    if found != wanted:
-        names = [name for name in wanted if found[name] != wanted[name]]
-        raise ModelError(
-            f"the judge's adapter has {', '.join(f'{n} {found[n]}' for n in names)} and the parameters say "
-            f"{', '.join(str(wanted[n]) for n in names)}: a judge is trained on in the adapter it came with; set the "
-            "lora_... parameters to its own, or start from the base"
-        )
-
-
 def keeps_adapter(judge_format: str, source: str | Path, quantization: str, dtype: Any) -> bool:
-    """Whether the judge is kept as an adapter. `auto`: unless the weights are in fp32, where merging is exact."""
-    import torch
-
-    if judge_format not in FORMATS:
-        raise ModelError(f"judge_format {judge_format!r} is not one of {', '.join(FORMATS)}")
-    if judge_format != "auto":
-        return judge_format == "adapter"
-    return quantization != "none" or dtype != torch.float32 or models.base_of(source) is not None
+    """Whether the judge is kept as an adapter: `auto` merges a fresh adapter into fp32 weights, where that is exact."""
+    exact = quantization == "none" and dtype == torch.float32 and loading.base_of(source) is None
+    return not exact if judge_format == "auto" else judge_format == "adapter"
 
 
 def save_judge(
-    model: Any, tokenizer: Any, out: Path, *, source: str | Path, judge: dict[str, Any], adapter: bool = False
+    model: Any, tokenizer: Any, out: Path, *, source: str | Path, judge: Mapping[str, Any], adapter: bool = False
 ) -> None:
-    """Write the trained judge to `out`: its adapter alone, or merged into the weights that `source` was trained from.
+    """Write the trained judge to `out`, with `judge` in its judge.json: as its adapter, or merged into the base's weights.
 
-    These are read again, unquantized and on the CPU: the copy on disk has no patched forward (TRL leaves one on the model
-    it trained), and needs no room on the GPU. A model that was trained without an adapter is written as it is.
+    A merge reads these again, unquantized and on the CPU: a GPU may be full, and TRL patches the model that it trains.
     """
     from peft import PeftModel
 
-    base = models.base_of(source) or str(source)
-    info = {**models.DEFAULTS, **judge, "vocabulary": models.vocabulary(tokenizer)}
-    info["base"] = models.judge_info(source).get("base", str(source))
-    trained = out if adapter else out / "adapter"
+    base = loading.base_of(source) or str(source)
     with saving(out):
         if isinstance(model, PeftModel):
-            _save_adapter(model, trained, base)
-        else:
-            ending(model, tokenizer).save_pretrained(out)
-        if isinstance(model, PeftModel) and not adapter:
-            merge(base, trained, tokenizer, dtype=model.get_input_embeddings().weight.dtype).save_pretrained(out)
-            shutil.rmtree(trained)
+            part, local = (out if adapter else out / "adapter"), Path(base).expanduser()
+            model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
+            model.save_pretrained(part, selected_adapters=["default"])
+            (part / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+            if not adapter:
+                dtype = model.get_input_embeddings().weight.dtype
+                model = loading.with_adapter(loading.load_transformers(base, dtype=dtype, device="cpu"), part)
+                model = model.merge_and_unload()
+                shutil.rmtree(part)
+        if not isinstance(model, PeftModel):
+            stop_at_end_of_turn(model, tokenizer).save_pretrained(out)
         tokenizer.save_pretrained(out)
-    store.write_json(out / "judge.json", info)
+    facts = {"vocabulary": loading.vocabulary(tokenizer), "base": loading.judge_info(source).get("base", str(source))}
+    files.write_json(out / "judge.json", {**loading.DEFAULTS, **judge, **facts})
 
 
-def _save_adapter(model: Any, out: Path, base: str) -> None:
-    local = Path(base).expanduser()
-    model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
-    model.save_pretrained(out, selected_adapters=["default"])
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing in it
-
-
-def merge(base: str, adapter: Path, tokenizer: Any, dtype: Any = None) -> Any:
-    """The base's weights with the adapter added in, on the CPU; a text ends where a turn ends, too."""
-    fresh = models.load_transformers(base, dtype=dtype, device="cpu")
-    return ending(models.with_adapter(fresh, adapter).merge_and_unload(), tokenizer)
-
-
-def ending(model: Any, tokenizer: Any) -> Any:
-    """`generate` and servers stop at the end of a turn, whatever else the base's own settings name."""
+def stop_at_end_of_turn(model: Any, tokenizer: Any) -> Any:
+    """Let `generate` and servers stop at the end of a turn, besides the stop tokens of the base's own settings."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    ends = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
-    model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
     return model
 
 
 @contextlib.contextmanager
-def saving(path: Path):
-    """store.writing for what safetensors and torch write: theirs are no OSErrors when the disk is full."""
-    from safetensors import SafetensorError
-
-    with store.writing(path):
+def saving(path: Path) -> Iterator[None]:
+    """files.writing for safetensors and torch, which raise no OSError when the disk is full."""
+    with files.writing(path):
         try:
             yield
         except (SafetensorError, RuntimeError) as error:
-            text = str(error)
-            if "I/O error" in text or ("inline_container" in text and "StreamReader" not in text):
-                raise OSError(errno.EIO, text) from error
+            if "I/O error" in str(error) or ("inline_container" in str(error) and "StreamReader" not in str(error)):
+                raise OSError(errno.EIO, str(error)) from error
             raise
+
+
+def merge_adapters(
+    base: str | Path,
+    parts: Mapping[str, Path],
+    method: str,
+    pairwise_weight: float,
+    density: float,
+    rank: int,
+    alpha: int,
+    seed: int,
+) -> tuple[Any, Any]:
+    """One adapter on top of the base, made of a pointwise and a pairwise one (paper, section 2.1), and the tokenizer.
+
+    `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights becomes
+    `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` would mix the A of one with the B of the other);
+    `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv 2311.03099); `ties`,
+    the largest entries of the sign with the larger sum (arXiv 2306.01708). The last two are cut to `rank` by an SVD.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    names, weights, scale = ["pointwise", "pairwise"], [1 - pairwise_weight, pairwise_weight], alpha / rank
+    if loading.base_of(base) is not None:
+        raise ModelError(f"sft_mode merge starts from a base, and {base} is an adapter; set sft_mode to mix")
+    model = loading.load_transformers(str(base), dtype=torch.float32, device="cpu")
+    model = PeftModel.from_pretrained(model, parts["pointwise"], adapter_name="pointwise")
+    model.load_adapter(parts["pairwise"], "pairwise")
+    if (ranks := [model.peft_config[name].r for name in names]) != [rank / 2, rank / 2]:
+        raise ModelError(f"sft_mode merge: adapters of ranks {ranks}, not half of lora_rank {rank}; set an even one")
+    torch.manual_seed(seed)  # dare_linear drops at random
+    options = dict(density=density, svd_rank=rank, svd_full_matrices=False)
+    model.add_weighted_adapter(names, weights, "default", MERGES[method], **options)
+    model.peft_config["default"].lora_alpha = alpha
+    for module in model.modules():
+        if isinstance(module, LoraLayer):  # PEFT sets alpha to the rank, that is, a scale of 1
+            module.scaling["default"] = scale
+            module.lora_B["default"].weight.data /= scale
+    model.set_adapter("default")
+    return model, loading.load_tokenizer(parts["pointwise"])

@@ -1,0 +1,229 @@
+"""Load a base model or a judge, the same way for training and for judging.
+
+A model is a directory or a hub id. A judge is a directory with complete weights, or with an adapter and the name of its
+base, and a judge.json. Functions import transformers and peft themselves: if Unsloth trains, it is imported before both.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+
+from srlib import config, files
+from srlib.schema import SrlibError
+
+DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
+
+
+class ModelError(SrlibError):
+    """A model that cannot be loaded, or is not what it should be. The message says what to do."""
+
+
+@functools.cache
+def resolve_backend(backend: str = "auto") -> str:
+    """`auto` -> `unsloth` if it can be imported, before trl, and supports this machine (CPUs too), else `transformers`."""
+    if backend == "transformers" or (backend == "auto" and "trl" in sys.modules and "unsloth" not in sys.modules):
+        return "transformers"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
+            import unsloth  # noqa: F401
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        if backend == "auto":
+            return "transformers"
+        raise ModelError(
+            f"backend unsloth does not work here: {error}; run `make unsloth` or change backend"
+        ) from error
+    return "unsloth"
+
+
+@functools.cache
+def hush() -> None:
+    """Silence the progress bars and advice of transformers and bitsandbytes; their errors still show."""
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def torch_dtype(dtype: str = "auto") -> torch.dtype:
+    """`"bfloat16" -> torch.bfloat16`; `auto` is fp32 on a CPU, bf16 on a GPU that computes in it, else fp16."""
+    if dtype == "auto" and torch.cuda.is_available():  # a T4 emulates bf16, slowly, and torch calls that supported
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ModelError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
+    return torch.float32 if dtype == "auto" else getattr(torch, dtype)
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = "transformers",
+    quantization: str = "none",
+    quant_type: str = "nf4",
+    dtype: str = "auto",
+    training: bool = False,
+) -> tuple[Any, Any]:
+    """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314).
+
+    A judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the base's
+    layers, never merged, so it computes what it computed in training. Never loads remote code or pickled weights.
+    """
+    if quantization not in ("none", "4bit"):
+        raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
+    unsloth = training and resolve_backend(backend) == "unsloth"
+    tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
+    if unsloth:
+        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type)
+    else:
+        loaded = load_transformers(str(base or model), quantization, quant_type, torch_type)
+        if base is not None:
+            loaded = with_adapter(loaded, model, training)
+            loaded = loaded if training else loaded.get_base_model()
+    soft_caps = getattr(loaded.config.get_text_config(), "attn_logit_softcapping", None)
+    if soft_caps and not (unsloth and torch.cuda.is_available()):  # there, Unsloth has attention kernels of its own
+        loaded.set_attn_implementation("eager")  # torch's attention would silently leave out the soft caps
+    if quantization == "4bit":
+        if not getattr(loaded, "is_loaded_in_4bit", False):
+            raise ModelError(f"model {model} could not be loaded in 4 bit here; set quantization to none")
+        for module in loaded.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):  # else a forward pass in eval mode repacks the weights on
+                module.support_avx512bf16_for_cpu = False  # such CPUs, and breaks later training (bitsandbytes 0.50.2)
+    if len(tokenizer) > (rows := loaded.get_input_embeddings().num_embeddings):
+        raise ModelError(
+            f"model {model}: {len(tokenizer)} tokens, {rows} rows in its embedding; copy the right tokenizer"
+        )
+    loaded.config.use_cache = not training
+    return (loaded.train() if training else loaded.eval()), tokenizer
+
+
+def load_transformers(
+    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = None, device: str = "cuda"
+) -> Any:
+    """The model alone; `dtype` None keeps that of its files. It goes to one GPU (`device`) as a whole, if there is any."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {"device_map": device} if torch.cuda.is_available() else {}
+    if quantization == "4bit":
+        bits = dict(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_compute_dtype=dtype)
+        options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_use_double_quant=True)
+    options |= dict(dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    with _as_model_error(model):
+        loaded, info = AutoModelForCausalLM.from_pretrained(model, **options)
+    if info["missing_keys"]:  # transformers would put random numbers in their place
+        raise ModelError(f"model {model} lacks weights: {files.shorten(sorted(info['missing_keys']))}; copy it again")
+    return loaded
+
+
+def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any) -> Any:
+    from unsloth import FastLanguageModel
+
+    if quantization == "4bit" and quant_type != "nf4":
+        raise ModelError(f"Unsloth quantizes to nf4, not {quant_type}; set quant_type: nf4 or backend: transformers")
+    options = dict(dtype=dtype, max_seq_length=None, trust_remote_code=False, use_gradient_checkpointing=False)
+    options |= dict(load_in_4bit=quantization == "4bit", use_exact_model_name=True)  # not Unsloth's own quantized copy
+    with _as_model_error(model), contextlib.redirect_stdout(io.StringIO()):
+        return FastLanguageModel.from_pretrained(model, **options)[0]
+
+
+def with_adapter(loaded: Any, adapter: str | Path, training: bool = False) -> Any:
+    """A PeftModel: the loaded base with the adapter in the directory `adapter` on top."""
+    from peft import PeftModel
+
+    with _as_model_error(adapter, RuntimeError, UserWarning), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # a weight of another shape is an error
+        return PeftModel.from_pretrained(loaded, str(Path(adapter).expanduser()), is_trainable=training)
+
+
+@contextlib.contextmanager
+def _as_model_error(model: str | Path, *more: type[Exception]):
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError, *more) as error:
+        raise ModelError(f"model {model} cannot be loaded: {error}") from error
+
+
+def base_of(model: str | Path) -> str | None:
+    """The base of a judge that is an adapter, None for any other model. adapter_config.json holds its full path, as plain
+    transformers needs it; if the project has moved since, the base is found below its root, by the name in judge.json."""
+    path = Path(model).expanduser()
+    if not (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return None
+    recorded = str(files.read_json(path / "adapter_config.json").get("base_model_name_or_path"))
+    name = str(judge_info(path).get("base", recorded))
+    if not Path(recorded).is_absolute() or Path(recorded).is_dir():  # a hub id, or where it was
+        return recorded
+    with contextlib.suppress(config.ParamError):  # outside a clone of the project
+        if (moved := config.project_root(path) / name).is_dir():
+            return str(moved)
+    raise ModelError(f"model {model} is an adapter, and its base {name} is missing; put it back where it was")
+
+
+def check_model(model: str | Path) -> None:
+    """Refuse a local directory that is not a model (ModelError); a hub id is left to the hub."""
+    path = Path(model).expanduser()
+    if not path.exists() and not str(model).startswith((".", "/", "~")) and str(model).count("/") == 1:
+        return
+    if not path.is_dir():
+        raise ModelError(f"model {model}: there is no such directory; give a model directory or a hub id (owner/name)")
+    needed = ["config.json", "*.safetensors", "tokenizer*"]
+    if (base := base_of(path)) is not None:
+        check_model(base)
+        needed = ["adapter_model.safetensors", "tokenizer*"]
+    if missing := [pattern for pattern in needed if not list(path.glob(pattern))]:
+        raise ModelError(f"model {model} is not a model directory: it holds no {missing[0]}")
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer, with the end of a turn as its end-of-sequence token; ModelError if it is not the judge's own."""
+    from transformers import AutoTokenizer
+
+    check_model(model)
+    hush()
+    with _as_model_error(model):
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model {model}: its tokenizer has no end-of-sequence token, so a judgment could not end")
+    if judge_info(model).get("vocabulary", vocabulary(tokenizer)) != vocabulary(tokenizer):
+        raise ModelError(f"model {model}: its tokenizer is not the one it was trained with; copy the right files there")
+    tokenizer.eos_token = end_of_turn(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_of_turn(tokenizer: Any) -> str:
+    """The token that ends the assistant's turn in the chat template, `<|eot_id|>` or `<end_of_turn>`; often it is not the
+    end-of-sequence token, which is returned if there is no template or the template writes no token there."""
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "@answer@"}]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (ValueError, TemplateError):  # no template; a template that refuses these turns
+        return tokenizer.eos_token
+    after = tokenizer(rendered.rpartition("@answer@")[2], add_special_tokens=False)["input_ids"]
+    special = tokenizer.added_tokens_decoder
+    return next((str(special[i]) for i in after if i in special), tokenizer.eos_token)
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """Hash of the map from token to id: two tokenizers of one size may still differ."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def judge_info(model: str | Path) -> dict[str, Any]:
+    """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`; the defaults for any other model."""
+    path = Path(model).expanduser() / "judge.json"
+    info = files.read_json(path) if path.is_file() else {}
+    if not isinstance(info, dict) or not isinstance(info.get("template", ""), str):
+        raise ModelError(f"{path} does not describe a judge; train the judge again or delete the file")
+    return {**DEFAULTS, **info}
