@@ -42,27 +42,32 @@ KINDS = {
 FAMILIES = ("llama", "qwen2", "gemma2", "mistral")
 
 
+def config_of(kind: str, **settings):
+    """The config of a model of this kind, with two small layers."""
+    import transformers
+
+    config_class, own, *_ = KINDS[kind]
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16)
+    sizes |= dict(num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.2, vocab_size=700)
+    return getattr(transformers, config_class)(**sizes | own | settings)
+
+
 def make(kind: str, out: Path, texts: list[str]) -> Path:
     """A model directory of this kind; the tokenizer is trained on `texts`."""
     import torch
     import transformers
 
-    config_class, settings, template, (bos, eos, pad, *_), end, byte_level = KINDS[kind]
+    _, _, template, (bos, eos, pad, *_), end, byte_level = KINDS[kind]
     tokenizer = _tokenizer(texts, [t for t in KINDS[kind][3] if t], bos, byte_level)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
     fast.chat_template = template
     fast.save_pretrained(out)
     ids = fast.convert_tokens_to_ids
-    config = getattr(transformers, config_class)(
-        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, initializer_range=0.2,
-        bos_token_id=bos and ids(bos), eos_token_id=ids(eos), pad_token_id=pad and ids(pad), **settings,
-    )  # fmt: skip
+    tokens = dict(bos_token_id=bos and ids(bos), eos_token_id=ids(eos), pad_token_id=pad and ids(pad))
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config_of(kind, vocab_size=len(fast), **tokens))
     model.generation_config.eos_token_id = sorted({ids(eos), ids(end)})
     model.save_pretrained(out)
-    json.loads((out / "config.json").read_text())
     return out
 
 

@@ -1,162 +1,128 @@
-"""The plan: sizes of known models, parts of memory, tokens of stages, verdicts, refusals. No torch."""
+"""Will it fit: sizes of models, parts of memory, tokens of stages, cards, refusals, and the recipes. No torch but for one."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from architectures import KINDS, config_of
+from rich.console import Console
 
-from srlib import cli
-from srlib import config as params
+from srlib import config
 from srlib.hardware import machine, memory, shapes
 from srlib.hardware.machine import Card
 from srlib.hardware.memory import Job
 from srlib.run import plan
 
 ROOT = Path(__file__).parent.parent
-LLAMA = shapes.KNOWN["meta-llama/Llama-3.1-8B-Instruct"]
+LLAMA = shapes.of_model("meta-llama/Llama-3.1-8B-Instruct")
+GPU, RAM = Card("GPU of 16 GB", 15 * 2**30), Card("this machine's RAM", 2**28, gpu=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [  # as the hub counts the tensors of model.safetensors
-        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
-        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
-        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
-        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
-        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
-        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
-    ],
-)
-def test_known_models_have_their_size(name, parameters):
-    assert shapes.of_model(name).parameters == parameters
-    assert name in shapes.of_model(name).source
+def tiny(**changes) -> config.Parameters:
+    return config.load(ROOT / "params" / "tiny.yaml", [f"{name}={value}" for name, value in changes.items()])
 
 
-def test_a_directory_is_as_large_as_its_weights(base_dir):
-    header = (base_dir / "model.safetensors").read_bytes()
-    n = int.from_bytes(header[:8], "little")
-    tensors = json.loads(header[8 : 8 + n])
-    counted = sum(t["data_offsets"][1] - t["data_offsets"][0] for k, t in tensors.items() if k != "__metadata__") // 2
-    assert shapes.of_model(base_dir).parameters == counted
+# ---------------------------------------------------------------- sizes and formulas
+
+
+def test_known_models_have_the_size_of_their_weights_on_the_hub():
+    assert LLAMA.parameters == pytest.approx(8_030_261_248, rel=1e-3)
+    assert shapes.of_model("Qwen/Qwen2.5-1.5B-Instruct").parameters == pytest.approx(1_543_714_304, rel=1e-3)
+    assert LLAMA.lora(16) == 41_943_040  # as PEFT prints it
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_config_has_the_size_that_transformers_builds(kind, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind_config = config_of(kind)
+    kind_config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(kind_config)
+    shape = shapes.of_model(tmp_path)
+    linear = {
+        name: (p.shape[1], p.shape[0]) for name, p in model.named_parameters() if "layers.0." in name and p.dim() == 2
+    }
+    assert {name.split(".")[-2]: size for name, size in linear.items()} == shape.matrices
+    assert shape.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.02)
 
 
 def test_models_of_unknown_size_are_named(tmp_path):
     with pytest.raises(shapes.ShapeError, match=r"hf download some/model config\.json"):
         shapes.of_model("some/model")
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(shapes.ShapeError, match="does not say how large"):
-        shapes.of_model(tmp_path)
-    (tmp_path / "config.json").write_text("[1")
-    with pytest.raises(shapes.ShapeError, match="cannot be read"):
-        shapes.of_model(tmp_path)
-    with pytest.raises(shapes.ShapeError, match="mixture of experts"):
-        shapes.of_config({"num_local_experts": 8}, "m", "config.json")
+    contents = {"{}": "does not say how large", "[1]": "does not say", "[1": "does not say"}
+    contents['{"num_local_experts": 8}'] = "is a mixture of experts"
+    for content, message in contents.items():
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(shapes.ShapeError, match=message):
+            shapes.of_model(tmp_path)
 
 
 def test_the_8b_in_numbers_worked_by_hand():
-    """LoRA of rank 16 on all projections: 32 layers x 16 x (inputs + outputs), as PEFT prints it: 41,943,040."""
-    assert LLAMA.lora(16) == 41_943_040
-    assert memory.weights(LLAMA, Job("sft", 1, 1, gpu=True)) == 2 * LLAMA.parameters
-    assert memory.weights(LLAMA, Job("sft", 1, 1)) == 4 * LLAMA.parameters
-    four = memory.weights(LLAMA, Job("sft", 1, 1, gpu=True, four_bit=True))
-    assert four == pytest.approx(0.516 * 6_979_321_856 + 2 * 1_050_939_392, rel=1e-3)
-    cache = memory.sampling(LLAMA, Job("sample", 1, 1000, 0, 1, gpu=True))["KV cache"]
-    assert cache == 1000 * 131072  # 128 KiB a token
+    def part(name, **job):
+        return memory.forecast(LLAMA, Job(**{"kind": "sft", "rows": 1, "tokens": 1000, "gpu": True} | job))[name]
+
+    assert part("weights") == 2 * LLAMA.parameters
+    assert part("weights", gpu=False) == 4 * LLAMA.parameters
+    assert part("weights", four_bit=True) == pytest.approx(0.516 * 6_979_321_856 + 2 * 1_050_673_152, rel=1e-3)
+    assert part("weights", lora_rank=0) == 4 * LLAMA.parameters, "all weights train in fp32"
+    assert part("optimizer") == 12 * 41_943_040
+    assert part("optimizer", lora_rank=0) == 12 * LLAMA.parameters
+    assert part("logits", kind="dpo", rows=3) == 6000 * 128256 * 16
+    assert part("KV cache", kind="sample", new_tokens=100 - memory.BLOCK) == 1100 * 131072  # 128 KiB a token
+    assert part("KV cache", kind="sample", new_tokens=100 - memory.BLOCK, n=20) == 3000 * 131072  # the prompt once
 
 
-def test_memory_moves_as_it_should():
+def test_memory_falls_and_grows_with_its_knobs():
     job = Job("dpo", 2, 1024, gpu=True)
 
     def held(**changes):
         return sum(memory.forecast(LLAMA, replace(job, **changes)).values())
 
     assert held(checkpointing=True) < 0.7 * held()
-    assert held(four_bit=True) < held()
     assert held(kind="sft") < held() < held(rows=3)
-    assert held(lora_rank=8) < held()
-    assert held(dtype="float32") > held()
-    assert held(lora_rank=0) - held() > 2.9 * 2 * LLAMA.parameters - 2**30  # gradient and two moments of every weight
-    assert memory.weights(LLAMA, replace(job, lora_rank=0)) == 2 * memory.weights(LLAMA, job), (
-        "all weights train in fp32"
-    )
-    sample = Job("sample", 4, 1000, 200, 10, gpu=True)
-    assert memory.weights(LLAMA, replace(sample, lora_rank=0)) == memory.weights(LLAMA, sample)
-    twice = replace(sample, n=20)
-    shared = memory.sampling(LLAMA, twice)["KV cache"] / memory.sampling(LLAMA, sample)["KV cache"]
-    assert 1.5 < shared < 2  # the prompts' part is there once
+    assert held(lora_rank=8) < held() < held(dtype="float32")
+    assert held(four_bit=True) < held() < held(gpu=False)
+    assert held(targets=("q_proj",)) < held()
 
 
 @pytest.mark.parametrize("name", ["memory", "memory-fp32"])
-def test_the_forecast_is_within_a_quarter_of_what_was_measured(name):
-    """The committed tables were measured (`srlib bench --memory`); the formulae are those of today."""
-    from bench import bench_memory
-    from bench.workload import Work
-
-    table = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text())
-    assert {row["bf16"] for row in table["rows"]} == {name == "memory"}
-    sizes = table["settings"]
-    assert {(row["shape"], row["kind"]) for row in table["rows"]} == {
-        (shape, kind) for shape in ("10m", "25m", "60m") for kind in ("sft", "dpo", "sample")
+def test_the_forecast_is_within_a_quarter_of_the_measured_peaks(name):
+    measured = {
+        "10m": shapes.Shape("10m", 256, 8, 4, 4, 64, 768, 8192, True),
+        "25m": shapes.Shape("25m", 384, 10, 6, 2, 64, 1024, 16384, False),
+        "60m": shapes.Shape("60m", 512, 12, 8, 4, 64, 1536, 32768, True),
     }
+    table = json.loads((ROOT / "docs" / "bench" / f"{name}.json").read_text())
+    work = table["settings"]
+    assert len(table["rows"]) == 9
     for row in table["rows"]:
-        work = Work(row["kind"], "transformers", "", **sizes)
-        job = bench_memory.job(work, gpu=table["gpu"], bf16=row["bf16"])
-        forecast = sum(memory.forecast(shapes.RANDOM[row["shape"]], job).values()) / 2**20
-        assert forecast == pytest.approx(row["forecast_mib"], rel=0.01), "run `srlib bench --memory` again"
+        job = Job(row["kind"], work["rows"], work["prompt_tokens"], bf16=row["bf16"])
+        if row["kind"] == "sample":
+            job = replace(job, new_tokens=work["completion_tokens"], n=work["n"])
+        else:
+            job = replace(job, tokens=work["prompt_tokens"] + work["completion_tokens"])
+        forecast = sum(memory.forecast(measured[row["shape"]], job).values()) / 2**20
         assert abs(forecast / row["measured_mib"] - 1) <= 0.25, row
 
 
-def tiny(**changes):
-    return params.load(ROOT / "params" / "tiny.yaml", [f"{k}={v}" for k, v in changes.items()])
+def test_the_batches_are_those_of_the_sampler():
+    pytest.importorskip("torch")
+    from srlib.sample import decoding, prefix
+
+    assert (memory.ROWS, memory.PROMPTS, memory.PROMPT_TOKENS) == (
+        decoding.ROWS,
+        decoding.PROMPTS,
+        decoding.PROMPT_TOKENS,
+    )
+    assert (memory.PREFILL, memory.BLOCK) == (prefix.PREFILL, prefix.BLOCK)
 
 
-def test_tokens_of_each_stage():
-    found = plan.forecast(tiny(max_length=300, max_new_tokens=100, sft_steps=10, pairs_per_prompt=2), ROOT, rows=False)
-    works = {work.stage: work for work in found.works}
-    assert works["sft"].tokens == 10 * 16 * 300
-    assert works["sample_1"].tokens == 800 * 200 + 800 * 10 * 100
-    assert works["sample_2"].units == 400 * 10
-    assert (works["dpo_1"].units, works["dpo_1"].tokens) == (1600, 2 * 1600 * 300)
-    assert "at most" in found.lengths.how
-    assert [name for name in works if name not in ("eval",)] == [
-        "sft", "sample_1", "dpo_1", "sample_2", "dpo_2", "sft_score_only", "sft_careful_only", "sft_continued", "rft",
-    ]  # fmt: skip
-
-
-def test_lengths_come_from_the_rows_where_they_are_here(tmp_path):
-    found = plan.forecast(tiny(), ROOT)
-    assert found.lengths.how.startswith("mean of 200 rows")
-    assert 100 < found.lengths.prompt < 300
-    away = plan.forecast(tiny(data="owner/on-the-hub"), ROOT)
-    assert "at most" in away.lengths.how
-
-
-GPU = Card("GPU of 16 GB", 15 * 2**30)
-
-
-def test_what_cannot_fit_is_refused_with_what_would_help():
-    values = tiny(model="meta-llama/Llama-3.1-8B-Instruct")
-    said = plan.refusal(values, ROOT, GPU)
-    assert "cannot fit" in said
-    assert "4bit" in said
-    assert "--anyway" in said
-    assert plan.refusal(tiny(), ROOT, GPU) is None
-    assert plan.refusal(tiny(model="some/model-of-unknown-size"), ROOT, GPU) is None
-    ram = Card("this machine's RAM", 2**28, gpu=False)
-    assert "RAM" in plan.refusal(tiny(), ROOT, ram)
-
-
-def test_judges_are_adapters_unless_merging_is_exact():
-    found = plan.forecast(tiny(), ROOT, GPU, rows=False)
-    assert (found.merges(gpu=False), found.merges(gpu=True)) == (True, False)
-    assert not plan.forecast(tiny(quantization="4bit"), ROOT, GPU, rows=False).merges(gpu=False)
-    assert replace(found, judge_format="merged").merges(gpu=True)
-
-
-def test_the_gpu_is_asked_of_nvidia_smi(tmp_path, monkeypatch):
+def test_the_gpu_is_the_largest_that_nvidia_smi_lists(tmp_path, monkeypatch):
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho 'Tesla T4, 15360'\necho 'NVIDIA H100 80GB HBM3, 81559'\n")
     smi.chmod(0o755)
@@ -168,64 +134,96 @@ def test_the_gpu_is_asked_of_nvidia_smi(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     smi.write_text("#!/bin/sh\nexit 9\n")
     assert machine.found().name == "this machine's RAM"
-    assert machine.found().bytes > 2**28
+    assert machine.found().bytes > 2**28 < 2**30 * 1.0
+    assert 10 * 2**20 < machine.peak_memory() < 2**40
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "params").glob("*.yaml")))
-def test_every_recipe_can_be_planned(name, monkeypatch):
-    monkeypatch.setattr(machine, "found", lambda: Card("this machine's RAM", 24 * 2**30, gpu=False))
-    result = CliRunner().invoke(cli.app, ["plan", str(ROOT / "params" / name)])
-    assert result.exit_code == 0, result.output
+# ---------------------------------------------------------------- a run
+
+
+def test_tokens_of_each_stage():
+    values = dict(
+        max_length=300, max_new_tokens=100, sft_steps=10, pairs_per_prompt=2, arms="base,sft,sft_best_of_n,rft,sre_2"
+    )
+    tokens = plan.forecast(tiny(**values, diagnose="true", audit_items=5), ROOT, GPU).tokens
+    assert list(tokens) == ["sft", "sample_1", "dpo_1", "sample_2", "dpo_2", "rft", "eval", "diagnose"]
+    assert tokens["sft"] == 10 * 16 * 300
+    assert tokens["sample_1"] == 800 * (200 + 10 * 100)
+    assert tokens["sample_2"] == 400 * (200 + 10 * 100)
+    assert tokens["dpo_1"] == 1600 * 2 * 2 * 300  # two sides, and both once more for the reference
+    assert tokens["rft"] == (1600 + 800) * 2 * 300
+    assert tokens["eval"] == (100 + 400 + 300 + 2 * 200) * (4 * 300 + 200 + 8 * 100)
+    assert tokens["diagnose"] == 5 * 8 * 2 * 300
+    merge = plan.forecast(tiny(sft_mode="merge", sft_steps=0, n_train_pairwise=160, arms="sft"), ROOT, GPU).tokens
+    assert [merge[name] for name in ("sft_pointwise", "sft_pairwise", "sft")] == [800 * 512, 160 * 512, 0]
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would_help():
+    llama = dict(model="meta-llama/Llama-3.1-8B-Instruct")
+    reason = plan.refusal(tiny(**llama), ROOT, GPU)
+    assert re.match(
+        r"this run does not fit: stage dpo .* needs about \d+\.\d GiB and GPU of 16 GB has 15.0 GiB", reason
+    )
+    assert "4bit" in reason
+    assert "--anyway" in reason
+    assert "sample_batch_size" in plan.refusal(
+        tiny(**llama, micro_batch_size=1, max_length=16, max_new_tokens=8), ROOT, GPU
+    )
+    assert plan.refusal(tiny(), ROOT, GPU) is None
+    assert plan.refusal(tiny(model="some/model-of-unknown-size"), ROOT, GPU) is None
+    assert "RAM" in plan.refusal(tiny(), ROOT, RAM)
+
+
+def test_judges_are_adapters_unless_merging_is_exact():
+    def kept(card, **changes):
+        return next(iter(plan.forecast(tiny(**changes), ROOT, card).disk()))
+
+    assert kept(RAM).endswith("merged judges")
+    assert kept(RAM, quantization="4bit").endswith("adapters")
+    assert kept(GPU).endswith("adapters")
+    assert kept(GPU, judge_format="merged").endswith("merged judges")
+    assert kept(GPU, lora_rank=0).endswith("merged judges")
+
+
+def test_the_plan_shows_every_part_and_card():
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(plan.show(plan.forecast(tiny(), ROOT, RAM)))
+    text = console.export_text()
     for word in (
-        "16 GB",
-        "24 GB",
-        "80 GB",
-        "141 GB",
-        "fit",
-        "no GPU found, RAM 24 GB",
-        "PFLOP",
-        "Disk",
+        "on a GPU",
+        "on a CPU",
         "KV cache",
+        "allocator",
+        "rows x tokens",
+        "sample_2",
+        "checkpoint",
+        "80 GB",
+        "RAM",
     ):
-        assert word in result.output, word
-    measured = name in ("tiny.yaml", "answers.yaml", "pairwise.yaml")  # docs/bench/cpu-tiny.json; others want a GPU
-    assert ("no throughput measured" in result.output) == (not measured)
-    assert "\x1b" not in result.output
+        assert word in text
+    assert re.search(r"T4, 16 GB +15.0 GiB  fits", text)
+    assert re.search(r"this machine's RAM +0.2 GiB  does not fit", text)
 
 
-def test_run_refuses_and_can_be_told_otherwise(monkeypatch):
-    monkeypatch.setattr(machine, "found", lambda: GPU)
-    from srlib.run import pipeline
-
-    started = []
-    monkeypatch.setattr(pipeline, "run", lambda *args: started.append(args) or [])
-    large = ["run", str(ROOT / "params" / "paper.yaml"), "--run-dir", "nowhere", "--seeds", "0"]
-    result = CliRunner().invoke(cli.app, large)
-    assert (result.exit_code, started) == (2, [])
-    assert "cannot fit" in result.output
-    CliRunner().invoke(cli.app, [*large, "--anyway"])
-    assert len(started) == 1
+# ---------------------------------------------------------------- the recipes
 
 
-def test_time_is_known_where_it_was_measured(tmp_path):
-    shape = shapes.of_model("models/tiny-base", ROOT)
-    card = Card("NVIDIA H100 80GB HBM3", 8e10)
-    measured = {"device": card.name, "parameters": shape.parameters, "plan": {"sft": {"per_second": 100.0}}}
-    (tmp_path / "gpu-tiny.json").write_text(json.dumps(measured))
-    assert plan.throughput(card.name, shape, tmp_path) == {"sft": 100.0}
-    assert plan.throughput(card.name, LLAMA, tmp_path) == {}
-    assert plan.throughput("another", shape, tmp_path) == {}
+@pytest.mark.parametrize(("name", "card"), [("colab", 0), ("workstation", 1), ("paper", 2), ("h100", 2)])
+def test_a_recipe_fits_its_card_and_carries_its_forecast(name, card):
+    cfg, text = config.load(ROOT / "params" / f"{name}.yaml"), (ROOT / "params" / f"{name}.yaml").read_text()
+    forecast = plan.forecast(cfg, ROOT, machine.CARDS[card])
+    assert forecast.verdict(forecast.card) == "fits"
+    memory_line = ", ".join(f"{stage} {sum(p.values()) / 2**30:.1f}" for stage, p in forecast.parts(gpu=True).items())
+    comment = f"#   GPU memory, GiB: {memory_line}\n#   {sum(forecast.tokens.values()) / 1e6:,.0f} M tokens at most\n"
+    assert comment in text, f"{name}.yaml drifted; its forecast is now\n{comment}"
+    assert "dtype: bfloat16" not in text or name != "colab", "a T4 has no bf16"
 
 
-def test_what_a_process_that_computes_is_started_with(monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU, whatever this machine has
-    found = machine.environment(2)
-    assert found.pop("GLIBC_TUNABLES").count("glibc.malloc.") == 3
-    assert found == {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "2"}
-    assert "OMP_NUM_THREADS" not in machine.environment()
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
-    assert "GLIBC_TUNABLES" not in machine.environment(2)
-    monkeypatch.delenv("GLIBC_TUNABLES")
-    monkeypatch.setattr(machine, "gpu", lambda: True)
-    assert "GLIBC_TUNABLES" not in machine.environment(2)
+def test_the_papers_recipe_says_where_each_value_comes_from():
+    text = (ROOT / "params" / "paper.yaml").read_text()
+    values = [line for line in text.splitlines() if re.match(r"\w+:", line)]
+    assert len(values) > 30
+    assert [line for line in values if not re.search(r"# (stated|default)", line)] == []
+    cfg = config.load(ROOT / "params" / "paper.yaml")
+    assert (cfg.model, cfg.iterations, cfg.n_samples) == ("meta-llama/Llama-3.1-8B-Instruct", 2, 10)
+    assert (cfg.sample_prompts, cfg.sample_prompts_later, cfg.temperature, cfg.margin) == (5000, 500, 1.0, 2.0)
