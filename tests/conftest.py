@@ -55,7 +55,7 @@ def base_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny(base_dir, one_thread):
     """(model, tokenizer) of the base model, in fp32; tests leave it as it is."""
-    from srlib.models import load as models
+    from srlib import models
 
     return models.load(base_dir)
 
@@ -65,18 +65,17 @@ def adapter_judge(base_dir, one_thread, tmp_path_factory) -> Path:
     """A judge kept as an adapter (rank 4, alpha 32) on the base model; its weights are random and matter."""
     import torch
 
-    from srlib.models import adapters
-    from srlib.models import load as models
+    from srlib import models
 
     policy, tokenizer = models.load(base_dir, training=True)
-    policy = adapters.add_lora(policy, rank=4, alpha=32)
+    policy = models.add_lora(policy, rank=4, alpha=32)
     torch.manual_seed(1)
     for name, p in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p.data, std=0.01)
     out = tmp_path_factory.mktemp("judges") / "adapter"
     info = {"template": "brief", "max_new_tokens": 60}
-    adapters.save_judge(policy, tokenizer, out, source=base_dir, judge=info, adapter=True)
+    models.save_judge(policy, tokenizer, out, source=base_dir, judge=info, adapter=True)
     return out
 
 

@@ -8,10 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from srlib import cli
+from srlib import cli, models
 from srlib import files as store
 from srlib.data import world
-from srlib.models import load as models
 from srlib.report import card, export
 from srlib.schema import Judgment
 

@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from srlib import Judge, Rubric, judge
+from srlib import Judge, Rubric, judge, models
 from srlib import files as store
 from srlib.data import load as data
-from srlib.models import load as models
 from srlib.sample import decode as sample
 
 pytestmark = pytest.mark.torch
