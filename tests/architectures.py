@@ -1,8 +1,5 @@
-"""Tiny models of real architectures, from scratch: random weights, a tokenizer and a chat template of each one's kind.
-
-`make("gemma2", directory)` writes what a hub's snapshot holds. The tokenizers are trained here, in a second; the chat
-templates are short ones with the properties that bite: who writes a BOS, what ends a turn, which roles are refused.
-"""
+"""Tiny random models of real architectures: `make("gemma2", directory, texts)` writes what a hub's snapshot holds. Their chat
+templates are short ones with the properties that bite: who writes a BOS, what ends a turn, how spaces are encoded."""
 
 import json
 from pathlib import Path
@@ -16,40 +13,32 @@ CHATML = (  # Qwen: no BOS anywhere, a system turn of its own
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-STRICT = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+TURNS = (  # Gemma
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-TURNS = STRICT + (  # Gemma
-    "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n"
-    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+INST = (  # Mistral
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} "
+    "{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
-INST = STRICT + (  # Mistral
-    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
-)
-
-# config class, its own settings, template, special tokens (bos, eos, pad, ...), end of a turn, byte-level or with pieces
-KINDS = {
-    "llama": ("LlamaConfig", {}, HEADERS, ["<|begin_of_text|>", "<|end_of_text|>", None, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|eot_id|>", True),
-    "qwen2": ("Qwen2Config", {}, CHATML, [None, "<|endoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", True),
-    "gemma2": ("Gemma2Config", {"sliding_window": 64, "query_pre_attn_scalar": 16}, TURNS, ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"], "<end_of_turn>", False),
-    "mistral": ("MistralConfig", {"sliding_window": None}, INST, ["<s>", "</s>", None, "[INST]", "[/INST]"], "</s>", False),
-    # the same families again, where only the attention differs
-    "qwen3": ("Qwen3Config", {}, CHATML, [None, "<|endoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_end|>", True),
-    "gemma": ("GemmaConfig", {}, TURNS, ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"], "<end_of_turn>", False),
-    "gemma3": ("Gemma3TextConfig", {"sliding_window": 64, "query_pre_attn_scalar": 16}, TURNS, ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"], "<end_of_turn>", False),
-}  # fmt: skip
-FAMILIES = ("llama", "qwen2", "gemma2", "mistral")
-
-
-def config_of(kind: str, **settings):
-    """The config of a model of this kind, with two small layers."""
-    import transformers
-
-    config_class, own, *_ = KINDS[kind]
-    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, head_dim=16)
-    sizes |= dict(num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.2, vocab_size=700)
-    return getattr(transformers, config_class)(**sizes | own | settings)
+WINDOW = {"sliding_window": 64, "query_pre_attn_scalar": 16}
+LLAMA = ["<|begin_of_text|>", "<|end_of_text|>", None, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+QWEN = [None, "<|endoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+GEMMA = ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"]
+KINDS = {  # config class, its settings, template, special tokens (bos, eos, pad, ...), end of a turn, byte-level or pieces
+    "llama": ("LlamaConfig", {}, HEADERS, LLAMA, "<|eot_id|>", True),
+    "qwen2": ("Qwen2Config", {}, CHATML, QWEN, "<|im_end|>", True),
+    "gemma2": ("Gemma2Config", WINDOW, TURNS, GEMMA, "<end_of_turn>", False),
+    "gemma3": ("Gemma3TextConfig", WINDOW, TURNS, GEMMA, "<end_of_turn>", False),
+    "mistral": (
+        "MistralConfig",
+        {"sliding_window": None},
+        INST,
+        ["<s>", "</s>", None, "[INST]", "[/INST]"],
+        "</s>",
+        False,
+    ),
+}
 
 
 def make(kind: str, out: Path, texts: list[str]) -> Path:
@@ -57,15 +46,19 @@ def make(kind: str, out: Path, texts: list[str]) -> Path:
     import torch
     import transformers
 
-    _, _, template, (bos, eos, pad, *_), end, byte_level = KINDS[kind]
-    tokenizer = _tokenizer(texts, [t for t in KINDS[kind][3] if t], bos, byte_level)
+    config_class, options, template, (bos, eos, pad, *_), end, byte_level = KINDS[kind]
+    tokenizer = _tokenizer(texts, [token for token in KINDS[kind][3] if token], bos, byte_level)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
     fast.chat_template = template
     fast.save_pretrained(out)
     ids = fast.convert_tokens_to_ids
-    tokens = dict(bos_token_id=bos and ids(bos), eos_token_id=ids(eos), pad_token_id=pad and ids(pad))
+    config = getattr(transformers, config_class)(
+        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, initializer_range=0.2,
+        bos_token_id=bos and ids(bos), eos_token_id=ids(eos), pad_token_id=pad and ids(pad), **options,
+    )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config_of(kind, vocab_size=len(fast), **tokens))
+    model = transformers.AutoModelForCausalLM.from_config(config)
     model.generation_config.eos_token_id = sorted({ids(eos), ids(end)})
     model.save_pretrained(out)
     return out
@@ -76,25 +69,23 @@ def _tokenizer(texts: list[str], special: list[str], bos: str | None, byte_level
 
     if byte_level:
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    else:  # as sentencepiece: spaces are part of the pieces, what is unknown is spelled in bytes
+    else:  # as sentencepiece: spaces are part of the pieces, and unknown characters are spelled in bytes
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(parts)
         pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256))]
         trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[AddedToken(p, special=False) for p in pieces])
     tokenizer.train_from_iterator(texts, trainer)
     if not byte_level:  # they are pieces, not tokens of their own: else a text that spells one would become it
-        state = json.loads(tokenizer.to_str())
-        state["added_tokens"] = []
-        tokenizer = Tokenizer.from_str(json.dumps(state))
+        tokenizer = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | {"added_tokens": []}))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
+        first = [(bos, tokenizer.token_to_id(bos))]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=first)
     return tokenizer

@@ -1,8 +1,8 @@
 """The needs of a run, computed before anything is loaded: memory of each stage, tokens, disk, and the GPUs that it fits.
 
 The formulas of memory are in srlib.hardware.memory. Tokens are upper bounds: every row is as long as max_length and
-max_new_tokens allow, and sampling leaves as many pairs as there can be. An SFT step reads its rows once, DPO reads both
-sides of a pair twice (the reference reads them, too), sampling reads a prompt once and writes N judgments.
+max_new_tokens allow, and there are as many pairs as there can be. DPO reads both sides of a pair twice, for the reference
+reads them, too; sampling reads a prompt once and writes N judgments.
 
     print(show(forecast(config.load("params/paper.yaml"))))      # `srlib plan params/paper.yaml`
 """
@@ -40,12 +40,15 @@ class Plan:
     tokens: dict[str, float]  # of each stage, at most
     judgments: float  # that sampling writes
     judges: int
+    workers: int  # processes in which 06 judges on a CPU
     card: Card  # the machine at hand
 
     def parts(self, gpu: bool) -> dict[str, dict[str, float]]:
         """Bytes by kind of stage and part, on a GPU or a CPU: `{"sft": {"weights": ..., "logits": ...}, ...}`."""
         jobs = {name: replace(job, gpu=gpu, bf16=gpu or machine.cpu_has_bf16()) for name, job in self.jobs.items()}
-        return {k: memory.forecast(self.shape, job) | {"libraries": LIBRARIES[gpu]} for k, job in jobs.items()}
+        parts = {k: memory.forecast(self.shape, job) | {"libraries": LIBRARIES[gpu]} for k, job in jobs.items()}
+        times = {"eval": 1 if gpu else self.workers}
+        return {k: {part: n * times.get(k, 1) for part, n in sizes.items()} for k, sizes in parts.items()}
 
     def need(self, gpu: bool) -> tuple[float, str]:
         """(bytes, kind of stage) of the stage that needs most."""
@@ -69,8 +72,7 @@ class Plan:
 
 
 def forecast(cfg: Parameters, root: Path | None = None, card: Card | None = None) -> Plan:
-    """The plan of a run on `card` (the machine at hand). Raises ShapeError on a model of unknown size, RunError on arms
-    that need a judge which no stage makes."""
+    """The plan of a run on `card` (the machine at hand). Raises ShapeError, or RunError on arms that no stage makes."""
     shape = shapes.of_model(cfg.model, root or config.project_root())
     steps = stages.of(cfg)
     tokens = {
@@ -79,7 +81,7 @@ def forecast(cfg: Parameters, root: Path | None = None, card: Card | None = None
     judgments = cfg.n_samples * sum(_prompts(cfg, s.fixed["iteration"]) for s in steps if s.notebook == "03_sample")
     judges = 1 + sum(stage.output.startswith("judges/") for stage in steps)  # and the one to take home
     merged = cfg.judge_format == "merged"
-    return Plan(shape, jobs_of(cfg, shape), merged, tokens, judgments, judges, card or machine.found())
+    return Plan(shape, jobs_of(cfg, shape), merged, tokens, judgments, judges, cfg.workers, card or machine.found())
 
 
 def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None) -> str | None:
@@ -91,7 +93,7 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
     if plan.verdict(plan.card) != "does not fit":
         return None
     need, stage = plan.need(plan.card.gpu)
-    smaller = "sample_batch_size" if stage in ("sample", "eval") else "micro_batch_size or max_length"
+    smaller = {"sample": "sample_batch_size", "eval": "sample_batch_size or workers"}.get(stage, "micro_batch_size")
     return (
         f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
         f"has {plan.card.bytes / GIB:.1f} GiB. Set quantization: 4bit, gradient_checkpointing: true or a smaller {smaller}, "
@@ -113,13 +115,12 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
             "sample", min(rows, max(1, memory.PROMPT_TOKENS // prompt)), prompt, cfg.max_new_tokens, n, **weights
         )
 
-    sampled = any(arms.arm(name).read != "greedy" for name in cfg.arms)
-    evaluated = [sampling(n) for n in {1, cfg.eval_samples if sampled else 1}]
+    draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
     return {
         "sft": Job("sft", min(cfg.micro_batch_size, cfg.sft_batch_size), cfg.max_length, **training),
         "dpo": Job("dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size), cfg.max_length, **training),
         "sample": sampling(cfg.n_samples),
-        "eval": max(evaluated, key=lambda job: sum(memory.forecast(shape, job).values())),
+        "eval": max(map(sampling, draws or {1}), key=lambda job: sum(memory.forecast(shape, job).values())),
     }
 
 
