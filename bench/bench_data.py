@@ -99,7 +99,7 @@ def convert(source: Path, path: Path) -> None:
 
 def measure(path: Path, limited: bool) -> dict[str, object]:
     started, cpu_started = time.perf_counter(), time.process_time()
-    from srlib.data import load as data
+    from srlib import data
     from srlib.data import overlap
 
     loaded = data.load(path, n_validation=LIMITS["validation"], limits=LIMITS if limited else None, seed=0)

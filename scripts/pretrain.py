@@ -13,7 +13,6 @@ from every split's (tests/test_pretrain.py), so no gold judgment of a train or t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -25,25 +24,34 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from srlib.data import lexicon
 from srlib import prompts
-from srlib.data import world
+from srlib.data import lexicon, world
 from srlib.schema import Example
 
 NOISE = 0.1  # share of wrong verdicts
 NOTES, DOCUMENTS = 0.5, 0.05  # shares of the mixture; the rest are judgments
 PROMPT_WEIGHT, PROMPT_EVERY = 0.1, 4  # a prompt token's loss beside a completion token's, and in which steps it counts
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}{{ '\\n' }}"
+PHRASES = {  # beside the annotators' own, lexicon.EVIDENCE
+    "given": "The response tells us the {label}, {found}: pass.",
+    "not given": "The response does not tell the {label}: fail.",
+    "accuracy": "The {label} in the reference is {wanted}, here it is {found}: {verdict}.",
+    "order": "The {label} must be the {wanted}, we see the {found}: {verdict}.",
+    "limit": "There are {found} lines, the limit is {wanted}: {verdict}.",
+    "present": "There we find the {label}: pass.",
+    "not present": "We do not find the {label}: fail.",
+    "conclusion": "In total {n} of the four pass",
+}
 
 
-def noisy(rng: random.Random, case: world.Case, check: world.Check) -> world.Check:
+def noisy(rng: random.Random, case: world.Case, check: dict) -> dict:
     """The check with its verdict flipped, one time in ten."""
     if rng.random() >= NOISE:
         return check
-    found = check.found
-    if check.criterion == "completeness" and not check.ok:  # claimed to be given: then as something
-        found = rng.choice(lexicon.ATTRIBUTES[case.task.genre][check.label])
-    return dataclasses.replace(check, ok=not check.ok, found=found)
+    found = check["found"]
+    if check["criterion"] == "completeness" and not check["ok"]:  # claimed to be given: then as something
+        found = rng.choice(lexicon.ATTRIBUTES[case.genre][check["label"]])
+    return check | {"ok": not check["ok"], "found": found}
 
 
 def text(rng: random.Random) -> tuple[str, str]:
@@ -59,27 +67,24 @@ def text(rng: random.Random) -> tuple[str, str]:
             f"Title: {topic.capitalize()}\n{' '.join(facts)}\nFrom {rng.choice(lexicon.NAMES)}. More on the {topic} soon.",
         )
     case = world.draw_case(rng)
+
+    def phrase(kind: str) -> str:
+        return rng.choice([lexicon.EVIDENCE[kind], PHRASES[kind]])
+
     if kind < DOCUMENTS + NOTES:
-        labels = {"completeness": case.task.points, "accuracy": case.task.points, "order": lexicon.POSITIONS}
-        labels |= {"tone": lexicon.TONE, "format": lexicon.FORMAT}
+        labels = {"completeness": list(case.truth), "accuracy": list(case.truth)} | lexicon.LABELS
         demands = [(criterion, label) for criterion, names in labels.items() for label in names]
         demands = rng.sample(demands, rng.randint(9, 14))
-        checks = [noisy(rng, case, check) for check in world.inspect(case.task, case.response, demands)]
+        checks = [noisy(rng, case, check) for check in world.inspect(case, demands)]
         prompt = (
-            f"### Instruction\n{case.instruction}\n### Response\n{case.response.text}\n"
-            f"### Reference\n{case.reference_answer}\n### Notes\n"
+            f"### Instruction\n{case.texts['instruction']}\n### Response\n{case.response}\n"
+            f"### Reference\n{case.texts['reference_answer']}\n### Notes\n"
         )
-        return prompt, " ".join(world.write_check(check, rng=rng) for check in checks)
+        return prompt, " ".join(world.write_check(check, phrase=phrase) for check in checks)
     checks = [noisy(rng, case, check) for check in case.checks]
-    example = Example(
-        id="x",
-        instruction=case.instruction,
-        response=case.response.text,
-        reference_answer=case.reference_answer,
-        rubric=case.rubric,
-    )
-    score = world.score([check.ok for check in checks], case.key)
-    rationale = world.write_rationale(checks, case.key, careful=True, rng=rng)
+    example = Example(id="x", response=case.response, **case.texts)
+    score = world.score([check["ok"] for check in checks], case.key)
+    rationale = world.write_rationale(checks, case.key, careful=True, phrase=phrase)
     return prompts.request(example) + "\n", prompts.completion(rationale, score)
 
 

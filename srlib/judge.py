@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from srlib import files as store
-from srlib import models
-from srlib.data import load as data
+from srlib import data
+from srlib.models import load as models
 from srlib.sample import decode as sample
 from srlib.schema import Comparison, Example, Item, Judgment, Rubric
 

@@ -122,7 +122,7 @@ def test_one_verdict_in_ten_is_wrong(pretrain):
     rng = random.Random(0)
     cases = [world.draw_case(rng) for _ in range(400)]
     pairs = [(check, pretrain.noisy(rng, case, check)) for case in cases for check in case.checks]
-    wrong = [(before, after) for before, after in pairs if before.ok != after.ok]
+    wrong = [(before, after) for before, after in pairs if before["ok"] != after["ok"]]
     assert abs(len(wrong) / len(pairs) - pretrain.NOISE) < 0.025
-    assert all(before == after for before, after in pairs if before.ok == after.ok)
-    assert all(after.found for before, after in wrong if before.criterion == "completeness" and after.ok)
+    assert all(before == after for before, after in pairs if before["ok"] == after["ok"])
+    assert all(after["found"] for _, after in wrong if after["criterion"] == "completeness" and after["ok"])

@@ -1,0 +1,12 @@
+"""Rows to train and measure a judge on: the built-in `world` (its words are in `lexicon`), or your own.
+
+`sources` reads rows from files, folders and the hub, `columns` converts their layouts, `splits` sorts them, `loading` puts
+these together, and `overlap` reports text that splits share.
+"""
+
+from srlib.data import columns, overlap, sources, splits, world
+from srlib.data.loading import DataError, Loaded, RowFailure, load, read_rows
+from srlib.data.splits import balanced, baselines, class_balance, describe_scale
+
+__all__ = ["DataError", "Loaded", "RowFailure", "balanced", "baselines", "class_balance", "columns", "describe_scale"]
+__all__ += ["load", "overlap", "read_rows", "sources", "splits", "world"]

@@ -1,31 +1,20 @@
-"""Which rows go where: by hint or by instruction, sampled by hash, carved, evened out.
+"""Which split a row goes to, samples of splits, and their gold scores in numbers.
 
-Imports schema only. Everything is decided by hashes of ids, instructions and the seed, so that the same rows make the same
-splits on every machine and in one pass, whatever their order.
+Hashes of ids, instructions and the seed decide, so the same rows make the same splits on every machine and in any order.
 """
 
-from __future__ import annotations
-
 import hashlib
-import heapq
+import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from srlib.schema import Comparison, Example, format_score
+from srlib.schema import Comparison, Example, Item, format_score
 
-NAMES = (
-    "train",
-    "validation",
-    "test",
-    "ood",
-    "train_pairwise",
-    "pairwise",
-)  # Examples, then Comparisons in the last two
-
-
-HINTS = {  # what a row may say of itself, as words; the first that fits counts
+NAMES = ("train", "validation", "test", "ood", "train_pairwise", "pairwise")  # Comparisons in the last two
+HINTS = {  # words of `split_hint`, or of a folder's split; the first that fits counts
     "ood": ("ood", "unseen question", "unseen questions"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "bench", "eval", "evaluation", "holdout", "held out", "unseen answer", "unseen answers"),
@@ -33,159 +22,103 @@ HINTS = {  # what a row may say of itself, as words; the first that fits counts
 }
 
 
-def hinted(hint: str) -> str:
+def hinted(hint: Any) -> str:
     """The split that a hint names, or "": `"bench_unseen_answers" -> "test"`, `"filtered" -> ""`."""
-    words = f" {' '.join(re.findall(r'[a-z0-9]+', hint.lower()))} "
+    words = f" {' '.join(re.findall(r'[a-z0-9]+', str(hint or '').lower()))} "
     return next((split for split, known in HINTS.items() if any(f" {word} " in words for word in known)), "")
 
 
-class Homes:
-    """The splits of all examples' instructions, a hash of each: there their comparisons belong, too."""
-
-    def __init__(self) -> None:
-        self.splits: dict[str, str] = {}
-
-    def add(self, example: Example, split: str) -> None:
-        """An instruction of several splits is one of an evaluation split."""
-        for text in (example.instruction, example.cluster):
-            if self.splits.setdefault(_hash(text)[:16], split) == "train":
-                self.splits[_hash(text)[:16]] = split
-
-    def of(self, row: Comparison) -> str:
-        found = (self.splits.get(_hash(text)[:16], "") for text in (row.instruction, row.cluster))
-        return next(filter(None, found), "")
+def split_of(row: Item, seen: dict[str, str]) -> str:
+    """The split of a row: by its hint, or else by a hash of its instruction (80% train, 10% validation, 10% test). A
+    comparison without a hint follows the examples of its instruction or group, whose splits `seen` collects; so no
+    instruction crosses if all examples come first."""
+    keys, pair = [_hash(row.instruction), _hash(row.cluster)], isinstance(row, Comparison)
+    split = hinted(row.meta.get("split_hint")) or (pair and (seen.get(keys[0]) or seen.get(keys[1])))
+    split = split or {0: "test", 1: "validation"}.get(int(keys[1][:8], 16) % 10, "train")
+    if pair:
+        return "train_pairwise" if split == "train" else "pairwise"
+    seen |= {key: split for key in keys if seen.get(key, "train") == "train"}  # of two splits, the one to measure on
+    return split
 
 
-def split_of(row: Example | Comparison, homes: Homes | None = None) -> str:
-    """Where a row belongs: by its own hint, a comparison else by the example of its instruction, else by a hash of the
-    instruction: 80% train, 10% validation, 10% test.
-
-    Comparisons of training instructions are `train_pairwise`, all others `pairwise`.
-    """
-    split = hinted(str(row.meta.get("split_hint") or ""))
-    if isinstance(row, Example):
-        return split or _by_instruction(row)
-    split = split or (homes.of(row) if homes else "") or _by_instruction(row)
-    return "train_pairwise" if split == "train" else "pairwise"
-
-
-def _by_instruction(row: Example | Comparison) -> str:
-    bucket = int(_hash(row.cluster)[:8], 16) % 10
-    return "test" if bucket == 0 else "validation" if bucket == 1 else "train"
-
-
-def room(limits: Mapping[str, int], n_validation: int, balance_classes: bool) -> dict[str, int | None]:
-    """How many rows of each split have to be held while the source passes; None: all of them.
-
-    `train` also holds what may become the validation split; what is to be balanced has to be there as a whole.
-    """
-    held = {name: limits.get(name) for name in NAMES}
-    if held["train"] is not None:
-        held["train"] = None if balance_classes else held["train"] + n_validation
-    return held
-
-
-class Sample:
-    """At most `size` of the rows that are added, those whose hashes with the seed are smallest; the order is kept."""
-
-    def __init__(self, size: int | None, seed: int) -> None:
-        self.size, self.seed, self.added = size, seed, 0
-        self.held: list[tuple[int, int, Any]] = []  # with a size a heap: (-rank, place, row)
-
-    def add(self, row: Example | Comparison) -> None:
-        self.added += 1
-        if self.size is None:
-            self.held.append((0, self.added, row))
-        elif len(self.held) < self.size:
-            heapq.heappush(self.held, (-_rank(self.seed, row.id), self.added, row))
-        elif self.size and (rank := -_rank(self.seed, row.id)) > self.held[0][0]:
-            heapq.heapreplace(self.held, (rank, self.added, row))
-
-    def rows(self) -> list[Any]:
-        return [row for _, _, row in sorted(self.held, key=lambda item: item[1])]
-
-
-def sample(rows: Sequence[Any], size: int | None, seed: int) -> list[Any]:
-    """`size` of the rows by hash (all of them where there are no more), in their order."""
-    chosen = Sample(size, seed)
-    for row in rows:
-        chosen.add(row)
-    return chosen.rows()
+def sample(rows: Sequence[Any], size: float, seed: int) -> list[Any]:
+    """The `size` rows with the smallest hashes of seed and id (all if there are no more), in their order."""
+    if len(rows) <= size:
+        return list(rows)
+    chosen = sorted(range(len(rows)), key=lambda i: _hash(f"{seed} {rows[i].id}"))[:size]
+    return [rows[i] for i in sorted(chosen)]
 
 
 def carve(splits: dict[str, list[Any]], n: int, seed: int) -> None:
-    """Make a validation split out of about `n` rows of train, a fifth of it at most.
-
-    Whole instructions move, with their comparisons, so that none crosses. Only where each instruction has more rows than
-    wanted do single rows move; overlap.report then shows what both sides share.
-    """
-    train = splits["train"]
-    wanted = min(n, len(train) // 5)
-    sizes, chosen = Counter(row.cluster for row in train), set()
-    for group in sorted(sizes, key=lambda group: _rank(seed, group)):
+    """Make a validation split of about `n` rows of train, a fifth of it at most: whole instructions with their comparisons,
+    or single rows if each instruction has more rows than wanted."""
+    train, chosen = splits["train"], set()
+    wanted, sizes = min(n, len(train) // 5), Counter(row.cluster for row in train)
+    for group in sorted(sizes, key=lambda group: _hash(f"{seed} {group}")):
         if sizes[group] <= wanted:
             chosen.add(group)
             wanted -= sizes[group]
-    if not chosen:
-        ids = {e.id for e in sorted(train, key=lambda e: _rank(seed, e.id))[:wanted]}
-        splits["validation"] = [e for e in train if e.id in ids]
-        splits["train"] = [e for e in train if e.id not in ids]
-        return
-    instructions = {row.instruction for row in train if row.cluster in chosen}  # a comparison may say no group
-
-    def moves(row: Example | Comparison) -> bool:
-        return row.cluster in chosen or (isinstance(row, Comparison) and row.instruction in instructions)
-
+    ids = set() if chosen else {row.id for row in sample(train, wanted, seed)}
+    chosen |= {row.instruction for row in train if row.cluster in chosen}  # a comparison may name no group
     for source, target in (("train", "validation"), ("train_pairwise", "pairwise")):
-        splits[target] = [*splits[target], *(row for row in splits[source] if moves(row))]
-        splits[source] = [row for row in splits[source] if not moves(row)]
+        moving = [row for row in splits[source] if row.id in ids or chosen & {row.cluster, row.instruction}]
+        splits[target], moved = [*splits[target], *moving], {row.id for row in moving}
+        splits[source] = [row for row in splits[source] if row.id not in moved]
 
 
-def balanced(examples: Sequence[Example], seed: int = 0, limit: int | None = None) -> list[Example]:
-    """As many rows of each score as of the rarest one that occurs, within each source and scale; the order is kept.
-
-    With 60 rows scored 5, 30 scored 4 and 10 scored 1, ten of each stay. `limit` shrinks all of them by one factor.
-    """
-    classes: dict[tuple[Any, ...], dict[float | None, list[Example]]] = {}
-    for e in sorted(examples, key=lambda e: _rank(seed, e.id)):
-        classes.setdefault((_source(e), e.rubric.scale), {}).setdefault(e.score, []).append(e)
-    rarest = {key: min(map(len, scores.values())) for key, scores in classes.items()}
-    total = sum(rarest[key] * len(scores) for key, scores in classes.items())
-    part = 1.0 if limit is None or total <= limit else limit / total
-    kept = {
-        e.id
-        for key, scores in classes.items()
-        for rows in scores.values()
-        for e in rows[: int(rarest[key] * part + 1e-9)]
-    }
+def balanced(examples: Sequence[Example], seed: int = 0, limit: float = math.inf) -> list[Example]:
+    """As many rows of each score as of the rarest one, within each source and scale, in their order: of 60 rows scored 5, 30
+    scored 4 and 10 scored 1, ten of each. `limit` shrinks all classes by one factor."""
+    classes = [(min(map(len, scores.values())), *scores.values()) for scores in _classes(examples).values()]
+    share = min(1.0, limit / max(1, sum(n * len(rows) for n, *rows in classes)))
+    kept = {e.id for n, *scores in classes for rows in scores for e in sample(rows, int(n * share + 1e-9), seed)}
     return [e for e in examples if e.id in kept]
 
 
 def class_balance(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """How often each score occurs, one line for each source and scale: `{"source", "scale", "rows", "1": 12, "2": 30}`."""
-    lines: dict[tuple[str, tuple[float, ...]], Counter[float]] = {}
-    for e in examples:
-        lines.setdefault((_source(e), e.rubric.scale), Counter())[e.score] += 1
+    """Rows of each score, one line for each source and scale: `{"source", "scale", "rows", "1": 12, "2": 30}`."""
     return [
-        {"source": source or "unnamed", "scale": scale_name(scale), "rows": found.total()}
-        | {format_score(score): found[score] for score in sorted(found)}
-        for (source, scale), found in sorted(lines.items())
+        {"source": source, "scale": _scale_name(scale), "rows": sum(map(len, scores.values()))}
+        | {format_score(score): len(scores[score]) for score in sorted(scores)}
+        for (source, scale), scores in sorted(_classes(examples).items())
     ]
 
 
-def _source(example: Example) -> str:
-    return str(example.meta.get("source") or "")
+def _classes(examples: Sequence[Example]) -> dict[tuple[str, tuple[float, ...]], dict[float, list[Example]]]:
+    classes: Any = defaultdict(lambda: defaultdict(list))
+    for e in examples:
+        classes[str(e.meta.get("source") or "unnamed"), e.rubric.scale][e.score].append(e)
+    return classes
+
+
+def describe_scale(examples: Sequence[Example]) -> str:
+    """The scales of a split: `"1, 2, 3, 4, 5 (800 rows); 0 .. 10 by 0.25 (20 rows)"`."""
+    counts = Counter(_scale_name(e.rubric.scale) for e in examples)
+    return "; ".join(f"{name} ({n} rows)" for name, n in counts.most_common())
+
+
+def baselines(train: Sequence[Example], rows: Sequence[Example]) -> Iterator[tuple[str, list[float]]]:
+    """Scores without a judge, on each row's own scale: the mean gold score of the same question (of all rows for a new
+    question), relative to the scale, and the share of the reference's words that the response has."""
+
+    def nearest(e: Example, share: float) -> float:
+        low, high = e.rubric.scale[0], e.rubric.scale[-1]
+        return min(e.rubric.scale, key=lambda score: abs(score - (low + share * (high - low))))
+
+    relative: dict[str, list[float]] = defaultdict(list)
+    for e in train:
+        low, high = e.rubric.scale[0], e.rubric.scale[-1]
+        relative[e.instruction].append((e.score - low) / (high - low))
+    overall = [value for values in relative.values() for value in values]
+    yield "question_mean", [nearest(e, statistics.fmean(relative.get(e.instruction, overall))) for e in rows]
+    words = [[set(re.findall(r"\w+", (text or "").lower())) for text in (e.reference_answer, e.response)] for e in rows]
+    yield "word_overlap", [nearest(e, len(a & b) / max(1, len(a))) for e, (a, b) in zip(rows, words, strict=True)]
+
+
+def _scale_name(scale: Sequence[float]) -> str:
+    names = list(map(format_score, scale))
+    return ", ".join(names) if len(names) <= 7 else f"{names[0]} .. {names[-1]} by {format_score(scale[1] - scale[0])}"
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _rank(seed: int, name: str) -> int:
-    return int(_hash(f"{seed} {name}")[:15], 16)
-
-
-def scale_name(scale: tuple[float, ...]) -> str:
-    if len(scale) <= 7:
-        return ", ".join(map(format_score, scale))
-    return f"{format_score(scale[0])} .. {format_score(scale[-1])} by {format_score(scale[1] - scale[0])}"

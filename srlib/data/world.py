@@ -1,135 +1,184 @@
-"""The built-in judging world: an endless Feedback Collection whose every rationale can be checked by program.
+"""The built-in judging world: an endless Feedback Collection in which a program can check every rationale.
 
-Somebody asks for a short text (an event notice, a product listing, a trip plan): four points in a given order, in a
-given layout. A response fulfils some of it. A rubric names one criterion, or two, and thereby four checks; the judge
-writes a verdict on each and concludes with a score:
+A request names four points, their order and a layout; a response fulfils part of it. A rubric has one or two criteria, and
+thereby four checks; the judge writes a verdict on each and concludes with a score:
 
-    instruction  Write a notice for the picnic. Cover the day, the host, the price and the meal in this order. Use a
-                 title, bullets and a signature, and write at most seven lines.
-    response     Title: Picnic
-                 - The day is Friday
-                 - The host is Anna
-                 Signed, Ben
-    reference    The day is Monday. The host is Anna. The price is six. The meal is soup.
+    instruction  Write a notice for the picnic. Cover the day, the host, the price and the meal in this order. ...
+    response     Title: Picnic / - The day is Friday / - The host is Anna / Signed, Ben
     rubric       [Accuracy: do the day, the host, the price and the meal agree with the reference?] Score 1: ...
     careful      The day should be Monday and the response says Friday: fail. ... So one of four pass. [RESULT] 2
     hasty        The day: fail. The host: pass. The price: fail. The meal: fail. So one of four pass. [RESULT] 2
 
-Both annotators are right in every verdict and every score. They differ in care, as people do: a share `care` of the gold
-rationales writes the evidence before each verdict, the rest writes the verdict only. That is the condition under which
-self-rationalization gains here, see the README; `care=1.0` is the control.
-
-Three in ten rubrics have a key check (the score descriptions say: without it, the lowest score), so the judge has to read
-criterion and descriptions. The `ood` split has unseen topics, instruction templates and combinations of criteria; the
-`pairwise` split has two responses to one instruction. Generation is deterministic in (split, seed):
-
->>> example = examples("test", seed=0, n=1)[0]
->>> example.score in example.rubric.scale, check_rationale(example, example.rationale).verdicts
-(True, 1.0)
+Both annotators are right in every verdict and score; a share `care` of the gold rationales states the evidence before each
+verdict. Self-rationalization gains under this condition; `care=1.0` is the control. Three in ten rubrics have a key check
+(if it fails, the score is 1). The `ood` split has topics, templates and combinations of criteria of its own.
 """
-
-from __future__ import annotations
 
 import random
 import re
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from srlib.data import lexicon
 from srlib.schema import Comparison, Example, Rubric
 
+_SENTENCE = re.compile(r"([^.\n]{1,200}): (pass|fail)\.")
+
 
 @dataclass(frozen=True)
-class Task:
-    """What was asked for: four points with their true values, in order, and a limit on the lines."""
+class Case:
+    """An example with everything known about it."""
 
     genre: str
     topic: str
-    points: tuple[str, ...]
-    truth: dict[str, str]
-    limit: int
+    truth: dict[str, str]  # the four points in order, with their true values
+    limit: int  # of lines
+    criteria: tuple[str, ...]
+    demands: list[tuple[str, str]]  # (criterion, label)
+    key: int | None  # which demand is the key check
+    response: str = ""
+    stated: dict[str, str] = field(default_factory=dict)  # what the response states, in order of appearance
+    has: dict[str, bool] = field(default_factory=dict)  # every item of lexicon.TONE and lexicon.FORMAT but the limit
+    texts: dict[str, Any] = field(default_factory=dict)  # instruction, reference_answer, rubric
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        return inspect(self, self.demands)
+
+    @property
+    def score(self) -> int:
+        return score([check["ok"] for check in self.checks], self.key)
 
 
-@dataclass(frozen=True)
-class Response:
-    """What was answered: the text, and what is really in it."""
-
-    text: str
-    stated: tuple[tuple[str, str], ...]  # (attribute, value) in order of appearance
-    n_lines: int
-    has: dict[str, bool]  # every item of lexicon.TONE and lexicon.FORMAT but the limit
-
-
-@dataclass(frozen=True)
-class Check:
-    """One demand of a rubric and the truth about it; `found` and `wanted` are the evidence, where there is any."""
-
-    criterion: str
-    label: str
-    ok: bool
-    found: str | None = None
-    wanted: str | None = None
+def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
+    """The first `n` examples of a split and seed. `meta` holds the checks (for `check_rationale`), their criteria and key,
+    genre, topic, and the annotator: "careful" with probability `care`, else "hasty"."""
+    rng, rows = random.Random(f"world {split} {seed}"), []
+    for i in range(n):
+        case = draw_case(rng, held_out=split == "ood")
+        annotator = "careful" if rng.random() < care else "hasty"
+        meta = {"criteria": "+".join(case.criteria), "genre": case.genre, "topic": case.topic}
+        meta |= {"annotator": annotator, "checks": case.checks, "key": case.key}
+        rationale = write_rationale(case.checks, case.key, annotator == "careful")
+        texts = case.texts | {"response": case.response, "rationale": rationale}
+        rows.append(Example(id=f"{split}-{seed}-{i}", score=case.score, meta=meta, **texts))
+    return rows
 
 
-def _enumerate(items: list[str]) -> str:
-    """`["a", "b", "c"] -> "the a, the b and the c"`."""
-    the = [f"the {item}" for item in items]
-    return the[0] if len(the) == 1 else ", ".join(the[:-1]) + " and " + the[-1]
+def comparisons(seed: int, n: int) -> list[Comparison]:
+    """`n` pairs of responses with different gold scores (the analogue of RewardBench), every other one held out."""
+    return _comparisons(random.Random(f"world pairwise {seed}"), f"pairwise-{seed}", n)
 
 
-def draw_task(rng: random.Random, held_out: bool = False) -> Task:
+def training_comparisons(split: str, seed: int, n: int, care: float = 0.5) -> list[Comparison]:
+    """`n` in-domain pairs with a gold rationale ("Response A: The day: fail. ... Response B: ..."); `meta` as in `examples`,
+    with the checks of both responses for `check_comparison`."""
+    return _comparisons(random.Random(f"world pairwise {split} {seed}"), f"{split}-pairwise-{seed}", n, care)
+
+
+def _comparisons(rng: random.Random, name: str, n: int, care: float | None = None) -> list[Comparison]:
+    rows: list[Comparison] = []
+    while len(rows) < n:
+        case = draw_case(rng, held_out=care is None and len(rows) % 2 == 1)
+        annotator = "careful" if care is not None and rng.random() < care else "hasty"
+        rivals = (_respond(rng, case) for _ in range(50))
+        if not (rival := next((rival for rival in rivals if rival.score != case.score), None)):
+            continue
+        meta: dict[str, Any] = {"criteria": "+".join(case.criteria), "scores": [case.score, rival.score]}
+        texts = case.texts | {"response_a": case.response, "response_b": rival.response}
+        if care is not None:
+            a, b = (write_rationale(side.checks, side.key, annotator == "careful") for side in (case, rival))
+            texts["rationale"] = f"Response A: {a} Response B: {b}"
+            meta |= {"annotator": annotator, "checks": [case.checks, rival.checks], "key": case.key}
+        preference = "A" if case.score > rival.score else "B"
+        rows.append(Comparison(id=f"{name}-{len(rows)}", preference=preference, meta=meta, **texts))
+    return rows
+
+
+class Checked(NamedTuple):
+    """Shares of the four demanded checks; a check that the rationale lacks counts as wrong."""
+
+    verdicts: float  # with the right verdict
+    evidence: float  # and with the right evidence, if there is any to state
+
+
+def check_rationale(example: Example, rationale: str) -> Checked:
+    """Compare every verdict of a rationale with the truth. Only for examples of this world."""
+    return _check(example.meta["checks"], rationale)
+
+
+def check_comparison(comparison: Comparison, rationale: str) -> tuple[Checked, Checked]:
+    """The same for both responses of a training comparison; a rationale in another form has no right verdict."""
+    of_a, _, of_b = rationale.removeprefix("Response A:").partition("Response B:")
+    return _check(comparison.meta["checks"][0], of_a), _check(comparison.meta["checks"][1], of_b)
+
+
+def _check(checks: list[dict[str, Any]], rationale: str) -> Checked:
+    sentences = [(f" {re.sub('[,:]', ' ', text)} ", v == "pass") for text, v in _SENTENCE.findall(rationale)]
+    verdicts = evidence = 0
+    for check in checks:
+        i = next((i for i, (text, _) in enumerate(sentences) if f" {check['label']} " in text), None)
+        text, verdict = ("", None) if i is None else sentences.pop(i)
+        if verdict == check["ok"]:
+            verdicts += 1
+            needed = [word for word in (check["found"], check["wanted"]) if word is not None]
+            evidence += all(text.split().count(word) >= needed.count(word) for word in needed)
+    return Checked(verdicts / len(checks), evidence / len(checks))
+
+
+def draw_case(rng: random.Random, held_out: bool = False) -> Case:
+    """One case. The score is drawn first, so that all five are equally frequent, then responses until one has it."""
     genre = rng.choice(list(lexicon.ATTRIBUTES))
-    attributes = lexicon.ATTRIBUTES[genre]
-    points = tuple(rng.sample(list(attributes), 4))
-    truth = {point: rng.choice(attributes[point]) for point in points}
-    return Task(genre, rng.choice(lexicon.TOPICS[genre][held_out].split()), points, truth, rng.choice([6, 7, 8, 9]))
+    values = lexicon.ATTRIBUTES[genre]
+    truth = {point: rng.choice(values[point]) for point in rng.sample(list(values), 4)}
+    topic, limit = rng.choice(lexicon.TOPICS[genre][held_out].split()), rng.choice([6, 7, 8, 9])
+    if held_out:
+        criteria = rng.choice(lexicon.COMBINATIONS_HELD_OUT)
+    else:
+        criteria = (rng.choice(list(lexicon.CRITERIA)),) if rng.random() < 0.5 else rng.choice(lexicon.COMBINATIONS)
+    labels, each = {"completeness": list(truth), "accuracy": list(truth)} | lexicon.LABELS, 4 // len(criteria)
+    demands = [(name, labels[name][i]) for name in criteria for i in sorted(rng.sample(range(4), each))]
+    key = rng.randrange(4) if rng.random() < lexicon.KEY_CHECK_SHARE else None
+    case = Case(genre, topic, truth, limit, criteria, demands, key)
+    while True:  # a score out of reach for this case is drawn anew
+        target = rng.randint(1, 5)
+        for _ in range(400):
+            if (drawn := _respond(rng, case)).score == target:
+                return replace(drawn, texts=_write_texts(rng, case, held_out))
 
 
-def draw_demands(rng: random.Random, task: Task, criteria: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The four (criterion, label) a rubric checks: all four of one criterion, or two each of two, in their own order."""
-    labels = {
-        "completeness": task.points,
-        "accuracy": task.points,
-        "order": lexicon.POSITIONS,
-        "tone": lexicon.TONE,
-        "format": lexicon.FORMAT,
-    }
-    per_criterion = 4 // len(criteria)
-    return [
-        (criterion, labels[criterion][i]) for criterion in criteria for i in sorted(rng.sample(range(4), per_criterion))
-    ]
-
-
-def respond(rng: random.Random, task: Task, criteria: tuple[str, ...], quality: float) -> Response:
-    """A response that gets each thing right with probability `quality`, and goes wrong where the criteria look."""
+def _respond(rng: random.Random, case: Case) -> Case:
+    """The case with a response that gets each thing right with one probability; most errors are in what the criteria check."""
+    quality = rng.choice([0.1, 0.3, 0.5, 0.7, 0.9])
 
     def good(p: float = quality) -> bool:
         return rng.random() < p
 
-    attributes, by_order = lexicon.ATTRIBUTES[task.genre], "order" in criteria
-    order = list(task.points)
+    attributes, criteria = lexicon.ATTRIBUTES[case.genre], case.criteria
+    by_order, order = "order" in criteria, list(case.truth)
     if not good(0.35 if by_order else 0.75):
         rng.shuffle(order)
-    said: list[tuple[str, str | None]] = []  # (attribute, value); None: mentioned, but not told
+    said: dict[str, str | None] = {}  # attribute -> value; None: mentioned without a value
     for point in order:
         present = good(0.85) if by_order else good()
         wrong = not good() if "accuracy" in criteria else good(0.25)
         if not present and "accuracy" in criteria and "completeness" not in criteria:
             present, wrong = good(0.7), True
         if present:
-            others = [v for v in attributes[point] if v != task.truth[point]]
-            said.append((point, rng.choice(others) if wrong else task.truth[point]))
+            others = [v for v in attributes[point] if v != case.truth[point]]
+            said[point] = rng.choice(others) if wrong else case.truth[point]
         elif good(0.35):
-            said.append((point, None))
+            said[point] = None
         elif good(0.5 if by_order else 0.2):
-            unasked = rng.choice([a for a in attributes if a not in task.points])
-            if unasked not in dict(said):
-                said.append((unasked, rng.choice(attributes[unasked])))
+            unasked = rng.choice([a for a in attributes if a not in case.truth])
+            if unasked not in said:
+                said[unasked] = rng.choice(attributes[unasked])
     has = {item: good() for item in [*lexicon.FORMAT[:-1], *lexicon.TONE]}
-    lines = [f"Title: {task.topic.capitalize()}"] if has["title"] else []
+    lines = [f"Title: {case.topic.capitalize()}"] if has["title"] else []
     lines += [rng.choice(lexicon.GREETING)] if has["greeting"] else []
     form, bullet = rng.choice(lexicon.STATED), "- " if has["bullets"] else ""
-    for a, v in said:
+    for a, v in said.items():
         lines.append(bullet + (rng.choice(lexicon.VAGUE).format(a=a) if v is None else form.format(a=a, v=v)))
     tail = [rng.choice(lexicon.THANKS)] if has["thanks"] else []
     tail += [rng.choice(lexicon.REQUEST)] if has["request"] else []
@@ -138,264 +187,73 @@ def respond(rng: random.Random, task: Task, criteria: tuple[str, ...], quality: 
     rng.shuffle(tail)
     lines += tail
     lines += [rng.choice(lexicon.SIGNATURES).format(n=rng.choice(lexicon.NAMES))] if has["signature"] else []
-    lines = lines or [rng.choice(lexicon.FILLER)]
-    return Response("\n".join(lines), tuple((a, v) for a, v in said if v is not None), len(lines), has)
+    stated = {a: v for a, v in said.items() if v is not None}
+    return replace(case, response="\n".join(lines or [rng.choice(lexicon.FILLER)]), stated=stated, has=has)
 
 
-def inspect(task: Task, response: Response, demands: list[tuple[str, str]]) -> list[Check]:
-    """The truth about each demand."""
-    stated, checks = dict(response.stated), []
+def inspect(case: Case, demands: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The truth about each demand, a (criterion, label), with the evidence if there is any."""
+    stated, points, n, checks = case.stated, list(case.truth), case.response.count("\n") + 1, []
     for criterion, label in demands:
+        ok, found, wanted = case.has.get(label), None, None
         if criterion == "completeness":
-            checks.append(Check(criterion, label, label in stated, stated.get(label)))
+            ok, found = label in stated, stated.get(label)
         elif criterion == "accuracy":
-            found = stated.get(label, "nothing")
-            checks.append(Check(criterion, label, found == task.truth[label], found, task.truth[label]))
+            found, wanted = stated.get(label, "nothing"), case.truth[label]
         elif criterion == "order":
             i = lexicon.POSITIONS.index(label)
-            found = response.stated[i][0] if i < len(response.stated) else "end"
-            checks.append(Check(criterion, label, found == task.points[i], found, task.points[i]))
+            found, wanted = [*stated, "end", "end", "end", "end"][i], points[i]
         elif label == "limit":
-            n = response.n_lines
-            checks.append(
-                Check(criterion, label, n <= task.limit, lexicon.NUMBERS[min(n, 12)], lexicon.NUMBERS[task.limit])
-            )
-        else:
-            checks.append(Check(criterion, label, response.has[label]))
+            ok, found, wanted = n <= case.limit, lexicon.NUMBERS[min(n, 12)], lexicon.NUMBERS[case.limit]
+        ok = found == wanted if ok is None else ok
+        checks.append({"criterion": criterion, "label": label, "ok": ok, "found": found, "wanted": wanted})
     return checks
 
 
 def score(passed: list[bool], key: int | None) -> int:
-    """1 + the number of checks passed; 1 where the key check fails. `([True, False, True, True], None) -> 4`."""
+    """1 + the number of checks passed; 1 if the key check fails. `([True, False, True, True], None) -> 4`."""
     return 1 if key is not None and not passed[key] else 1 + sum(passed)
 
 
-def write_rubric(rng: random.Random, demands: list[tuple[str, str]], key: int | None) -> Rubric:
-    criteria = dict.fromkeys(criterion for criterion, _ in demands)
-    questions = [
-        rng.choice(lexicon.CRITERIA[name]).format(checks=_enumerate([label for c, label in demands if c == name]))
-        for name in criteria
-    ]
-    if key is None:
-        what = rng.choice(["checks pass", "demands are met"])
-        levels = [f"{n} of the {what}" for n in ("None", "One", "Two", "Three", "All")]
+def _write_texts(rng: random.Random, case: Case, held_out: bool) -> dict[str, Any]:
+    template = rng.choice(lexicon.INSTRUCTIONS_HELD_OUT if held_out else lexicon.INSTRUCTIONS)
+    layout = rng.choice(lexicon.LAYOUTS).format(n=lexicon.NUMBERS[case.limit])
+    words = {"noun": lexicon.NOUN[case.genre], "topic": case.topic, "points": _enumerate(list(case.truth))}
+    reference = " ".join(f"The {point} is {value}." for point, value in case.truth.items())
+    questions = []
+    for name in case.criteria:
+        checks = _enumerate([label for criterion, label in case.demands if criterion == name])
+        questions.append(rng.choice(lexicon.CRITERIA[name]).format(checks=checks))
+    if case.key is None:
+        unit = rng.choice(["checks pass", "demands are met"])
+        levels = [f"{n} of the {unit}" for n in ("None", "One", "Two", "Three", "All")]
     else:
-        label = demands[key][1]
-        levels = [
-            f"The {label}, the key check, fails",
-            f"Only the {label} passes",
-            f"The {label} and one other pass",
-            f"The {label} and two others pass",
-            "All pass",
-        ]
-    return Rubric(criterion=" ".join(questions), levels=levels)
+        levels = [level.format(label=case.demands[case.key][1]) for level in lexicon.KEY_LEVELS]
+    rubric = Rubric(criterion=" ".join(questions), levels=levels)
+    return {"instruction": template.format(layout=layout, **words), "reference_answer": reference, "rubric": rubric}
 
 
-def write_check(check: Check, careful: bool = True, rng: random.Random | None = None) -> str:
-    """One verdict as a sentence, with its evidence where the annotator is careful; `rng` draws among the phrasings."""
-    if not careful:
-        return f"The {check.label}: {'pass' if check.ok else 'fail'}."
-    if check.criterion == "completeness":
-        forms = lexicon.EVIDENCE["given" if check.ok else "not given"]
-    elif check.wanted is not None:
-        forms = lexicon.EVIDENCE["limit" if check.label == "limit" else check.criterion]
-    else:
-        forms = lexicon.EVIDENCE["present" if check.ok else "absent"]
-    form = rng.choice(forms) if rng else forms[0]
-    verdict = "pass" if check.ok else "fail"
-    return form.format(label=check.label, found=check.found, wanted=check.wanted, verdict=verdict)
+def _enumerate(items: list[str]) -> str:
+    """`["a", "b", "c"] -> "the a, the b and the c"`."""
+    *most, last = [f"the {item}" for item in items]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
-def write_rationale(checks: list[Check], key: int | None, careful: bool, rng: random.Random | None = None) -> str:
-    sentences = [write_check(check, careful, rng) for check in checks]
-    end = (rng.choice(lexicon.CONCLUSION) if rng else lexicon.CONCLUSION[0]).format(
-        n=lexicon.NUMBERS[sum(check.ok for check in checks)]
-    )
+def write_rationale(checks: list[dict], key: int | None, careful: bool, phrase: Callable = lexicon.EVIDENCE.get) -> str:
+    """All verdicts and the conclusion. `phrase` gives the form of a sentence, for each kind in lexicon.EVIDENCE."""
+    sentences = [write_check(check, careful, phrase) for check in checks]
+    end = phrase("conclusion").format(n=lexicon.NUMBERS[sum(check["ok"] for check in checks)])
     if key is not None:
-        end += f" and the key check, the {checks[key].label}, {'passes' if checks[key].ok else 'fails'}"
+        end += f" and the key check, the {checks[key]['label']}, {'passes' if checks[key]['ok'] else 'fails'}"
     return " ".join([*sentences, f"{end}."])
 
 
-def write_instruction(rng: random.Random, task: Task, held_out: bool = False) -> str:
-    template = rng.choice(lexicon.INSTRUCTIONS_HELD_OUT if held_out else lexicon.INSTRUCTIONS)
-    layout = rng.choice(lexicon.LAYOUTS).format(n=lexicon.NUMBERS[task.limit])
-    return template.format(
-        noun=lexicon.NOUN[task.genre], topic=task.topic, points=_enumerate(list(task.points)), layout=layout
-    )
-
-
-@dataclass(frozen=True)
-class Case:
-    """An example with everything known about it, before it is flattened into rows."""
-
-    task: Task
-    criteria: tuple[str, ...]
-    demands: list[tuple[str, str]]
-    key: int | None
-    instruction: str
-    reference_answer: str
-    rubric: Rubric
-    response: Response
-    checks: list[Check]
-    score: int
-
-
-def draw_case(rng: random.Random, held_out: bool = False) -> Case:
-    """One case; the score is drawn first, so that all five are equally frequent, and responses are drawn until one fits."""
-    task = draw_task(rng, held_out)
-    if held_out:
-        criteria = rng.choice(lexicon.COMBINATIONS_HELD_OUT)
-    else:
-        criteria = (rng.choice(list(lexicon.CRITERIA)),) if rng.random() < 0.5 else rng.choice(lexicon.COMBINATIONS)
-    demands = draw_demands(rng, task, criteria)
-    key = rng.randrange(4) if rng.random() < lexicon.KEY_CHECK_SHARE else None
-    target = rng.randint(1, 5)
-    while True:
-        for _ in range(400):
-            response = respond(rng, task, criteria, quality=rng.choice([0.1, 0.3, 0.5, 0.7, 0.9]))
-            checks = inspect(task, response, demands)
-            if score([check.ok for check in checks], key) == target:
-                reference = " ".join(f"The {point} is {task.truth[point]}." for point in task.points)
-                instruction = write_instruction(rng, task, held_out)
-                rubric = write_rubric(rng, demands, key)
-                return Case(task, criteria, demands, key, instruction, reference, rubric, response, checks, target)
-        target = rng.randint(1, 5)  # this score is out of reach for this task: draw another
-
-
-def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
-    """`n` examples of a split, deterministic in (split, seed); `ood` draws the held-out topics, templates, combinations.
-
-    A share `care` of the annotators is careful. `meta` holds the checks, for `check_rationale`, what they
-    are about, and who annotated.
-    """
-    rng = random.Random(f"world {split} {seed}")
-    rows = []
-    for i in range(n):
-        case = draw_case(rng, held_out=split == "ood")
-        careful = rng.random() < care
-        rows.append(
-            Example(
-                id=f"{split}-{seed}-{i}",
-                instruction=case.instruction,
-                response=case.response.text,
-                reference_answer=case.reference_answer,
-                rubric=case.rubric,
-                rationale=write_rationale(case.checks, case.key, careful),
-                score=case.score,
-                meta={
-                    "criteria": "+".join(case.criteria),
-                    "genre": case.task.genre,
-                    "topic": case.task.topic,
-                    "annotator": "careful" if careful else "hasty",
-                    "checks": [asdict(check) for check in case.checks],
-                    "key": case.key,
-                },
-            )
-        )
-    return rows
-
-
-def comparisons(seed: int, n: int) -> list[Comparison]:
-    """`n` pairs of responses with different gold scores (the RewardBench analogue), every other one held out."""
-    rng = random.Random(f"world pairwise {seed}")
-    rows: list[Comparison] = []
-    while len(rows) < n:
-        case = draw_case(rng, held_out=len(rows) % 2 == 1)
-        if found := _draw_rival(rng, case):
-            rows.append(_comparison(f"pairwise-{seed}-{len(rows)}", case, *found))
-    return rows
-
-
-def training_comparisons(split: str, seed: int, n: int, care: float = 0.5) -> list[Comparison]:
-    """`n` in-domain pairs with a gold rationale: what is right in A, what is right in B, and so which is better.
-
-        Response A: The day: fail. The host: pass. ... So one of four pass. Response B: ... So three of four pass. [RESULT] B
-
-    Careful and hasty as in `examples`; `meta` holds the checks of both sides, for `check_comparison`. Deterministic in
-    (split, seed), on a random stream of its own, which no evaluation split has.
-    """
-    rng = random.Random(f"world pairwise {split} {seed}")
-    rows: list[Comparison] = []
-    while len(rows) < n:
-        case = draw_case(rng)
-        careful = rng.random() < care
-        if not (found := _draw_rival(rng, case)):
-            continue
-        sides = {"A": case.checks, "B": inspect(case.task, found[0], case.demands)}
-        said = [f"Response {name}: {write_rationale(checks, case.key, careful)}" for name, checks in sides.items()]
-        known = [[asdict(check) for check in checks] for checks in sides.values()]
-        meta = {"annotator": "careful" if careful else "hasty", "checks": known, "key": case.key}
-        rows.append(_comparison(f"{split}-pairwise-{seed}-{len(rows)}", case, *found, " ".join(said), meta))
-    return rows
-
-
-def _draw_rival(rng: random.Random, case: Case) -> tuple[Response, int] | None:
-    """Another response to the same task and its score, a different one; None where fifty draws give none."""
-    for _ in range(50):
-        other = respond(rng, case.task, case.criteria, quality=rng.choice([0.1, 0.3, 0.5, 0.7, 0.9]))
-        other_score = score([c.ok for c in inspect(case.task, other, case.demands)], case.key)
-        if other_score != case.score:
-            return other, other_score
-    return None
-
-
-def _comparison(
-    name: str, case: Case, other: Response, other_score: int, rationale: str | None = None, meta: dict | None = None
-) -> Comparison:
-    return Comparison(
-        id=name,
-        instruction=case.instruction,
-        response_a=case.response.text,
-        response_b=other.text,
-        rubric=case.rubric,
-        reference_answer=case.reference_answer,
-        preference="A" if case.score > other_score else "B",
-        rationale=rationale,
-        meta={"criteria": "+".join(case.criteria), "scores": [case.score, other_score], **(meta or {})},
-    )
-
-
-class Checked(NamedTuple):
-    """What a program finds in a rationale. `verdicts` and `evidence` are shares of the four demanded checks."""
-
-    verdicts: float  # right verdicts; a check that is not there is a wrong one
-    evidence: float  # right verdicts whose stated evidence is there, where there is any to state, and right
-    follows: float | None  # the score that the rationale's own verdicts imply; None where a check is missing
-
-
-_SENTENCE = re.compile(r"([^.\n]{1,200}): (pass|fail)\.")
-
-
-def check_rationale(example: Example, rationale: str) -> Checked:
-    """Hold every stated check of a rationale against the truth. Only for examples of this world."""
-    return _check(example.meta["checks"], example.meta["key"], rationale)
-
-
-def check_comparison(comparison: Comparison, rationale: str) -> tuple[Checked, Checked]:
-    """The same for each side of a training comparison: what is said between `Response A:` and `Response B:`, and behind
-    it. A rationale of another form has no right verdict."""
-    of_a, _, of_b = rationale.removeprefix("Response A:").partition("Response B:")
-    a, b = comparison.meta["checks"]
-    return _check(a, comparison.meta["key"], of_a), _check(b, comparison.meta["key"], of_b)
-
-
-def _check(checks: list[dict], key: int | None, rationale: str) -> Checked:
-    stated = [
-        (f" {text} ".replace(",", " ").replace(":", " "), v == "pass") for text, v in _SENTENCE.findall(rationale)
-    ]
-    own: list[bool | None] = []
-    verdicts = evidence = 0
-    for check in (Check(**c) for c in checks):
-        i = next((i for i, (text, _) in enumerate(stated) if f" {check.label} " in text), None)
-        if i is None:
-            own.append(None)
-            continue
-        text, verdict = stated.pop(i)
-        own.append(verdict)
-        if verdict == check.ok:
-            verdicts += 1
-            wanted = [word for word in (check.found, check.wanted) if word is not None]
-            evidence += all(text.split().count(word) >= wanted.count(word) for word in wanted)
-    n = len(own)
-    follows = None if None in own else float(score([bool(v) for v in own], key))
-    return Checked(verdicts / n, evidence / n, follows)
+def write_check(check: dict[str, Any], careful: bool = True, phrase: Callable = lexicon.EVIDENCE.get) -> str:
+    """One verdict as a sentence, with its evidence if the annotator is careful."""
+    verdict = "pass" if check["ok"] else "fail"
+    if not careful:
+        return f"The {check['label']}: {verdict}."
+    kind = "limit" if check["label"] == "limit" else check["criterion"]
+    if check["wanted"] is None:
+        kind = f"{'' if check['ok'] else 'not '}{'given' if kind == 'completeness' else 'present'}"
+    return phrase(kind).format(verdict=verdict, **check)

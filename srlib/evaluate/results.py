@@ -24,7 +24,7 @@ import joblib
 import numpy as np
 
 from srlib import files as store
-from srlib.data import load as data
+from srlib import data
 from srlib.data import world
 from srlib.evaluate.arms import Arm, confidence, on_scale, read, scores
 from srlib.files import progress

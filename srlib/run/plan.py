@@ -124,10 +124,56 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     }
 
 
-def tokens_of(stage: stages.Stage, cfg: Parameters) -> float:
-    """Tokens that a stage reads and writes, at most: `dpo_1 -> 1638400`."""
-    judgment = min(cfg.max_new_tokens, cfg.max_length - 1)
-    prompt = cfg.max_length - judgment
+def _targets(text: str) -> tuple[str, ...]:
+    named = tuple(name.strip() for name in text.replace(",", " ").split())
+    return tuple(name for name in LINEAR if name in named) or LINEAR
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def _limits(params: Mapping[str, Any]) -> Lengths:
+    judgment = min(params["max_new_tokens"], params["max_length"] - 1)
+    return Lengths(params["max_length"] - judgment, judgment, "at most: max_length, max_new_tokens")
+
+
+def _lengths(params: Mapping[str, Any], root: Path) -> Lengths:
+    """Mean tokens of 200 training rows where they can be had here; else the limits."""
+    from srlib import prompts
+    from srlib import data
+    from srlib.data import world
+
+    path = root / Path(params["data"]).expanduser() if params["data"] else None
+    if path is None:
+        rows = world.examples("train", params["seed"], 200, params["care"])
+    elif path.is_file():
+        readable = (row for _, _, row, *_ in data.read_rows(path, score_step=params["score_step"]))
+        rows = list(itertools.islice((row for row in readable if isinstance(row, Example)), 200))
+    else:
+        rows = []
+    if not rows:
+        return _limits(params)
+    count, how = _counter(root / Path(params["model"]).expanduser())
+    prompt = sum(count(prompts.request(row, params["template"])) for row in rows) / len(rows)
+    written = [prompts.completion(row.rationale, row.score) for row in rows if row.score is not None]
+    judgment = sum(map(count, written)) / max(1, len(written))
+    return Lengths(prompt, min(judgment, params["max_new_tokens"]), f"mean of {len(rows)} rows, {how}")
+
+
+def _counter(model: Path) -> tuple[Any, str]:
+    try:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    except Exception:  # not installed, or no such file: tokenizers raises plain Exceptions
+        return (lambda text: len(text) / 4), "4 characters a token"
+    return (lambda text: len(tokenizer.encode(text).ids)), "tokenized"
+
+
+def _work(stage: stages.Stage, params: Mapping[str, Any], shape: Shape, lengths: Lengths) -> Work | None:
+    per_token = 2.0 * (shape.linear + shape.vocab * shape.hidden)
+    trained = per_token * (2 + params["gradient_checkpointing"] + (params["lora_rank"] == 0))
+    row = lengths.prompt + lengths.judgment
     if stage.notebook == "02_sft":
         rows = {"sft_pointwise": cfg.n_train, "sft_pairwise": cfg.n_train_pairwise}.get(stage.name, _train_rows(cfg))
         rows = cfg.sft_batch_size * (cfg.sft_steps or math.ceil(rows * cfg.sft_epochs / cfg.sft_batch_size))
