@@ -1,0 +1,10 @@
+"""Judgments of items: N draws each, from a model in this process or from a server.
+
+decoding decodes N rows a prompt and computes the distribution of a verdict, and prefix keeps one copy of the prompt for them;
+server asks an OpenAI-compatible server; draws has what both share: resume, order, seeds, redraws.
+"""
+
+# ruff: noqa: F401
+from srlib.sample.decoding import decode, filled, judgments, score_candidates, score_distributions
+from srlib.sample.draws import DrawsError, Sampling, collect, flip_summary, redraw, uniforms
+from srlib.sample.server import Server, server_judgments

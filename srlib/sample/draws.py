@@ -1,150 +1,128 @@
-"""N judgments of each example, wherever they are drawn: resumed, in order, parsed.
+"""N judgments of each item, from a model or a server: parsed, in order, on disk at once, resumed.
 
-A place is a function: it gets `[(example, indices that are missing)]` for all examples, and yields judgments in lists, each of
-which is on disk before the next is asked for. There are three: here (srlib.sample), any OpenAI-compatible server
-(srlib.endpoint), and vLLM where it is installed (srlib.vllm). What a place cannot make it leaves out; nothing is made up.
-
-    def place(work):
-        for example, missing in work:
-            yield [judgment(example, i, "Polite: pass. [RESULT] 3", finished=True) for i in missing]
-
-    collect(place, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))
+A source gets [(item, indices of its missing draws), ...] and yields lists of judgments, each on disk before the next.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from srlib import files as store
-from srlib import prompts
-from srlib.files import progress
-from srlib.schema import Comparison, Item, Judgment, SrlibError, Verdict
+import numpy as np
 
-Work = list[tuple[Item, list[int]]]  # every example or comparison, with the indices of its draws that are not there yet
-Place = Callable[[Work], Iterator[list[Judgment]]]
-Token = tuple[str, float, Mapping[str, float]]  # text, log-probability, {text of a likely token: its log-probability}
+from srlib import files, prompts
+from srlib.schema import Item, Judgment, SrlibError
+from srlib.stats.intervals import Interval, mean
 
-UNSEEN = 0.01  # most probability that scores outside a server's list of likely tokens may have together
+Work = list[tuple[Item, list[int]]]  # all items, each with the indices of its missing draws
+Source = Callable[[Work], Iterator[list[Judgment]]]
 
 
 class DrawsError(SrlibError):
-    """Judgments that could not be drawn. What was drawn before is kept; the message says what to do."""
+    """Judgments that could not be drawn. Those drawn before are kept; the message says what to do."""
+
+    exit_status = 1
 
 
-def collect(
-    place: Place,
-    examples: Sequence[Item],
-    *,
-    n: int,
-    temperature: float,
-    out: Path | None = None,
-    desc: str = "judge",
-) -> list[Judgment]:
-    """The N judgments of each example, ordered by example, then index; shorter by what the place left out.
+@dataclass(frozen=True)
+class Sampling:
+    """How judgments are drawn: greedily at temperature 0, and then n is 1."""
 
-    What stands in the JSONL file `out` is not drawn again; when all is there, the file is put in order, judgments that this
-    call did not ask for last. Raises ValueError on several draws at temperature 0.
-    """
-    if temperature == 0 and n != 1:
-        raise ValueError(f"n={n} judgments at temperature 0 are n times the same; set a temperature")
+    template: str = "brief"
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    seed: int = 0
+    distributions: bool = True  # add the distribution of the verdict after each rationale
+    batch_size: int = 0  # prompts decoded side by side; 0: as many as make 512 rows, at most 128
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.n != 1:
+            raise ValueError(f"n={self.n} judgments at temperature 0 are n times the same; set a temperature")
+
+
+def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = None, desc: str = "") -> list[Judgment]:
+    """The N judgments of each item, ordered by item, then index, without those that the source left out. Judgments in the
+    JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last."""
     have: dict[tuple[str, int], Judgment] = {}
     if out is not None and out.exists():
-        have = {(row.example_id, row.index): row for row in store.read_rows(out, Judgment, drop_torn_tail=True)}
-    work = [(example, [i for i in range(n) if (example.id, i) not in have]) for example in examples]
-    with progress(total=len(examples) * n, desc=desc) as bar:
-        bar.update(sum(n - len(missing) for _, missing in work))
-        for rows in place(work) if any(missing for _, missing in work) else ():
-            rows = [row for row in rows if (row.example_id, row.index) not in have]
-            if out is not None and rows:
-                store.append_rows(out, rows)
-            have |= {(row.example_id, row.index): row for row in rows}
-            bar.update(len(rows))
-    wanted = [(example.id, i) for example in examples for i in range(n)]
-    ordered = [have[name] for name in wanted if name in have]
-    complete, asked = len(ordered) == len(wanted), set(wanted)
-    others = [row for name, row in have.items() if name not in asked]  # of a call for more draws, or other examples
-    if out is not None and complete and list(have) != [(row.example_id, row.index) for row in [*ordered, *others]]:
-        store.write_rows(out, [*ordered, *others])
+        have = {(row.example_id, row.index): row for row in files.read_rows(out, Judgment, drop_torn_tail=True)}
+    work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
+    missing = sum(len(indices) for _, indices in work)
+    with files.progress(total=len(items) * n, desc=desc) as bar:
+        bar.update(len(items) * n - missing)
+        for rows in source(work) if missing else ():
+            new = {(row.example_id, row.index): row for row in rows if (row.example_id, row.index) not in have}
+            if out is not None and new:
+                files.append_rows(out, list(new.values()))
+            have |= new
+            bar.update(len(new))
+    wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
+    ordered = [have[key] for key in wanted if key in have]
+    whole = ordered + [row for key, row in have.items() if key not in wanted]
+    if out is not None and len(ordered) == len(wanted) and whole != list(have.values()):
+        files.write_rows(out, whole)
     return ordered
 
 
-def judgment(
-    example: Item,
-    index: int,
-    text: str,
-    finished: bool,
-    likely: Sequence[Token] = (),
-    distributions: bool = False,
-    **facts: Any,
-) -> Judgment:
-    """What was generated, read as a judgment. `likely` are its tokens with log-probabilities, where a place has them;
-    `facts` are other fields (tokens, prompt_tokens, ...)."""
-    text = text.strip()
-    parsed = prompts.parse(text, example, finished)
-    if likely:
-        facts["logprob"] = mean_logprob(likely)
-    if likely and distributions:
-        field = "preference_probability" if isinstance(example, Comparison) else "distribution"
-        facts[field] = distribution(likely, example.verdicts, parsed.verdict)
-    return Judgment(
-        example_id=example.id, index=index, text=text, rationale=parsed.rationale, score=parsed.score,
-        preference=parsed.preference, failure=parsed.failure, **facts,
-    )  # fmt: skip
+def judgment(item: Item, index: int, text: str, finished: bool, **fields: Any) -> Judgment:
+    """Parse generated text into a judgment; `fields` are its other fields (tokens, logprob, ...)."""
+    parsed = prompts.parse(text.strip(), item, finished)
+    fields |= dict(score=parsed.score, preference=parsed.preference, failure=parsed.failure)
+    return Judgment(example_id=item.id, index=index, text=text.strip(), rationale=parsed.rationale, **fields)
 
 
-def too_long(example: Item, index: int, prompt_tokens: int = 0) -> Judgment:
+def too_long(item: Item, index: int, prompt_tokens: int = 0) -> Judgment:
     """The judgment of a prompt that leaves no room for one in the model's context."""
-    return Judgment(example_id=example.id, index=index, text="", failure="too_long", prompt_tokens=prompt_tokens)
+    return Judgment(example_id=item.id, index=index, text="", failure="too_long", prompt_tokens=prompt_tokens)
 
 
-def seed_of(seed: int, name: str, index: int) -> int:
-    """The 31-bit seed of one draw: it depends on (seed, example, index) alone, and every server takes its size."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}\0{index}".encode(), digest_size=4).digest()) >> 1
+def uniforms(seed: int, name: str, index: int, n: int) -> np.ndarray:
+    """(n,) uniform numbers of draw `index` of item `name`, from a counter-based generator: they depend on nothing else."""
+    key = hashlib.blake2b(f"{seed}\0{name}\0{index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(n)
 
 
-# ---------------------------------------------------------------- from tokens with log-probabilities
+class Redrawn(NamedTuple):
+    """A judgment whose rationale was kept and whose verdict was drawn again k times."""
+
+    id: str
+    example_id: str
+    entropy: (
+        float  # of the verdict's distribution, in nats: 0 if the rationale leaves no doubt, log(K) if it says nothing
+    )
+    flip_rate: float  # exact probability that a redraw ends in another verdict
+    flips: bool  # more than half of the k redraws do
 
 
-def mean_logprob(tokens: Sequence[Token]) -> float | None:
-    """Mean log-probability in nats; None without tokens, or where one of them has no finite number."""
-    values = [logprob for _, logprob, _ in tokens]
-    return round(sum(values) / len(values), 6) if values and all(map(math.isfinite, values)) else None
+def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
+    """Draw each verdict k times more after the same rationale: does it follow from that? (Asked by reviewers of arXiv
+    2410.05495.) Draws depend on (seed, judgment) alone; judgments without a verdict are left out. Raises ValueError on a
+    verdict without a distribution (see `filled`)."""
+    redrawn = []
+    for j in [j for j in judgments if j.verdict is not None]:
+        if not (distribution := j.distribution or j.preference_probability):
+            raise ValueError(f"judgment {j.id} holds no distribution of its verdict; call sample.filled first")
+        p, written = np.array(list(distribution.values())), list(distribution).index(j.verdict)
+        drawn = np.searchsorted(p.cumsum(), uniforms(seed, f"redraw {j.id}", 0, k) * p.sum(), side="right")
+        entropy = float(-(p[p > 0] * np.log(p[p > 0])).sum())
+        redrawn.append(Redrawn(j.id, j.example_id, entropy, 1 - p[written], bool((drawn != written).mean() > 0.5)))
+    return redrawn
 
 
-def distribution(
-    tokens: Sequence[Token], verdicts: Sequence[Verdict], verdict: Verdict | None
-) -> dict[Verdict, float] | None:
-    """Probabilities of the scores, or of the preferences, where the verdict was written, from the likely tokens there, or None.
-
-    None where they do not tell: no score, a score that takes several tokens, one that begins another (1 and 10), or
-    scores that are not on the list and might have more than 1% together.
-
-    >>> tokens = [("[RESULT]", -0.1, {}), (" 3", -0.22, {" 3": -0.22, " 2": -1.63, " x": -9.0})]
-    >>> distribution(tokens, (1.0, 2.0, 3.0), 3.0)
-    {1.0: 0.0, 2.0: 0.196234, 3.0: 0.803766}
-    """
-    written = {prompts.spelled(v): v for v in verdicts}
-    if verdict is None or any(a != b and b.startswith(a) for a in written for b in written):
-        return None
-    own = prompts.spelled(verdict)
-    end = re.compile(rf"{re.escape(prompts.MARKER)}\s*{re.escape(own)}\s*\Z")
-    texts = [text for text, _, _ in tokens]
-    ends = (k for k in range(len(texts) - 1, -1, -1) if texts[k].strip() == own)
-    last = next((k for k in ends if end.search("".join(texts[: k + 1]))), None)
-    if last is None:
-        return None
-    own, logprob, others = tokens[last]
-    likely = {text: math.exp(p) for text, p in ({own: logprob} | dict(others)).items() if p <= 0.01}
-    found = dict.fromkeys(verdicts, 0.0)
-    for text, probability in likely.items():
-        if text.strip() in written:
-            found[written[text.strip()]] += probability
-    if not found[verdict] or (not all(found.values()) and 1 - sum(likely.values()) > UNSEEN):
-        return None
-    total = sum(found.values())
-    return {v: round(p / total, 6) for v, p in found.items()}
+def flip_summary(
+    redrawn: Sequence[Redrawn], n_boot: int = 2000, group: Mapping[str, str] | None = None
+) -> dict[str, Interval]:
+    """Mean `entropy`, `flip_rate` and `flips`, each with a bootstrap interval over examples: an example counts once, by the
+    mean of its judgments. `group` maps an example's id to its cluster."""
+    of_example: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
+    for r in redrawn:
+        of_example[r.example_id].append((r.entropy, r.flip_rate, r.flips))
+    columns = np.array([np.mean(several, axis=0) for several in of_example.values()]).T
+    clusters = [group[name] for name in of_example] if group else None
+    return {name: mean(columns[i], n_boot, group=clusters) for i, name in enumerate(("entropy", "flip_rate", "flips"))}

@@ -1,0 +1,220 @@
+"""Judgments from an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, `transformers serve`, a hosted API.
+
+The `openai` client sends requests, repeats those that fail, and waits as Retry-After says. Servers differ in what they take: a
+field that is refused by name is not sent again, and a server that returns fewer choices than `n` gets one request a draw.
+Defaults that would change the draws (top-k, penalties) are switched off. The key comes from SRLIB_API_KEY or OPENAI_API_KEY.
+
+    server = Server("http://localhost:8000/v1", model="judge")
+    rows = server_judgments(server, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool  # its threads are daemons: Ctrl-C does not wait for answers under way
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srlib import files, prompts
+from srlib.sample.decoding import verdict_fields
+from srlib.sample.draws import DrawsError, Sampling, Work, collect, judgment, too_long
+from srlib.schema import Item, Judgment
+
+KEYS = ("SRLIB_API_KEY", "OPENAI_API_KEY")
+HINT = f"check server, URL, model name, {KEYS[0]} and api (chat needs a chat template), then the same command resumes"
+UNSEEN = 0.01  # most probability that verdicts outside the list of likely tokens may have together
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+_TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|too long|max_(model_len|total_tokens)|inputs. tokens", re.I)
+Token = tuple[str, float, dict[str, float]]  # text, log-probability, the same of likely tokens in its place
+
+
+class Server:
+    """A server, the judge that it serves under the name `model`, and what is known of both so far.
+
+    With `api` "chat" the server applies the judge's chat template; "completions" is for a judge without one. `left_out` is
+    the share of prompts that may stay without judgments if the server fails on them; `client` goes to `openai.OpenAI`.
+    """
+
+    def __init__(
+        self, url: str, model: str, api: str = "chat", concurrency: int = 8, left_out: float = 0.0, **client: Any
+    ) -> None:
+        import openai
+
+        match = re.fullmatch(r"\s*(https?://[^/@?#\s]+)(/[^@?#\s]*?)?/*\s*", url)
+        if match is None:
+            raise DrawsError(f"endpoint: write http://host:port/v1, no user, password or ?; a key belongs in {KEYS[0]}")
+        name = next((name for name in KEYS if os.environ.get(name, "").strip()), KEYS[0])
+        self.url, self._key = match[1] + (match[2] or "/v1"), os.environ.get(name, "").strip()
+        if not re.fullmatch(r"[!-~]*", self._key):  # the HTTP library would print it with its complaint
+            raise DrawsError(f"{name} holds characters that no key has; set it again")
+        client = dict(timeout=300, max_retries=5) | client
+        self._client = openai.OpenAI(base_url=self.url, api_key=self._key or "none", **client)
+        self.model, self.api, self.concurrency, self.left_out = model, api, concurrency, left_out
+        self.answered = self.one_by_one = False  # it has answered; it returns fewer choices than n
+        self.refused: set[str] = set()  # fields that it does not take
+        self.unfinished: dict[str, str] = {}  # prompts of the last pass without all their judgments, and why
+
+    def summary(self) -> str:
+        """What the server does not do, and the prompts of the last pass without all their judgments, with reasons."""
+        facts = {"fields not taken": sorted(self.refused), "n ignored": self.one_by_one, "failed": self.unfinished}
+        return "; ".join(f"{name}: {files.shorten(fact, 1000)}" for name, fact in facts.items() if fact)
+
+    def draw(self, work: Work, s: Sampling) -> Iterator[list[Judgment]]:
+        """The missing judgments, a list for each prompt, as they come: the first prompt alone, then `concurrency` of them.
+        Raises DrawsError if there is no point in going on."""
+        import httpx
+
+        todo, failures = [pair for pair in work if pair[1]], 0
+        with ThreadPool(self.concurrency) as pool:
+            for part in (todo[:1], todo[1:]):
+                for item, rows, error in pool.imap_unordered(lambda pair: self._draw(*pair, s), part):
+                    yield rows
+                    failures = failures + 1 if error else 0
+                    if error:
+                        why = self._redacted(f"{type(error).__name__}: {error.__cause__ or error}")[:300]
+                        self.unfinished[item.id] = why
+                        gone = isinstance(error.__cause__, httpx.ConnectError)
+                        useless = gone or getattr(error, "status_code", 0) in (401, 403, 404, 429)
+                        if useless or failures >= (10 if self.answered else 3):
+                            raise DrawsError(f"{self.url}, model {self.model!r}: {files.shorten(why, 300)}; {HINT}")
+
+    def _draw(self, item: Item, missing: list[int], s: Sampling) -> tuple[Item, list[Judgment], Exception | None]:
+        """The missing judgments of one item, and the error that ended them early."""
+        import openai
+
+        rows: list[Judgment] = []
+        try:
+            while left := missing[len(rows) :]:
+                n = 1 if self.one_by_one or "n" in self.refused else len(left)
+                some = self._request(item, left[:n], s)
+                self.one_by_one |= len(some) < n
+                rows += some
+        except (openai.APIError, ValueError) as error:
+            if not _is_too_long(error):
+                return item, rows, error
+            rows += [too_long(item, i) for i in left]
+        return item, rows, None
+
+    def _request(self, item: Item, indices: list[int], s: Sampling) -> list[Judgment]:
+        """The judgments of one request, or fewer if the server ignores n. Leaves out the optional fields that it refuses by
+        name, or all of them if it names none and has never answered. Raises ValueError on a bad answer."""
+        import httpx
+        import openai
+
+        path = "/chat/completions" if self.api == "chat" else "/completions"
+        known, response = self.refused, None
+        while response is None:
+            body, optional = self._body(item, indices, s)
+            try:
+                response = self._client.post(path, cast_to=httpx.Response, body=body | optional)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                named = {name for name in optional if re.search(rf"(?<![\\\w]){name}\b", str(error))}
+                unwanted = named or (set() if self.answered else set(optional))
+                if not unwanted or _is_too_long(error):
+                    self.refused = known
+                    raise
+                self.refused = self.refused | unwanted
+        text = self._redacted(response.text)
+        try:
+            rows = _judgments(json.loads(text), item, indices, s)
+        except UNREADABLE as error:
+            raise ValueError(f"no judgments in the answer {files.shorten(text, 200)} ({error})") from None
+        self.answered = True
+        return rows
+
+    def _body(self, item: Item, indices: list[int], s: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a request has to say, and what it also says to servers that take it."""
+        text, chat = prompts.request(item, s.template), self.api == "chat"
+        body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": f"{text}\n"}
+        body["model"] = self.model
+        optional = {"max_tokens": s.max_new_tokens, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        (optional if s.temperature == 1 else body)["temperature"] = s.temperature  # 1 is every server's default
+        (optional if s.top_p == 1 else body)["top_p"] = s.top_p
+        optional |= {"logprobs": True, "top_logprobs": 20 if s.distributions else 0} if chat else {}
+        optional |= {"n": len(indices)} if len(indices) > 1 else {}
+        if s.temperature > 0:
+            key = hashlib.blake2b(f"{s.seed}\0{item.id}\0{indices[0]}".encode(), digest_size=4).digest()
+            optional["seed"] = int.from_bytes(key) >> 1  # 31 bits, the size that every server takes
+            if "top_k" in self.refused:  # `transformers serve`, which is greedy at any temperature without this
+                config = dict(do_sample=True, temperature=s.temperature, top_p=s.top_p, top_k=0)
+                optional["generation_config"] = json.dumps(config)
+        if "max_tokens" in self.refused:
+            body["max_completion_tokens"] = s.max_new_tokens
+        return body, {name: value for name, value in optional.items() if name not in self.refused}
+
+    def _redacted(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if len(self._key) > 7 else text  # a shorter one may be a word
+
+
+def server_judgments(
+    server: Server, items: Sequence[Item], *, out: Path | None = None, desc: str = "judge", **sampling: Any
+) -> list[Judgment]:
+    """The same as `judgments`, from a server; `batch_size` is its own business.
+
+    Prompts without all their judgments are left out, and `server.unfinished` says why. Raises DrawsError if they are more
+    than `server.left_out` allows, or if the server is gone: `out` keeps what was drawn, so the same command resumes.
+    """
+    s, server.unfinished = Sampling(**sampling), {}
+    found = collect(lambda work: server.draw(work, s), items, s.n, out, desc)
+    if len(server.unfinished) > server.left_out * len(items):
+        count = f"{len(server.unfinished)} of {len(items)} prompts"
+        raise DrawsError(f"{count} lack judgments; the same command asks for these alone ({server.summary()})")
+    complete = [row for row in found if row.example_id not in server.unfinished]
+    if server.unfinished and out is not None:
+        files.write_rows(out, complete)
+    return complete
+
+
+def _judgments(answer: dict[str, Any], item: Item, indices: list[int], s: Sampling) -> list[Judgment]:
+    """The choices of an answer as judgments; raises one of UNREADABLE if it has none."""
+    rows, choices, usage = [], answer["choices"], answer.get("usage") or {}
+    for i, choice in zip(indices, [choices[0], *choices[1:]], strict=False):
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        if isinstance(text, list):  # parts of a message
+            text = "".join(part.get("text", "") for part in text)
+        finished = str(choice.get("finish_reason")).lower() not in ("length", "max_tokens", "abort", "error")
+        tokens = _tokens(choice.get("logprobs"))
+        mean = sum(logprob for _, logprob, _ in tokens) / max(1, len(tokens))
+        facts = {"logprob": round(mean, 6) if tokens and math.isfinite(mean) else None}
+        facts["tokens"] = len(tokens) or (usage.get("completion_tokens") or 0) // len(choices)
+        row = judgment(item, i, text or "", finished, prompt_tokens=usage.get("prompt_tokens") or 0, **facts)
+        rows.append(row.model_copy(update=_distribution(tokens, item, row) if s.distributions else {}))
+    return rows
+
+
+def _tokens(logprobs: Any) -> list[Token]:
+    """The tokens of a choice, [] if the server lists none."""
+    try:
+        likely = [{o["token"]: float(o["logprob"]) for o in t.get("top_logprobs") or []} for t in logprobs["content"]]
+        return [(t["token"], float(t["logprob"]), o) for t, o in zip(logprobs["content"], likely, strict=True)]
+    except UNREADABLE:
+        return []
+
+
+def _distribution(tokens: list[Token], item: Item, row: Judgment) -> dict[str, Any]:
+    """Fields of a judgment from the likely tokens in the place of its verdict; {} if they do not tell: a verdict of several
+    tokens, one that begins another (1 and 10), verdicts that are not listed and might have more than UNSEEN."""
+    verdicts, text, likely = [prompts.spelled(verdict) for verdict in item.verdicts], "", {}
+    verdict = None if row.verdict is None else prompts.spelled(row.verdict)
+    for token, logprob, others in tokens:
+        if token.strip() == verdict and text.rstrip().endswith(prompts.MARKER):
+            likely = {**others, token: logprob}
+        text += token
+    p = {token: math.exp(logprob) for token, logprob in likely.items() if logprob <= 0}
+    mass = [sum(q for token, q in p.items() if token.strip() == verdict) for verdict in verdicts]
+    begins = any(a != b and b.startswith(a) for a in verdicts for b in verdicts)
+    if not any(mass) or begins or (not all(mass) and 1 - sum(p.values()) > UNSEEN):
+        return {}
+    with np.errstate(divide="ignore"):
+        return verdict_fields(item, np.log(mass))
+
+
+def _is_too_long(error: Exception) -> bool:
+    return getattr(error, "status_code", None) in (400, 413, 422) and bool(_TOO_LONG.search(str(error)))
