@@ -1,436 +1,340 @@
-"""One function for each figure: plain rows or arrays in, a matplotlib Figure out.
+"""One function a figure: rows or arrays in, a matplotlib Figure out; nothing to show makes an empty one.
 
-The look that all share is in canvas.py; in which order arms stand, in readings.py.
-
-    figure = forest(results)
-    figure.savefig("forest.png")
+Ink on white, light grid lines, 100 dpi. Arms stand in the order of ARMS, self-rationalized ones in blue, the ceiling in
+orange, all others in grey: `forest(results).savefig("forest.png")`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from srlib.evaluate.arms import in_order
-from srlib.report import canvas
-from srlib.stats import metrics, selective
+from srlib.stats import intervals
+from srlib.stats.calibration import Curve
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+Rows = Sequence[Mapping[str, Any]]
+Columns = Sequence[tuple[str, str]]  # (metric, split)
+ACCURACIES = tuple(("accuracy", split) for split in ("test", "ood", "pairwise"))
+SHARES = ("accuracy", "balanced_accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown in percent
+INK, GRID = "#333333", "#dddddd"
+BLUE, ORANGE, GREEN, RED, GREY = PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494")
+STYLE = {
+    "figure.dpi": 100, "figure.facecolor": "white", "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "xtick.major.size": 3, "ytick.major.size": 3,
+}  # fmt: skip
 
 
-def score_histogram(scores: Mapping[str, Sequence[float]]) -> Figure:
+def score_histogram(scores: Mapping[str, Sequence[float]]) -> plt.Figure:
     """How often each score occurs, as a share of each split: `{"train": [1, 5, ...], "test": [...]}`."""
-    values = sorted({float(score) for column in scores.values() for score in column if not np.isnan(score)})
-    figure, (axes,) = canvas.axes_of("Scores", "score", "share of the split")
-    width = 0.8 / max(len(scores), 1)
-    for i, (split, column) in enumerate(scores.items()):
-        shares = [np.mean(np.asarray(column, dtype=float) == value) for value in values]
-        left = np.arange(len(values)) - 0.4 + (i + 0.5) * width
-        axes.bar(left, shares, width * 0.92, label=f"{split} ({len(column)})", color=canvas.palette(len(scores))[i])
-    every = max(-(-len(values) // 12), 1)  # at most a dozen labels
-    axes.set_xticks(range(0, len(values), every), [f"{value:g}" for value in values[::every]])
-    canvas.percent(axes.yaxis)
-    if scores:
-        canvas.legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
+    figure, (axes,) = axes_of("Scores", "", "")
+    columns = {f"{split} ({len(c)})": pd.Series(c, dtype=float).value_counts(True) for split, c in scores.items()}
+    shares = pd.DataFrame(columns).fillna(0).sort_index()
+    if len(shares):
+        shares.plot.bar(ax=axes, width=0.8, color=PALETTE, rot=0, legend=False)
+        every = -(-len(shares) // 12)  # at most a dozen labels
+        axes.set_xticks(range(0, len(shares), every), [f"{score:g}" for score in shares.index[::every]])
+    axes.set(xlabel="score", ylabel="share of the split")
+    percent(axes.yaxis)
+    legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
 
 
-def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> Figure:
-    """Token lengths, a panel for each kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
-    import seaborn
-
-    figure, panels = canvas.axes_of("Lengths", "tokens", "rows", panels=len(tokens))
-    shown = [(name, np.asarray(column)) for name, column in tokens.items() if len(column)]
-    for axes, (name, column), color in zip(panels, shown, canvas.palette(len(shown)), strict=False):
-        seaborn.histplot(x=column, ax=axes, color=color, bins=30, edgecolor="none", alpha=0.9)
-        median, longest = np.median(column), max(column)
-        axes.axvline(median, color=canvas.INK, linewidth=1, linestyle="--")
-        canvas.entitle(axes, f"{name}: median {median:.0f}, longest {longest}")
-        axes.set(xlabel="tokens", ylabel="rows" if axes is panels[0] else "")
-        if limit is not None and longest > 0.7 * limit:  # else it would squeeze what there is to see
-            axes.axvline(limit, color=canvas.RED, linewidth=1.5)
+def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> plt.Figure:
+    """Token lengths, a panel a kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
+    tokens = {name: np.asarray(column) for name, column in tokens.items() if len(column)}
+    figure, panels = axes_of("Lengths", "tokens", "rows", panels=len(tokens))
+    for axes, (name, column), color in zip(panels, tokens.items(), PALETTE, strict=False):
+        axes.hist(column, bins=30, color=color)
+        axes.axvline(np.median(column), color=INK, linewidth=1, linestyle="--")
+        entitle(axes, f"{name}: median {np.median(column):.0f}, longest {column.max()}")
+        if limit is not None and column.max() > 0.7 * limit:  # else it would squeeze the histogram
+            axes.axvline(limit, color=RED, linewidth=1.5)
     return figure
 
 
-def loss_curve(log: Sequence[Mapping[str, float]], title: str = "Loss") -> Figure:
-    """Training loss over steps, from a Trainer's `log_history`: rows without a loss are passed over."""
-    figure, (axes,) = canvas.axes_of(title, "step", "loss")
-    canvas.line(axes, log, "loss", canvas.BLUE)
-    axes.set_ylim(bottom=0)
+def loss_curve(log: Rows, title: str = "Loss") -> plt.Figure:
+    """Training loss over steps, from a Trainer's `log_history`."""
+    figure = _curves(log, title, {"loss": ["loss"]})
+    figure.axes[0].set_ylim(bottom=0)
     return figure
 
 
-def dpo_curves(log: Sequence[Mapping[str, float]], title: str = "DPO") -> Figure:
-    """Margins, log-probabilities, loss and, where logged, lengths over steps, from TRL's `log_history`.
-
-    Both log-probabilities falling while the margin grows is DPO's usual way to go wrong; hence one panel for both.
-    """
-    sides = {"chosen": canvas.BLUE, "rejected": canvas.ORANGE}
-    panels = [
-        ("margin of rewards", {"rewards/margins": ("margin", canvas.GREEN)}),
-        ("log-probability", {f"logps/{side}": (side, color) for side, color in sides.items()}),
-        ("loss", {"loss": ("loss", canvas.INK)}),
-        ("tokens", {f"lengths/{side}": (side, color) for side, color in sides.items()}),
-    ]
-    panels = [panel for panel in panels if any(key in row for key in panel[1] for row in log)]
-    figure, axes = canvas.axes_of(title, "step", "", panels=len(panels))
-    for ax, (name, lines) in zip(axes, panels, strict=False):
-        for key, (label, color) in lines.items():
-            canvas.line(ax, log, key, color, label)
-        canvas.entitle(ax, name)
-        if len(lines) > 1:
-            canvas.legend(ax)
-        if name == "margin of rewards":
-            ax.axhline(0, color=canvas.INK, linewidth=0.8)
-    return figure
+def dpo_curves(log: Rows, title: str = "DPO") -> plt.Figure:
+    """Margins, log-probabilities, loss and, if logged, lengths over steps, from TRL's `log_history`. If both
+    log-probabilities fall while the margin grows, DPO is failing in its usual way."""
+    panels = {"margin of rewards": ["rewards/margins"], "log-probability": ["logps/chosen", "logps/rejected"]}
+    return _curves(log, title, panels | {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]})
 
 
-def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to pairs") -> Figure:
-    """What is left after each step of curation: `[("sampled", 8000), ("parsed", 7950), ..., ("pairs", 480)]`.
-
-    Each bar is what is left; the pale part is what this step took away. A unit may change on the way (judgments,
-    prompts, pairs): the labels say so, and where a count grows nothing is shown as lost.
-    """
-    figure, (axes,) = canvas.axes_of(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
-    labels, counts = [label for label, _ in steps], [count for _, count in steps]
-    before = [counts[0], *counts[:-1]] if counts else []
-    for i, (count, was) in enumerate(zip(counts, before, strict=True)):
-        axes.barh(i, count, color=canvas.GREEN if i == len(steps) - 1 else canvas.BLUE, height=0.7)
-        axes.barh(i, max(was - count, 0), left=count, color=canvas.GREY, alpha=0.35, height=0.7)
-        lost = f"   −{was - count:,}" if was > count else ""
-        axes.text(max(count, was), i, f" {count:,}{lost}", va="center", color=canvas.INK)
-    axes.set_yticks(range(len(steps)), canvas.plain(labels))
-    axes.set_xlim(0, max(counts, default=1) * 1.3)
-    axes.invert_yaxis()
-    canvas.bare(axes)
-    return figure
-
-
-def forest(
-    results: Sequence[Mapping[str, Any]],
-    columns: Sequence[tuple[str, str]] = (("accuracy", "test"), ("accuracy", "ood"), ("accuracy", "pairwise")),
-    reference: str = "sft",
-) -> Figure:
-    """Every arm as a dot with its interval, in the order of ARMS, a panel for each (metric, split) that `results`, rows of
-    results.json, have; the dashed line is the arm `reference`."""
-    defined = [row for row in results if _number(row["value"]) == _number(row["value"])]
-    columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in defined)]
-    names = in_order([row["arm"] for row in defined if (row["metric"], row["split"]) in columns])
-    height = 1.0 + 0.36 * len(names)
-    figure, panels = canvas.axes_of(
-        "", "", "", panels=max(len(columns), 1), height=height, width=2.9 if columns else None, left=2.0
-    )
-    for axes, (metric, split) in zip(panels, columns, strict=False):
-        rows = {row["arm"]: row for row in defined if (row["metric"], row["split"]) == (metric, split)}
-        share = metric in SHARES
-        if reference in rows:
-            axes.axvline(rows[reference]["value"], color=canvas.INK, linewidth=1, linestyle="--", alpha=0.6)
-        for i, arm in enumerate(names):
-            if arm not in rows:
-                continue
-            value, low, high = (_number(rows[arm][key]) for key in ("value", "ci_low", "ci_high"))
-            color = _arm_color(arm)
-            axes.plot([low, high], [i, i], color=color, linewidth=2.5, alpha=0.55, solid_capstyle="round")
-            axes.plot(value, i, "o", color=color, markersize=8)
-            text = f"{100 * value:.1f}" if share else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
-            axes.annotate(
-                text, (1, i), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=canvas.INK
+def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.Figure:
+    """The panels of which `log` has a column; rows without it are skipped."""
+    panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
+    figure, all_axes = axes_of(title, "step", "", panels=len(panels))
+    for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
+        for key, color in zip(keys, PALETTE, strict=False):
+            points = [(row["step"], row[key]) for row in log if key in row]
+            axes.plot(
+                *np.transpose(points), color=color, label=key.split("/")[1] if len(keys) > 1 else None, linewidth=1.8
             )
-        canvas.entitle(axes, f"{_words(metric)} on {split}")
-        axes.set_yticks(range(len(names)), canvas.plain(names) if axes is panels[0] else [""] * len(names))
-        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-        if share:
-            canvas.percent(axes.xaxis)
+        axes.locator_params(axis="x", integer=True, nbins=6)
+        entitle(axes, name if len(panels) > 1 else title)
+        legend(axes)
     return figure
 
 
-def alarms(rows: Sequence[Mapping[str, Any]], title: str = "Alarms, as shares of their thresholds") -> Figure:
-    """Each alarm of each iteration as a dot at value / threshold; right of the red line it has fired."""
-    rows = [row for row in rows if row["value"] is not None and row["threshold"]]
-    names = list(dict.fromkeys(row["alarm"] for row in rows))
-    figure, (axes,) = canvas.axes_of(title, "value / threshold", "", height=1.2 + 0.34 * len(names))
-    for iteration, color in zip(sorted({row["iteration"] for row in rows}), canvas.palette(9), strict=False):
-        mine = [row for row in rows if row["iteration"] == iteration]
-        places = [names.index(row["alarm"]) + 0.12 * (iteration - 1) for row in mine]
-        axes.plot(
-            [row["value"] / row["threshold"] for row in mine], places, "o", color=color, label=f"iteration {iteration}"
-        )
-    axes.axvline(1, color=canvas.RED, linewidth=1.8)
-    axes.set_yticks(range(len(names)), canvas.plain([name.replace("_", " ") for name in names]))
-    axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-    if rows:
-        canvas.legend(axes)
-    return figure
-
-
-def costs(rows: Sequence[Mapping[str, Any]], title: str = "Tokens that each arm took") -> Figure:
-    """What each arm needed before it judged, from ledger.arms: tokens trained on, and tokens drawn to learn from."""
-    rows = [row for row in rows if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
-    figure, (axes,) = canvas.axes_of(title, "million tokens", "", height=1.2 + 0.3 * len(rows))
-    start = np.zeros(len(rows))
-    for key, label, color in (("training tokens", "trained on", canvas.BLUE), ("drawn tokens", "drawn", canvas.ORANGE)):
-        values = np.array([(row[key] or 0) / 1e6 for row in rows])
-        axes.barh(range(len(rows)), values, 0.7, left=start, color=color, label=label)
-        start = start + values
-    axes.set_yticks(range(len(rows)), canvas.plain([row["arm"] for row in rows]))
-    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
-    if rows:
-        canvas.legend(axes)
-    return figure
-
-
-def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[float], title: str = "") -> Figure:
-    """Gold scores (rows) against the judge's (columns), counts; the last column is where it gave none (NaN)."""
-    import seaborn
-
-    points, gold, scores = sorted(scale), np.asarray(gold, dtype=float), np.asarray(scores, dtype=float)
-    columns = [scores == point for point in points] + [np.isnan(scores)]
-    table = np.array([[int(((gold == point) & column).sum()) for column in columns] for point in points])
-    if not table[:, -1].any():
-        table = table[:, :-1]
-    size = max(3.2, (0.5 if len(points) <= 12 else 0.32) * len(points) + 1.2)
-    figure, (axes,) = canvas.axes_of(title or "Gold score against the judge's", "", "", height=size, width=size + 0.8)
-    ticks = [f"{point:g}" for point in points]
-    seaborn.heatmap(
-        table, ax=axes, annot=len(points) <= 12, fmt="d", cmap="Blues", cbar=False, square=True, linewidths=1,
-        linecolor=canvas.GRID, xticklabels=[*ticks, "none"][: table.shape[1]], yticklabels=ticks,
-    )  # fmt: skip
-    axes.set(xlabel="the judge's score", ylabel="gold score")
-    axes.tick_params(length=0, rotation=0)
+def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to pairs") -> plt.Figure:
+    """What is left after each step of curation, `[("sampled", 8000), ..., ("pairs", 480)]`; the pale part is lost."""
+    figure, (axes,) = axes_of(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
+    for i, (_, count) in enumerate(steps):
+        before = max(steps[max(i - 1, 0)][1], count)
+        axes.barh(i, count, color=GREEN if i == len(steps) - 1 else BLUE, height=0.7)
+        axes.barh(i, before - count, left=count, color=GREY, alpha=0.35, height=0.7)
+        axes.text(before, i, f" {count:,}" + f"   −{before - count:,}" * (before > count), va="center", color=INK)
+    axes.set(xlim=(0, max((count for _, count in steps), default=1) * 1.3), xticks=[])
     axes.grid(visible=False)
+    axes.spines[["bottom", "left"]].set_visible(False)
+    label_rows(axes, [label for label, _ in steps])
     return figure
 
 
-def error_heatmap(cells: Sequence[Mapping[str, Any]], title: str = "Error by slice") -> Figure:
-    """Error rates, slices (rows, in the order given) against arms: `[{"slice": ..., "n": 32, "arm": "sft", "error": 0.6}]`.
-    Numbers in %; darker is worse, and the whole range 0 to 100% has one colour scale."""
-    import seaborn
-
-    labels = list(dict.fromkeys((cell["slice"], cell["n"]) for cell in cells))
-    names = in_order([cell["arm"] for cell in cells])
-    value = {(cell["slice"], cell["arm"]): _number(cell["error"]) for cell in cells}
-    table = np.array([[value.get((part, arm), np.nan) for arm in names] for part, _ in labels])
-    width = max(4.0, 1.1 * len(names)) + 3.6
-    figure, (axes,) = canvas.axes_of(title, "", "", height=1.0 + 0.3 * max(len(labels), 1), width=width)
-    if len(labels):
-        ticks = [
-            f"{text}  (n {n})" for text, (_, n) in zip(canvas.plain([p for p, _ in labels], 48), labels, strict=True)
-        ]
-        seaborn.heatmap(
-            100 * table, ax=axes, annot=True, fmt=".0f", cmap="Blues", vmin=0, vmax=100, cbar=False, linewidths=1,
-            linecolor=canvas.GRID, xticklabels=canvas.plain(names), yticklabels=ticks,
-        )  # fmt: skip
-    axes.set(xlabel="wrong, %", ylabel="")
-    axes.tick_params(length=0, rotation=0)
-    axes.grid(visible=False)
+def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft") -> plt.Figure:
+    """Every arm as a dot with interval and value, a panel a (metric, split) of `results`; dashed: `reference`."""
+    figure, cells = _by_arm(results, columns)
+    for axes, place, metric, [row] in cells:
+        color, value = _color(row["arm"]), row["value"]
+        if row["arm"] == reference:
+            axes.axvline(value, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=color, linewidth=2.5, alpha=0.55)
+        axes.plot(value, place, "o", color=color, markersize=8)
+        text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+        _note(axes, place, text)
     return figure
 
 
-def reliability(
-    table: Sequence[metrics.Bin], title: str = "Calibration", labels: tuple[str, str] | None = None
-) -> Figure:
-    """Claim against truth from `metrics.reliability`; calibrated is on the dashed line. Larger dots hold more."""
-    low, high = table[0].low, table[-1].high
-    rows = [row for row in table if row.n]
-    xlabel, ylabel = labels or ("confidence", "share that is right")
-    figure, (axes,) = canvas.axes_of(title, xlabel, ylabel, height=4.2, width=4.6)
-    axes.plot([low, high], [low, high], color=canvas.GREY, linestyle="--", linewidth=1)
-    most = max((row.n for row in rows), default=1)
-    claimed, was = [row.confidence for row in rows], [row.correct for row in rows]
-    axes.plot(claimed, was, color=canvas.BLUE, linewidth=1, alpha=0.5)
-    axes.scatter(claimed, was, s=[20 + 160 * row.n / most for row in rows], color=canvas.BLUE, zorder=3)
-    axes.set_aspect("equal", adjustable="box")
+def compare(rows: Rows, columns: Columns = ACCURACIES) -> plt.Figure:
+    """Every arm over seeds: a pale dot a seed, below them mean and t interval."""
+    figure, cells = _by_arm(rows, columns)
+    for axes, place, _, of_seeds in cells:
+        color, values = _color(of_seeds[0]["arm"]), [row["value"] for row in of_seeds]
+        mean, low, high, n = intervals.seeds(values)
+        axes.plot(values, [place - 0.25] * n, "o", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
+        axes.plot([low, high], [place, place], color=color, linewidth=2)
+        axes.plot(mean, place, "D", color=color, markersize=6)
     return figure
 
 
-def preferences(won: Mapping[str, Any], first: str, second: str, title: str = "") -> Figure:
-    """Wins, ties and losses of the first arm as shares, a bar for each question, and its win rate with ties as halves as a
-    dot with its interval: `{"overall": preference.win_rates(...)}`."""
-    won = {name: rates for name, rates in won.items() if rates.ties_split.n}
-    title = title or f"Preferred: {first} (left) or {second} (right)"
-    figure, (axes,) = canvas.axes_of(title, "", "", height=1.3 + 0.42 * len(won))
-    for i, rates in enumerate(won.values()):
-        left = 0.0
-        for count, color in ((rates.wins, canvas.BLUE), (rates.ties, canvas.GREY), (rates.losses, canvas.ORANGE)):
-            axes.barh(i, count / rates.ties_split.n, left=left, color=color, alpha=0.35, height=0.7)
-            left += count / rates.ties_split.n
-        value, low, high, n = rates.ties_split
-        axes.plot([low, high], [i, i], color=canvas.INK, linewidth=2, solid_capstyle="round")
-        axes.plot(value, i, "o", color=canvas.INK, markersize=7)
-        axes.annotate(
-            f"{100 * value:.0f}% of {n}",
-            (1, i),
-            (6, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            va="center",
-            color=canvas.INK,
-        )
-    axes.axvline(0.5, color=canvas.INK, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(won)), canvas.plain([name.replace("_", " ") for name in won]))
-    axes.set(xlim=(0, 1), ylim=(max(len(won), 1) - 0.5, -0.5))
-    axes.grid(visible=False)
-    canvas.percent(axes.xaxis)
-    return figure
-
-
-def audits(results: Sequence[Mapping[str, Any]], title: str = "Audits: at 0, a judge does not mind") -> Figure:
-    """What moves a score and should not, from the `audit_` rows of results.json, a bar an arm with its interval: on the
-    left effects as shares of the scale, on the right how many of the scores below the top are at the top afterwards."""
-    rows = {(row["split"], row["metric"], row["arm"]): row for row in results if row["split"].startswith("audit_")}
-    rows = {key: row for key, row in rows.items() if _number(row["value"]) == _number(row["value"])}
-    names = in_order([arm for *_, arm in rows])
-    shown = {"shift, in % of the scale": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
-    panels = [list(dict.fromkeys(key[:2] for key in rows if key[1] in wanted)) for wanted in shown.values()]
-    height = 1.3 + 0.14 * (max(len(names), 2) + 1) * max(map(len, panels))
-    figure, axes = canvas.axes_of(title, "", "", panels=2, height=height, width=4.4)
-    thick = 0.8 / max(len(names), 1)
-    for ax, name, panel in zip(axes, shown, panels, strict=True):
-        for k, arm in enumerate(names):
-            mine = [
-                (i + (k + 0.5) * thick - 0.4, rows[*key, arm]) for i, key in enumerate(panel) if (*key, arm) in rows
-            ]
-            y, values = [at for at, _ in mine], [row["value"] for _, row in mine]
-            shade = 0.4 + 0.6 * (k + 1) / len(names)  # later iterations are darker
-            ax.barh(y, values, thick * 0.9, color=_arm_color(arm), alpha=shade, label=canvas.plain([arm])[0])
-            ax.hlines(
-                y, *([_number(row[end]) for _, row in mine] for end in ("ci_low", "ci_high")), canvas.INK, linewidth=1.2
-            )
-            ax.plot(values, y, ".", color=canvas.INK, markersize=3)  # or nobody sees a 0
-        ax.axvline(0, color=canvas.INK, linewidth=0.8)
-        ax.set_yticks(
-            range(len(panel)), canvas.plain([AUDITS.get(split, split.split("_", 2)[-1]) for split, _ in panel])
-        )
-        ax.set_ylim(max(len(panel), 1) - 0.5, -0.5)
-        canvas.entitle(ax, name)
-        canvas.percent(ax.xaxis)
-    if names:
-        canvas.legend(axes[-1], loc="lower right", handlelength=1)
-    return figure
-
-
-AUDITS = {  # how the figure calls them; the families of injections have their own names
-    "audit_position": "first of two (share of verdicts)",
-    "audit_padding": "padded",
-    "audit_markdown": "in markdown",
-    "audit_injection": "injected, all families",
-    "audit_verbosity": "longer by 1 SD, equal gold",
-    "audit_self_preference": "likelier by 1 SD, equal gold",
-}
-
-
-def risk_coverage(
-    curves: Mapping[str, selective.Curve], target: float | None = None, title: str = "Risk against coverage"
-) -> Figure:
-    """Share of wrong answers among the surest, for every share of items that is answered: `selective.curve` by arm."""
-    figure, (axes,) = canvas.axes_of(title, "items answered", "of them wrong")
-    for (arm, curve), color in zip(curves.items(), canvas.palette(len(curves)), strict=True):
-        axes.plot(curve.coverage, curve.risk, color=color, label=arm, linewidth=1.8)
-    if target is not None:
-        axes.axhline(target, color=canvas.INK, linewidth=1, linestyle="--")
-    axes.set(xlim=(0, 1.01), ylim=(0, None))
-    canvas.percent(axes.xaxis)
-    canvas.percent(axes.yaxis)
-    if curves:
-        canvas.legend(axes)
-    return figure
-
-
-def score_entropy(
-    values: Sequence[float], n_scores: int | None = None, title: str = "Entropy of the N scores"
-) -> Figure:
-    """How much the N samples of each prompt disagree; at 0 they agree. With `n_scores` the axis ends at the most."""
-    import seaborn
-
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    figure, (axes,) = canvas.axes_of(title, "nats", "prompts")
-    top = float(np.log(n_scores)) if n_scores else max(float(values.max(initial=0)), 0.1)
-    seaborn.histplot(
-        x=values, ax=axes, bins=np.linspace(0, top * 1.0001, 25), color=canvas.BLUE, edgecolor="none", alpha=0.9
-    )
-    axes.set(
-        xlabel=f"nats ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else "nats", ylabel="prompts"
-    )
-    return figure
-
-
-def compare(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]] = (("accuracy", "test"), ("accuracy", "ood"))
-) -> Figure:
-    """Arms x metrics over seeds: a dot a seed, above them mean and t interval; `columns` are (metric, split)."""
-    rows = [row for row in rows if _number(row["value"]) == _number(row["value"])]
-    columns = [column for column in columns if any((row["metric"], row["split"]) == column for row in rows)]
-    names = in_order([row["arm"] for row in rows if (row["metric"], row["split"]) in columns])
-    figure, panels = canvas.axes_of(
-        "", "", "", panels=len(columns), height=1.1 + 0.36 * len(names), width=3.2, left=2.0
-    )
-    for axes, (metric, split) in zip(panels, columns, strict=False):
-        for i, arm in enumerate(names):
-            mine = [row for row in rows if (row["arm"], row["metric"], row["split"]) == (arm, metric, split)]
-            if not mine:
-                continue
-            got = metrics.seeds([row["value"] for row in mine])
-            color = _arm_color(arm)
-            axes.plot([row["value"] for row in mine], [i + 0.25] * len(mine), "o", color=color, alpha=0.35, ms=5, mew=0)
-            axes.plot([got.low, got.high], [i, i], color=color, linewidth=2, solid_capstyle="round")
-            axes.plot(got.value, i, "D", color=color, markersize=6)
-        canvas.entitle(axes, f"{_words(metric)} on {split}")
-        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
-        axes.set_yticks(range(len(names)), canvas.plain(names) if axes is panels[0] else [""] * len(names))
+def _by_arm(rows: Rows, columns: Columns) -> tuple[plt.Figure, list[tuple[plt.Axes, int, str, Rows]]]:
+    """A panel for each (metric, split) that has a value, and for each arm in it (axes, place, metric, rows)."""
+    of = {column: [row for row in rows if (row["metric"], row["split"]) == column] for column in columns}
+    of = {column: known for column in of if (known := [row for row in of[column] if pd.notna(row["value"])])}
+    names = in_order([row["arm"] for known in of.values() for row in known])
+    height, width = 1.0 + 0.36 * len(names), 2.9 + 2 / max(len(of), 1)
+    figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
+    label_rows(panels[0], names)
+    cells = []
+    for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
+        entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split}")
         if metric in SHARES:
-            canvas.percent(axes.xaxis)
+            percent(axes.xaxis)
+        by_arm = {arm: [row for row in known if row["arm"] == arm] for arm in names}
+        cells += [(axes, place, metric, mine) for place, mine in enumerate(by_arm.values()) if mine]
+    return figure, cells
+
+
+def alarms(results: Rows, title: str = "Alarms, as shares of their limits") -> plt.Figure:
+    """Each alarm of each iteration as a dot at value / threshold; right of the line, in red, those that have fired."""
+    shown = [row for row in results if pd.notna(row["value"]) and row["threshold"]]
+    labels = [f"{row['alarm'].replace('_', ' ')}, iteration {row['iteration']}" for row in shown]
+    places = list(dict.fromkeys(labels))
+    figure, (axes,) = axes_of(title, "value / threshold", "", height=1.2 + 0.28 * len(places))
+    x, y = [row["value"] / row["threshold"] for row in shown], [places.index(label) for label in labels]
+    axes.scatter(x, y, c=[RED if row["fired"] else BLUE for row in shown], zorder=3)
+    axes.axvline(1, color=INK, linewidth=1, linestyle="--")
+    label_rows(axes, places)
     return figure
 
 
-SHARES = (
-    "accuracy",
-    "balanced_accuracy",
-    "parse_rate",
-    "rationale_accuracy",
-    "rationale_win_rate",
-)  # shown as percentages
-
-
-def sharing(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """How much faster DPO is with each prompt read once, a panel for each result of `srlib bench --sharing`; a tick stands
-    where the count of tokens puts it, a dotted line at TRL's own trainer."""
-    ways = ("shared", "shared, checkpointing")
-    figure, panels = canvas.axes_of(
-        "DPO with each prompt read once", "pairs a prompt", "", panels=len(results), width=4.2
-    )
-    for axes, result in zip(panels, results, strict=True):
-        sizes, ks = result["settings"], sorted({row["k"] for row in result["rows"]})
-        for i, way in enumerate(ways):
-            found = {row["k"]: row for row in result["rows"] if row["way"] == way}
-            at = [ks.index(k) + 0.38 * (i - 0.5) for k in found]
-            speeds = [row["speed"] for row in found.values()]
-            axes.bar(at, speeds, 0.34, label=way, color=(canvas.BLUE, canvas.GREEN)[i])
-            axes.plot(at, [row["ideal"] for row in found.values()], "_", color=canvas.INK, markersize=22)
-            for x, speed in zip(at, speeds, strict=True):
-                axes.text(x, 0.06, f"{speed:.1f}", ha="center", va="bottom", fontsize=10, color="white")
-        axes.axhline(1, color=canvas.GREY, linestyle=":")
-        size = f"{result['parameters'] / 1e6:.0f} M parameters, {sizes['prompt_tokens']} + {sizes['completion_tokens']} tokens"
-        canvas.entitle(axes, size)
-        axes.set_xticks(range(len(ks)), [str(k) for k in ks])
-        axes.grid(visible=False, axis="x")
-    if panels:
-        panels[0].set_ylabel("times as fast as TRL")
-        canvas.legend(panels[-1], loc="upper left")
+def costs(results: Rows, title: str = "Tokens that each arm took") -> plt.Figure:
+    """Tokens that each arm was trained on, and that were drawn for it, from `cost.arms`."""
+    shown = [row for row in results if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
+    figure, (axes,) = axes_of(title, "million tokens", "", height=1.2 + 0.3 * len(shown))
+    trained, drawn = ([(row[key] or 0) / 1e6 for row in shown] for key in ("training tokens", "drawn tokens"))
+    axes.barh(range(len(shown)), trained, 0.7, color=BLUE, label="trained on")
+    axes.barh(range(len(shown)), drawn, 0.7, left=trained, color=ORANGE, label="drawn")
+    label_rows(axes, [row["arm"] for row in shown])
+    legend(axes)
     return figure
 
 
-def _arm_color(arm: str) -> str:
-    """Ours in blue, the ceiling in orange, what it is held against in grey."""
-    return canvas.BLUE if arm.startswith("sre") else canvas.ORANGE if arm == "sft_careful_only" else canvas.GREY
+def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[float], title: str = "") -> plt.Figure:
+    """Counts of gold scores (rows) and the judge's (columns); the last column, if any, counts missing scores (NaN)."""
+    labels = [f"{score:g}" for score in sorted(scale)]
+    names = {"rownames": ["gold score"], "colnames": ["the judge's score"]}
+    table = pd.crosstab([f"{g:g}" for g in gold], [f"{s:g}" if s == s else "none" for s in scores], **names)
+    table = table.reindex(index=labels, columns=[*labels, *(["none"] if "none" in table else [])], fill_value=0)
+    size = 1.6 + (0.5 if len(labels) <= 12 else 0.32) * len(labels)
+    return _heatmap(table, title, (size + 0.8, size), annot=len(labels) <= 12, square=True)
 
 
-def _words(metric: str) -> str:
-    return metric.upper() if metric in ("qwk", "mae", "ece", "auroc", "aurc") else metric.replace("_", " ").capitalize()
+def error_heatmap(cells: Rows, title: str = "Wrong in %, by slice") -> plt.Figure:
+    """Error rates, slices against arms: `[{"slice": ..., "n": 32, "arm": "sft", "error": 0.6}]`."""
+    rows = [f"{plain(cell['slice'], 48)}  (n {cell['n']})" for cell in cells]
+    arms, errors = ([cell[key] for cell in cells] for key in ("arm", "error"))
+    table = 100 * pd.Series(errors, index=[rows, arms], dtype=float).unstack().reindex(dict.fromkeys(rows))
+    size = (max(4.0, 1.1 * len(table.columns)) + 3.6, 1.0 + 0.3 * max(len(table), 1))
+    table = table[in_order(table.columns)].rename(columns=plain)
+    return _heatmap(table, title, size, annot=True, vmin=0, vmax=100)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **options: Any) -> plt.Figure:
+    import seaborn
+
+    figure, (axes,) = axes_of(title, "", "", width=size[0], height=size[1])
+    style = dict(fmt=".0f", cmap="Blues", cbar=False, linewidths=1, linecolor=GRID)
+    if table.size:
+        seaborn.heatmap(table, ax=axes, **style, **options)
+    axes.tick_params(length=0, rotation=0)
+    axes.grid(visible=False)
+    return figure
+
+
+def reliability(confidence: Sequence[float], correct: Sequence[float], title: str = "Calibration") -> plt.Figure:
+    """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal."""
+    from sklearn.calibration import calibration_curve
+
+    figure, (axes,) = axes_of(title, "confidence", "share that is right", height=4.2, width=4.6)
+    axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
+    confidence = np.clip(confidence, 0, 1)
+    right, claimed = calibration_curve(correct, confidence, n_bins=10)
+    n = np.unique(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence), return_counts=True)[1]
+    axes.plot(claimed, right, color=BLUE, linewidth=1, alpha=0.5)
+    axes.scatter(claimed, right, s=20 + 160 * n / n.max(), color=BLUE, zorder=3)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    return figure
+
+
+def risk_coverage(curves: Mapping[str, Curve], target: float | None = None) -> plt.Figure:
+    """Share of wrong answers among the surest, for every share of answered items: `calibration.curve` by arm."""
+    figure, (axes,) = axes_of("Risk against coverage", "items answered", "of them wrong")
+    for k, (arm, curve) in enumerate(curves.items()):
+        axes.plot(curve.coverage, curve.risk, label=plain(arm), linewidth=1.8, **_shade(arm, k, len(curves)))
+    if target is not None:
+        axes.axhline(target, color=INK, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1.01), ylim=(0, None))
+    percent(axes.xaxis)
+    percent(axes.yaxis)
+    legend(axes)
+    return figure
+
+
+def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
+    """Wins, ties and losses of the first arm, a bar a question, and its win rate (ties half) with interval as a dot."""
+    won = {name: rates for name, rates in won.items() if rates.ties_split.n}
+    title = f"Preferred: {first} (left) or {second} (right)"
+    figure, (axes,) = axes_of(title, "", "", height=1.3 + 0.42 * len(won))
+    for i, rates in enumerate(won.values()):
+        value, low, high, n = rates.ties_split
+        shares = np.array([rates.wins, rates.ties, rates.losses]) / n
+        axes.barh([i] * 3, shares, 0.7, left=shares.cumsum() - shares, color=[BLUE, GREY, ORANGE], alpha=0.35)
+        axes.plot([low, high], [i, i], color=INK, linewidth=2)
+        axes.plot(value, i, "o", color=INK, markersize=7)
+        _note(axes, i, f"{100 * value:.0f}% of {n}")
+    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.grid(visible=False)
+    label_rows(axes, [name.replace("_", " ") for name in won])
+    percent(axes.xaxis)
+    return figure
+
+
+def audits(results: Rows, title: str = "Audits: a judge that does not mind is at 0") -> plt.Figure:
+    """Effects of `audit_` rows: shifts as shares of the scale, and the share of scores below the top that reach it."""
+    rows = [row for row in results if row["split"].startswith("audit_") and pd.notna(row["value"])]
+    panels = {"shift, in % of the scale": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
+    names, splits = in_order([row["arm"] for row in rows]), {row["split"] for row in rows}
+    height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
+    figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)
+    for axes, (name, metrics) in zip(all_axes, panels.items(), strict=True):
+        labels = list(dict.fromkeys(row["split"] for row in rows if row["metric"] in metrics))
+        for k, arm in enumerate(names):
+            mine = [row for row in rows if row["metric"] in metrics and row["arm"] == arm]
+            y = [labels.index(row["split"]) + 0.6 * ((k + 0.5) / len(names) - 0.5) for row in mine]
+            value, low, high = ([row[key] for row in mine] for key in ("value", "ci_low", "ci_high"))
+            axes.hlines(y, low, high, linewidth=2, **_shade(arm, k, len(names)))
+            axes.plot(value, y, "o", markersize=5, label=plain(arm), **_shade(arm, k, len(names)))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        entitle(axes, name)
+        label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
+        percent(axes.xaxis)
+    legend(all_axes[-1], loc="lower right")
+    return figure
+
+
+def score_entropy(values: Sequence[float], n_scores: int | None = None) -> plt.Figure:
+    """How much the N samples of each prompt disagree, 0 if they agree; `n_scores` ends the axis at its largest value."""
+    values = np.array([value for value in values if value == value])
+    agree = f" ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else ""
+    figure, (axes,) = axes_of("Entropy of the N scores", f"nats{agree}", "prompts")
+    top = np.log(n_scores) if n_scores else max(values.max(initial=0), 0.1)
+    axes.hist(values, bins=np.linspace(0, top * 1.0001, 25), color=BLUE)
+    return figure
+
+
+def _note(axes: plt.Axes, row: int, text: str) -> None:
+    axes.annotate(text, (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
+
+
+def _color(arm: str) -> str:
+    return BLUE if arm.startswith("sre") else ORANGE if arm == "sft_careful_only" else GREY
+
+
+def _shade(arm: str, place: int, arms: int) -> dict[str, Any]:
+    """The arm's colour, later arms darker."""
+    return dict(color=_color(arm), alpha=0.4 + 0.6 * (place + 1) / arms)
+
+
+def axes_of(
+    title: str, xlabel: str, ylabel: str, panels: int = 1, height: float = 3.2, width: float = 0, **options: Any
+) -> tuple[plt.Figure, list[plt.Axes]]:
+    """A figure with `panels` axes side by side, at least one; sizes of a panel in inches, `options` of plt.subplots."""
+    size = ((width or (6.4 if panels < 2 else 3.4)) * max(panels, 1), height)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(1, max(panels, 1), figsize=size, layout="constrained", squeeze=False, **options)
+    plt.close(figure)  # a notebook shows it once, as the value of its cell
+    for axes in grid[0]:
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+    if panels < 2:
+        entitle(axes, title)
+    else:
+        figure.suptitle(plain(title, 60), x=0.01, ha="left", fontsize=12, color=INK)
+    return figure, list(grid[0])
+
+
+def entitle(axes: plt.Axes, text: str) -> None:
+    axes.set_title(plain(text, 60), loc="left", fontsize=11, color=INK, pad=10)
+
+
+def legend(axes: plt.Axes, **options: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, **options)
+
+
+def label_rows(axes: plt.Axes, labels: Sequence[str]) -> None:
+    """Rows 0, 1, ... from the top, with their labels."""
+    axes.set_yticks(range(len(labels)), [plain(label) for label in labels])
+    axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+
+
+def percent(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+
+
+def plain(text: str, limit: int = 40) -> str:
+    """Text that is drawn as it is: not as a formula, and not longer than there is room for."""
+    return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Statistics: numbers in, numbers out, each with an interval. No torch; scipy loads when first used.
+"""Statistics: numbers in, numbers out, each with an interval. No torch.
 
 intervals    bootstrap and jackknife intervals of items or of groups of items; means, means over seeds
 agreement    scores against gold scores, pairs of scores against preferences, N scores of one item with each other

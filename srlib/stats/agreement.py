@@ -1,11 +1,7 @@
-"""Agreement of scores with gold scores, of pairs of scores with preferences, and of N scores of one item with each other.
+"""Agreement of scores with gold scores, of two scores with a preference, and of N scores of one item with each other.
 
 Scores are floats, NaN if a judgment has none. A missing score is wrong in everything that counts right and wrong, and
-absent from correlations and errors.
-
->>> got = measure(gold=[1, 2, 3, 4], scores=[1, 2, 3, float("nan")])
->>> got["accuracy"].value, got["pearson"].value, got["pearson"].n, got["parse_rate"].value
-(0.75, 1.0, 3, 0.75)
+absent from correlations and errors: `measure([1, 2, 3], [1, 2, float("nan")])["accuracy"].value` is 2/3.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,24 +10,22 @@ from typing import Any
 import numpy as np
 
 from srlib.stats import intervals
-from srlib.stats.intervals import NAN, UNDEFINED, Array, Floats, Interval, Keys, columns
-
-MISSING = 1e300
+from srlib.stats.intervals import NAN, Array, Floats, Interval, Keys, columns
 
 
 def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> dict[str, Interval]:
-    """accuracy, balanced_accuracy, parse_rate, mae, pearson, spearman, kendall and qwk of `scores` (n,) with `gold` (n,).
+    """accuracy, balanced_accuracy, parse_rate, mae, pearson, spearman, kendall and qwk of `scores` (n,), `gold` (n,).
 
-    NaN in `scores` is left out of all but the first three, whose `n` says how many remain. Balanced accuracy is the mean
-    accuracy of the gold scores that occur; Kendall is tau-b; QWK weighs by the squared distance of scores (Lin's
+    NaN in `scores` is left out of all but the first three, and their `n` says how many remain. Balanced accuracy is the
+    mean accuracy of the gold scores that occur; Kendall is tau-b; QWK weighs by the squared distance of scores (Lin's
     concordance; on an even scale Cohen's kappa). A correlation with a constant is NaN, QWK only of two equal constants.
     """
     gold, scores = columns(missing=["scores"], gold=gold, scores=scores)
-    kept = np.isfinite(scores)
-    outcome = gold + 1j * np.where(kept, scores, MISSING)  # a pair of numbers that sorts like one
+    kept, missing = np.isfinite(scores), 1e300
+    outcome = gold + 1j * np.where(kept, scores, missing)  # a pair of numbers that sorts like one
     cells, counts, units = intervals.resample(outcome, n_boot, seed, group, jackknife=True)
     x, y = cells.real, cells.imag
-    right, scored = x == y, y != MISSING
+    right, scored = x == y, y != missing
     of_score = (x == np.unique(x)[:, None]).astype(float)  # (gold scores, cells)
     with np.errstate(invalid="ignore"):
         by_score = (counts * right) @ of_score.T / (counts @ of_score.T)  # NaN if a resample lacks a gold score
@@ -41,18 +35,17 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
             "parse_rate": counts @ scored / counts.sum(1),
             "mae": counts[:, scored] @ np.abs(x - y)[scored] / counts[:, scored].sum(1),
         }
-    n = {name: int(kept.sum()) if name == "mae" else len(gold) for name in values}
-    found = {name: intervals.interval(values[name], n[name], units) for name in values}
-
-    # Items without a score are no evidence of how scores go together, so they are no jackknife units either.
+    n = int(kept.sum())
+    found = {name: intervals.interval(v, n if name == "mae" else len(gold), units) for name, v in values.items()}
     names = ("pearson", "spearman", "kendall", "qwk")
-    if not kept.any():
-        return found | dict.fromkeys(names, UNDEFINED)
+    if not n:
+        return found | dict.fromkeys(names, Interval())
+    # Items without a score are no evidence of how scores go together, so they are no jackknife units either.
     members = intervals.pick(group, np.flatnonzero(kept))
     cells, counts, units = intervals.resample(outcome[kept], 1, 0, members, jackknife=True)
     tables = np.delete(counts, 1, axis=0).astype(int)  # the data and those without each unit, not the resample
     values = np.transpose([_correlations(np.repeat(cells.real, t), np.repeat(cells.imag, t)) for t in tables])
-    return found | {name: intervals.on_z_scale(v, n["mae"], units) for name, v in zip(names, values, strict=True)}
+    return found | {name: intervals.on_z_scale(v, n, units) for name, v in zip(names, values, strict=True)}
 
 
 def _correlations(x: Floats, y: Floats) -> tuple[float, float, float, float]:
@@ -69,9 +62,9 @@ def _correlations(x: Floats, y: Floats) -> tuple[float, float, float, float]:
 
 
 def pairwise_accuracy(score_a: Array, score_b: Array, preference: Sequence[str], **options: Any) -> Interval:
-    """Share of pairs (n,) whose two scores rank them as `preference` ("A", "B", "tie") does; options of `intervals.mean`.
-    Equal scores earn half if one side is better, all if the gold is a tie. A missed tie earns nothing, nor does a missing
-    score on either side: the usual half would pay for silence."""
+    """Share of pairs (n,) that two scores rank as `preference` ("A", "B", "tie") does; options of `intervals.mean`.
+    Equal scores earn half if one side is better, all if the gold is a tie. A missed tie earns nothing, nor does a
+    missing score on either side: the usual half would pay for silence."""
     gold = [{"A": 1, "B": -1, "tie": 0}[side] for side in preference]
     a, b, gold = columns(["score_a", "score_b"], score_a=score_a, score_b=score_b, preference=gold)
     ranked = np.sign(a - b)  # NaN if a score is missing, which equals nothing
@@ -79,36 +72,34 @@ def pairwise_accuracy(score_a: Array, score_b: Array, preference: Sequence[str],
 
 
 def at_equal(x: Array, y: Array, stratum: Sequence[Hashable], **options: Any) -> dict[str, Interval]:
-    """`slope` (growth of y (n,) for one standard deviation of x (n,)) and `correlation` among items of one stratum (n,), such
-    as the same gold score: both centred within strata, then pooled. Undefined if x (or, for the correlation, y) is constant
-    within strata. `([1, 2, 1, 2], [0, 1, 5, 6], "aabb")` has slope 0.5 and correlation 1. Options of `intervals.mean`."""
+    """`slope` (growth of y (n,) for one standard deviation of x (n,)) and `correlation` at equal `stratum` (n,), such
+    as the gold score: both are centred within strata and pooled. Undefined if x (for the correlation, or y) is constant
+    there. `([1, 2, 1, 2], [0, 1, 5, 6], "aabb")` has slope 0.5 and correlation 1. Options of `intervals.mean`."""
     index = np.unique(list(stratum), return_inverse=True)[1]
     x, y, _ = columns(x=x, y=y, stratum=index)
     x, y = (v - (np.bincount(index, v) / np.bincount(index))[index] for v in (x, y))
     x, z = (v / v.std() if v.std() > 1e-9 else None for v in (x, y))  # rounding is no variance
     products = {"slope": None if x is None else x * y, "correlation": None if x is None or z is None else x * z}
-    return {name: UNDEFINED if v is None else intervals.mean(v, **options) for name, v in products.items()}
+    return {name: Interval() if v is None else intervals.mean(v, **options) for name, v in products.items()}
 
 
 def majority(scores: Array) -> float:
-    """Self-consistency: the most frequent of N scores (N,), NaN if none could be parsed. Among equally frequent ones the
-    nearest to the mean of the N wins, then the lower: `[1, 1, 4, 4, 5] -> 4`."""
+    """Self-consistency: the most frequent of N scores (N,), NaN if none was parsed. Among equally frequent ones the
+    nearest to the mean of the N wins (to nine decimals), then the lower: `[1, 1, 4, 4, 5] -> 4`."""
     (scores,) = columns(["scores"], scores=scores)
     values, counts = np.unique(scores[~np.isnan(scores)], return_counts=True)
     modes = values[counts == counts.max(initial=0)]
-    return (
-        float(modes[np.abs(modes - np.nanmean(scores)).round(9).argmin()]) if len(modes) else NAN
-    )  # 1/3 each side ties
+    return float(modes[np.abs(modes - np.nanmean(scores)).round(9).argmin()]) if len(modes) else NAN
 
 
 def entropy(scores: Array) -> Floats:
     """Entropy in nats of each row's histogram of scores, (n, N) -> (n,): 0 if all agree, NaN if none was parsed."""
-    (rows,) = columns(["scores"], ndim=2, scores=scores)
+    (rows,) = columns(["scores"], scores=scores)
     counts = [np.unique(row[~np.isnan(row)], return_counts=True)[1] for row in rows]
     return np.array([abs((c / c.sum() * np.log(c / c.sum())).sum()) if len(c) else NAN for c in counts])
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
-    """Distinct over all n-grams (Li et al. 2016): `distinct_n([[1, 2, 3], [1, 2, 4]], 2)` is 3/4; NaN without n-grams."""
+    """Distinct over all n-grams (Li et al. 2016): `distinct_n([[1, 2, 3], [1, 2, 4]], 2)` is 3/4, NaN if none."""
     grams = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else NAN

@@ -1,20 +1,17 @@
 """Confidence against correctness: calibration error, risk and coverage of a judge that may abstain, temperature.
 
-An item's `confidence` (n,) is the probability that the judge gives to its own score, NaN if it abstains anyway; `correct`
-(n,) is 0 or 1. A threshold or a temperature is chosen on validation items and measured on others.
-
->>> curve([0.9, 0.8, 0.4, float("nan")], [1, 1, 0, 0]).coverage
-array([0.25, 0.5 , 0.75])
+An item's `confidence` (n,) is the probability that the judge gives to its own score, NaN if it abstains anyway;
+`correct` (n,) is 0 or 1. A threshold or a temperature is chosen on validation items and measured on others.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import beta
 
 from srlib.stats import intervals
-from srlib.stats.intervals import TAILS, UNDEFINED, Array, Floats, Interval, Keys, columns
-
-SMALLEST = 5e-7  # probabilities are kept to six decimals: a stored 0 may be as large
+from srlib.stats.intervals import TAILS, Array, Floats, Interval, Keys, columns
 
 
 class Curve(NamedTuple):
@@ -24,13 +21,10 @@ class Curve(NamedTuple):
 
 
 def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Interval:
-    """Expected calibration error: the mean gap of confidence and accuracy in ten bins of confidence, weighted by size (Guo
-    et al. 2017; the bins of sklearn.calibration.calibration_curve).
-
-    Chance makes gaps, so the value is too large, that of a resample more so, and percentiles miss the truth. The interval
+    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy in ten bins, weighted by size.
+    Chance makes gaps: the value is too large, that of a resample more so, and percentiles miss the truth. The interval
     holds them and their reflection at the value, and begins at 0 if a calibrated judge would often have such an error
-    (consistency resampling, Broecker and Smith 2007).
-    """
+    (consistency resampling, Broecker and Smith 2007)."""
     confidence, correct = columns(confidence=confidence, correct=correct)
     counts, n = intervals.resamples(len(correct), n_boot, seed, group), len(correct)
     bins = np.eye(10)[np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence)]  # (n, 10)
@@ -38,9 +32,8 @@ def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, gr
     value, low, high = float(errors[0]), *np.quantile(errors[1:], TAILS).tolist()
     calibrated = np.random.default_rng(seed).random((n_boot, n)) < confidence
     by_chance = np.abs((confidence - calibrated) @ bins).sum(1) / n
-    if value <= np.quantile(by_chance, TAILS[1]):
-        low = 0.0
-    return Interval(value, max(0.0, min(low, 2 * value - high)), max(high, 2 * value - low), n)
+    least = 0.0 if value <= np.quantile(by_chance, TAILS[1]) else low
+    return Interval(value, max(0.0, min(least, 2 * value - high)), max(high, 2 * value - least), n)
 
 
 def curve(confidence: Array, correct: Array) -> Curve:
@@ -54,13 +47,13 @@ def curve(confidence: Array, correct: Array) -> Curve:
 
 
 def summary(confidence: Array, correct: Array, group: Keys = None, **options: Any) -> dict[str, Interval]:
-    """`auroc` and `aurc` over the items that have a confidence; options of `intervals.resamples`. AUROC: how often a right
+    """`auroc` and `aurc` of items that have a confidence; options of `intervals.resamples`. AUROC: how often a right
     answer is surer than a wrong one, ties half. AURC: mean risk over the coverages of the curve; a constant confidence
     earns the overall risk (Geifman et al. 2018, arXiv 1805.08206)."""
     confidence, correct = columns(["confidence"], confidence=confidence, correct=correct)
     known = np.flatnonzero(~np.isnan(confidence))
     if not len(known):
-        return {"auroc": UNDEFINED, "aurc": UNDEFINED}
+        return {"auroc": Interval(), "aurc": Interval()}
     counts = intervals.resamples(len(known), group=intervals.pick(group, known), **options)
     order = np.argsort(-confidence[known], kind="stable")  # the surest first
     starts = np.flatnonzero(np.diff(confidence[known][order], prepend=np.inf))
@@ -75,14 +68,10 @@ def summary(confidence: Array, correct: Array, group: Keys = None, **options: An
 
 
 def threshold_for(confidence: Array, correct: Array, risk: float, delta: float | None = None) -> float:
-    """The least confidence to answer at for a risk of at most `risk` on validation items; infinite if none is good enough.
-
-    With `delta`, the risk on new items of the same kind stays below `risk` with probability 1 - delta: the exact binomial
-    bound (Clopper & Pearson 1934) at delta / 10 holds at all tenths of coverage at once (after arXiv 1705.08500). Without
-    any error, 10% at delta 0.05 needs 51 answered items; items that belong together weaken the guarantee.
-    """
-    from scipy.stats import beta
-
+    """The least confidence to answer at for a risk of at most `risk` on validation items, infinite if none will do.
+    With `delta`, new items of the same kind stay below `risk` with probability 1 - delta: the exact binomial bound
+    (Clopper & Pearson 1934) at delta / 10 holds at all tenths of coverage at once (after arXiv 1705.08500). Without any
+    error, 10% at delta 0.05 needs 51 answered items; items that belong together weaken the guarantee."""
     coverage, bound, threshold = curve(confidence, correct)
     candidates = np.arange(len(coverage))
     if delta is not None:
@@ -100,21 +89,16 @@ def at(threshold: float, confidence: Array, correct: Array, group: Keys = None, 
     confidence, correct = columns(["confidence"], confidence=confidence, correct=correct)
     coverage = intervals.mean(confidence >= threshold, group=group, **options)  # NaN abstains
     answers = np.flatnonzero(confidence >= threshold)
-    risk = (
-        intervals.mean(1 - correct[answers], group=intervals.pick(group, answers), **options)
-        if len(answers)
-        else UNDEFINED
-    )
+    members = intervals.pick(group, answers)
+    risk = intervals.mean(1 - correct[answers], group=members, **options) if len(answers) else Interval()
     return {"coverage": coverage, "selective_risk": risk}
 
 
 def temperature(probabilities: Array, gold: Array) -> float:
     """The temperature (0.05 to 20) that makes the gold scores of validation items likeliest (Guo et al. 2017, arXiv
-    1706.04599); above 1, the judge was overconfident. `probabilities` (n, K) are NaN for scores that an item's scale lacks,
-    `gold` (n,) is the column of the right score; rows that are NaN throughout are left out."""
-    from scipy.optimize import minimize_scalar
-
-    (p,), gold = columns(["probabilities"], 2, probabilities=probabilities), np.asarray(gold)
+    1706.04599); above 1, the judge was overconfident. `probabilities` (n, K) are NaN for scores off an item's scale;
+    rows that are NaN throughout are left out. `gold` (n,) is the column of the right score."""
+    (p,), gold = columns(["probabilities"], probabilities=probabilities), np.asarray(gold)
     known = np.flatnonzero(~np.isnan(p).all(axis=1))
     if not len(known) or np.isnan(p[known, gold[known]]).any():
         raise ValueError("a temperature needs one row of probabilities, and in each such row that of the gold score")
@@ -126,8 +110,8 @@ def temperature(probabilities: Array, gold: Array) -> float:
 
 
 def tempered(probabilities: Array, t: float) -> Floats:
-    """Probabilities (n, K) at temperature `t`, `p**(1/t)` of sum 1: `[.8, .2]` at 2 is `[.667, .333]`. NaN stays NaN."""
-    logs = np.log(np.maximum(np.asarray(probabilities, dtype=float), SMALLEST)) / t  # maximum keeps NaN
+    """Probabilities (n, K) at temperature `t`, `p**(1/t)` of sum 1: `[.8, .2]` at 2 is `[.667, .333]`. NaN stays."""
+    logs = np.log(np.maximum(np.asarray(probabilities, dtype=float), 5e-7)) / t  # a 0 was rounded to six decimals
     weights = np.exp(logs - np.fmax.reduce(logs, axis=1, keepdims=True))
     with np.errstate(invalid="ignore"):
         return weights / np.nansum(weights, axis=1, keepdims=True)
