@@ -2,11 +2,11 @@
 
     {arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}
 
-A judgment without a score is wrong, is left out of correlations and errors, and shows in parse_rate. Comparisons make a
-split for each way to judge them: `pairwise` compares the scores of both responses, which any judge can give;
-`pairwise_compared` shows both to a judge that learned to compare, in both orders.
+A judgment without a score is wrong, is left out of correlations and errors, and shows in parse_rate. Comparisons are
+two splits: `pairwise` compares the scores of both responses, `pairwise_compared` shows the judge both, in both orders.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ import numpy as np
 from srlib import data, files
 from srlib.data import world
 from srlib.evaluate.arms import Arm, confidence, on_scale, read, scores
+from srlib.hardware import machine
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment
 from srlib.stats import agreement, calibration, comparison, intervals
 from srlib.stats.intervals import Interval
@@ -29,17 +30,11 @@ Splits = Mapping[str, Split]
 Passes = Mapping[str, Mapping[str, Sequence[Judgment]]]  # pass -> split -> judgments
 Judged = Sequence[Judgment | None]
 Options = Mapping[str, Any]
+Models = Mapping[str, str | Path]
 
 
 def judge_all(
-    arms: Sequence[Arm],
-    models: Mapping[str, str | Path],
-    splits: Splits,
-    out: Path,
-    *,
-    load: Options,
-    draw: Options,
-    workers: int = 1,
+    arms: Sequence[Arm], models: Models, splits: Splits, out: Path, *, load: Options, draw: Options, workers: int = 1
 ) -> Passes:
     """Judge every split in every pass that the arms read.
 
@@ -50,17 +45,23 @@ def judge_all(
     passes = {a.judged_in: a for a in arms}
     todo = [a for name, a in passes.items() if not all((out / name / f"{split}.done").exists() for split in splits)]
     todo.sort(key=lambda a: a.read == "greedy")  # N draws take longest: first
-    calls = [joblib.delayed(judge_pass)(a, models[a.judge or "base"], splits, out, load, draw) for a in todo]
-    running = joblib.Parallel(workers, return_as="generator_unordered")(calls)
-    list(files.progress(running, total=len(calls), desc="judge every arm"))
+    workers = 1 if machine.found().gpu else workers
+    shared = (splits, out, load, draw, workers > 1)
+    calls = [joblib.delayed(judge_pass)(a, models[a.judge or "base"], *shared) for a in todo]
+    with joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // workers)):
+        running = joblib.Parallel(workers, return_as="generator_unordered")(calls)
+        list(files.progress(running, total=len(calls), desc="judge every arm"))
     paths = {name: {split: out / name / f"{split}.jsonl" for split in splits} for name in passes}
     return {name: {split: files.read_rows(path, Judgment) for split, path in p.items()} for name, p in paths.items()}
 
 
-def judge_pass(a: Arm, model: str | Path, splits: Splits, out: Path, load: Options, draw: Options) -> None:
-    """Judge all splits as the arm needs it, into <out>/<pass>."""
+def judge_pass(
+    a: Arm, model: str | Path, splits: Splits, out: Path, load: Options, draw: Options, silent: bool = False
+) -> None:
+    """Judge all splits as the arm needs it, into <out>/<pass>; `silent` leaves the progress display to the parent."""
     from srlib import models, sample
 
+    os.environ |= {"SRLIB_PROGRESS": ""} if silent else {}
     loaded, tokenizer = models.load(model, **load)
     template = models.judge_info(model)["template"]
     draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
@@ -191,11 +192,10 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
 def protocol(a: Arm, split: str, draw: Options) -> str:
     """How a number came about, in words."""
     draws = f"{draw['n']} draws at T={draw['temperature']:g}"
-    how = "greedy" if a.read == "greedy" else f"{a.read} of {draws}"
-    how = f"best of {draws} by mean token log-probability" if a.read == "likelihood" else how
+    how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
+    how = how.get(a.read, f"{a.read} of {draws}")
     if split == COMPARED:
-        bias = "position_bias: how much more often the first is preferred than the second"
-        return f"both orders, {how}; tie 0.5, no verdict 0; accuracy is the mean of the two orders; {bias}"
+        return f"both orders, {how}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":
         value = "expected score" if a.read in ("greedy", "likelihood") else "mean or median of the draws"
         return f"pointwise on both responses, {how}; compares the {value}; tie 0.5, no score 0"
