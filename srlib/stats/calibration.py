@@ -87,11 +87,10 @@ def threshold_for(confidence: Array, correct: Array, risk: float, delta: float |
 def at(threshold: float, confidence: Array, correct: Array, group: Keys = None, **options: Any) -> dict[str, Interval]:
     """`coverage` and, over the answers, `selective_risk` of a threshold on new items; options of `intervals.mean`."""
     confidence, correct = columns(["confidence"], confidence=confidence, correct=correct)
-    coverage = intervals.mean(confidence >= threshold, group=group, **options)  # NaN abstains
-    answers = np.flatnonzero(confidence >= threshold)
+    answers = np.flatnonzero(confidence >= threshold)  # NaN abstains
     members = intervals.pick(group, answers)
     risk = intervals.mean(1 - correct[answers], group=members, **options) if len(answers) else Interval()
-    return {"coverage": coverage, "selective_risk": risk}
+    return {"coverage": intervals.mean(confidence >= threshold, group=group, **options), "selective_risk": risk}
 
 
 def temperature(probabilities: Array, gold: Array) -> float:

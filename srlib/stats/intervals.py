@@ -76,7 +76,8 @@ def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackkn
         np.add.at(table, (rows, index), 1)
         draws = rng.multinomial(len(units), units / len(units), size=n_boot) @ table
     elif n == len(outcomes):  # every outcome is distinct: counting draws is faster
-        draws = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_boot)])
+        draws = rng.integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
+        draws = np.bincount(draws.ravel(), minlength=n_boot * n).reshape(n_boot, n)
     else:
         draws = rng.multinomial(len(outcomes), observed / len(outcomes), size=n_boot)
     without = [observed - (np.eye(n) if group is None else table)] if jackknife else []
