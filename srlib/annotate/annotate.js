@@ -1,10 +1,10 @@
-// The page of notebook 07: shows what srlib/annotate.py sends, sends clicks and keys back.
+// The page of notebook 08: shows Session.page (session.py), sends clicks and keys back.
 // Whatever people or models wrote becomes a text node (`append` of a string), never HTML.
 
 const KEYS = { 1: "left", 0: "tie", 2: "right" };
 const LABELS = { left: "1 · Left", tie: "0 · Tie", right: "2 · Right" };
 
-function made(tag, name, ...children) {
+function element(tag, name, ...children) {
   const node = document.createElement(tag);
   node.className = name;
   node.append(...children);
@@ -12,7 +12,7 @@ function made(tag, name, ...children) {
 }
 
 function button(label, pressed, onClick) {
-  const node = made("button", "", label);
+  const node = element("button", "", label);
   node.type = "button";
   node.disabled = onClick === null;
   if (pressed !== null) node.setAttribute("aria-pressed", pressed);
@@ -21,17 +21,17 @@ function button(label, pressed, onClick) {
 }
 
 function card(side, { text, score }) {
-  return made("section", "card", made("h4", "", LABELS[side]), made("p", "text", text), made("p", "score", `Score ${score}`));
+  return element("section", "card", element("h4", "", LABELS[side]), element("p", "text", text), element("p", "score", `Score ${score}`));
 }
 
 function render({ model, el }) {
-  const root = made("div", "srlib-annotate");
+  const root = element("div", "srlib-annotate");
   root.tabIndex = 0;
-  root.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab takes the digits for its own
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab takes the digits for itself
   el.append(root);
   let active = 0;
   let number = null;
-  let goingTo = null; // until that item is here, a key would answer for the one that is left
+  let goingTo = null; // until that item is shown, a key would answer for the one before it
 
   function choose(index, choice) {
     if (goingTo !== null) return;
@@ -51,7 +51,7 @@ function render({ model, el }) {
   function question(page, index) {
     const { text, choice } = page.questions[index];
     const buttons = Object.keys(LABELS).map((side) => button(LABELS[side], choice === side, () => choose(index, side)));
-    return made("div", index === active ? "question active" : "question", made("span", "", text), made("span", "choices", ...buttons));
+    return element("div", index === active ? "question active" : "question", element("span", "", text), element("span", "choices", ...buttons));
   }
 
   function draw() {
@@ -62,21 +62,21 @@ function render({ model, el }) {
       active = Math.max(0, page.questions.findIndex((q) => q.choice === ""));
     }
     const all = page.done === page.total;
-    const bar = made("div", "bar", made("div", ""));
+    const bar = element("div", "bar", element("div", ""));
     bar.firstChild.style.width = `${(100 * page.done) / page.total}%`;
     const hadFocus = root.contains(document.activeElement);
     root.replaceChildren(
-      made("div", "head", made("strong", "", `Item ${page.number + 1} of ${page.total}`), made("span", "", `${page.done} done`), bar),
-      made("div", "sections", ...page.sections.map((s) => made("section", "", made("h4", "", s.heading), made("p", "text", s.text)))),
-      made("div", "cards", card("left", page.left), card("right", page.right)),
-      made("div", "questions", ...page.questions.map((_, index) => question(page, index))),
-      made("div", "foot",
+      element("div", "head", element("strong", "", `Item ${page.number + 1} of ${page.total}`), element("span", "", `${page.done} done`), bar),
+      element("div", "sections", ...page.sections.map((s) => element("section", "", element("h4", "", s.heading), element("p", "text", s.text)))),
+      element("div", "cards", card("left", page.left), card("right", page.right)),
+      element("div", "questions", ...page.questions.map((_, index) => question(page, index))),
+      element("div", "foot",
         button("← Back", null, page.number > 0 ? () => go(-1) : null),
         button("Next →", null, page.number + 1 < page.total ? () => go(1) : null),
-        made("span", "keys", "Keys: 1 left, 2 right, 0 tie · ↑ ↓ question · Enter or → next, ← back"),
+        element("span", "keys", "Keys: 1 left, 2 right, 0 tie · ↑ ↓ question · Enter or → next, ← back"),
       ),
-      made("p", "error", page.error),
-      made("p", "end", all ? "All items are done, and everything is saved. The cells below show the results when you run them again." : ""),
+      element("p", "error", page.error),
+      element("p", "end", all ? "All items are done, and everything is saved. Run the cells below again to see the results." : ""),
     );
     if (hadFocus) root.focus({ preventScroll: true });
   }
