@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
-from srlib import config
-from srlib.config import Parameters
-from srlib.evaluate import arms, robustness
-from srlib.hardware import machine, memory, shapes
-from srlib.hardware.machine import Card
+from srlib import config as parameters
+from srlib import files as store
+from srlib.evaluate import robustness
+from srlib.hardware import machine as machines
+from srlib.hardware import memory, shapes
+from srlib.hardware.machine import CARDS, Card
 from srlib.hardware.memory import Job
 from srlib.run import stages
 
@@ -184,15 +181,18 @@ def _work(stage: stages.Stage, params: Mapping[str, Any], shape: Shape, lengths:
     if stage.notebook == "05_dpo":
         return 4 * _pairs_read(cfg, stage.fixed["iteration"]) * cfg.max_length
     if stage.notebook == "03_sample":
-        return _prompts(cfg, stage.fixed["iteration"]) * (prompt + cfg.n_samples * judgment)
-    reads = [arms.arm(name) for name in cfg.arms]
-    if stage.notebook == "07_diagnose":
-        audited = sum(arm.read == "greedy" and arm.name.startswith(("sft", "sre")) for arm in reads)
-        return cfg.audit_items * robustness.COPIES * audited * cfg.max_length
-    compared = cfg.n_pairwise * (2 if cfg.sft_mode == "pointwise" else 4)  # both responses; both orders as well
-    items = cfg.n_validation + cfg.n_test + cfg.n_ood + compared
-    n = {arm.judged_in: 1 if arm.read == "greedy" else cfg.eval_samples for arm in reads}  # arms of one pass share it
-    return items * sum(prompt + draws * judgment for draws in n.values())
+        prompts, judgments = _prompts(params, stage.fixed["iteration"]), params["n_samples"]
+        return _reading(stage.name, prompts, prompts * judgments, per_token, lengths)
+    if stage.notebook == "06_eval":
+        compared = params["n_pairwise"] * (2 if params["sft_mode"] == "pointwise" else 4)  # both sides; both orders
+        items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + compared
+        drawn = sum("consistency" in arm or "_of_n" in arm for arm in params["arms"])
+        greedy = len(params["arms"]) - drawn
+        audited = sum(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in params["arms"])
+        altered = params["audit_items"] * audited * robustness.COPIES
+        judgments = items * (greedy + drawn * params["eval_samples"]) + altered
+        return _reading("eval", items * (greedy + drawn) + altered, judgments, per_token, lengths)
+    return None
 
 
 def _train_rows(cfg: Parameters) -> int:
