@@ -16,8 +16,6 @@ and of the judge before it on the same items; `of_training` reads the log and th
 An undefined value (no shared item, nothing to divide by) is None and does not fire.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 A number that nobody measured is None, never 0, and so is a sum with one of those in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +33,17 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     """`{"arm", *SUMS}`: the sums of the stages that train an arm's judge and draw what it learns from; 0 for base."""
     by_stage = {row["stage"]: row for row in stages(run)}
+    sft = [
+        name for name in ("sft_pointwise", "sft_pairwise", "sft") if name in by_stage
+    ]  # halves of a merge come first
     rows = []
     for arm in compared:
-        chain = ["sft", *(f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "dpo"))]
-        parents = {None: [], "rft": ["sft", "sample_1", "rft"], "sft_continued": ["sft", "sft_continued"]}
-        needed = [by_stage[name] for name in (chain if arm.iteration else parents.get(arm.judge, [arm.judge]))]
-        values = {column: [row[column] for row in needed] for column in SUMS}
+        rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "dpo")]
+        after_sft = {"sft": [], "sft_continued": [arm.judge], "rft": ["sample_1", arm.judge]}
+        if arm.iteration or arm.judge in after_sft:
+            needed = [*sft, *(rounds or after_sft[arm.judge])]
+        else:
+            needed = [arm.judge] if arm.judge else []
+        values = {column: [by_stage[name][column] for name in needed] for column in SUMS}
         rows.append({"arm": arm.name} | {column: None if None in v else sum(v) for column, v in values.items()})
     return rows

@@ -7,8 +7,6 @@ likely the base model finds the response (self-preference by perplexity, arXiv 2
 Scores are shares of the rubric's scale, 0 (lowest) to 1 (highest), to pool rubrics: 0.25 is one point of five.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ the items it was fitted to: grow it on one split, `measure` it on another. An it
 or has no verdict, else 0; of N draws it is the share of those.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections import defaultdict

@@ -1,0 +1,23 @@
+"""Run a notebook's code cells in this process, without a kernel: seconds instead of minutes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import srlib
+
+NOTEBOOKS = Path(srlib.__file__).resolve().parent.parent / "notebooks"
+
+
+def run_cells(name: str, **parameters: Any) -> dict[str, Any]:
+    """The namespace after all code cells; `parameters` replace those of its parameters cell. `shown` lists what it displays."""
+    shown: list[Any] = []
+    namespace: dict[str, Any] = {"display": shown.append, "shown": shown}
+    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:
+        tags, source = cell["metadata"].get("tags", []), "".join(cell["source"])
+        if cell["cell_type"] != "code" or "setup" in tags:
+            continue
+        exec(compile(source, f"{name}, cell {cell['id']}", "exec"), namespace)
+        if "parameters" in tags:
+            namespace |= parameters
+    return namespace
