@@ -1,170 +1,197 @@
-"""Blind annotation without a browser: what is shown, what is kept, what is refused, and what it says of the arms."""
+"""Blind annotation without a browser: what is on the page, what is saved, what is refused, and what it says about the arms."""
 
-import json
+import math
 from pathlib import Path
 
 import pytest
+from annotated import HOSTILE, run_cells, write_run
 
-from srlib import files as store
-from srlib.annotate.preference import side_by_side
-from srlib.annotate.session import CRITERIA, Session, file_of, read_votes, shown
-from srlib.annotate import session as annotate
+from srlib import annotate, files
+from srlib.annotate.preferences import as_comparison
+from srlib.judge import Judge
 from srlib.schema import Example, Judgment, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def judged(name, rationale, score=3.0):
-    return Judgment(example_id=name, text="", rationale=rationale, score=score)
+def example(name="e", **more):
+    return Example(id=name, instruction=f"Greet {name}.", response=HOSTILE, rubric=THREE, **more)
 
 
-def some_sides(n=12, b="plain", score_b=3.0):
+def judged(rationale, score=3.0, name="e"):
+    failure = "no_verdict" if score is None else None
+    return Judgment(example_id=name, text=f"{rationale} [RESULT]", rationale=rationale, score=score, failure=failure)
+
+
+def some_sides(n=12, b="plain"):
     names = [f"e{i}" for i in range(n)]
-    examples = [Example(id=x, instruction=f"Greet {x}.", response=HOSTILE, rubric=THREE) for x in names]
-    a = [judged(x, f"{HOSTILE} {x} first") for x in names]
-    return side_by_side(examples, a, [judged(x, f"{x} {b}", score_b) for x in names])[0]
+    a, b = ([judged(f"{text} {name}", name=name) for name in names] for text in (f"{HOSTILE} first", b))
+    return annotate.side_by_side([example(name) for name in names], a, b)[0]
+
+
+def answer_all(session, choose):
+    for number, item in enumerate(session.items):
+        for criterion in annotate.CRITERIA:
+            session.receive({"number": number, "criterion": criterion, "choice": choose(item)})
 
 
 @pytest.fixture
 def session(tmp_path):
-    return Session(shown(some_sides(), 10), file_of(tmp_path, "anna"))
+    return annotate.Session(annotate.blind(some_sides(), 10), tmp_path, "anna")
 
 
-def answer_all(session, choice):
-    for number, item in enumerate(session.items):
-        for criterion in CRITERIA:
-            session.answer(number, criterion, choice(item) if callable(choice) else choice)
+def test_every_item_is_compared_or_counted_under_one_reason():
+    a = [judged("Short."), judged("Short."), judged(""), judged("Short."), judged("Short.", None), None]
+    b = [judged("Long."), judged("Short.", 2), judged("Long."), judged("Short."), judged("Long."), judged("Long.")]
+    examples = [example(f"e{i}", reference_answer="Good day.") for i in range(6)]
+    sides, left_out = annotate.side_by_side(examples, a, b)
+    assert [side.example.id for side in sides] == ["e0", "e1"]  # the same words for another score can be compared
+    assert left_out == {"an arm has no score": 2, "an arm wrote no rationale": 1, "both arms wrote the same": 1}
+    equal, left_out = annotate.side_by_side(examples, a, b, equal_score_only=True)
+    assert ([side.example.id for side in equal], left_out["the scores differ"]) == (["e0"], 1)
+    asked = as_comparison(sides[1])
+    for part in (
+        "Greet e1.",
+        f"Response: {HOSTILE}",
+        "Reference answer: Good day.",
+        "[Is it polite?]",
+        "Score 3: kind",
+    ):
+        assert part in asked.instruction
+    assert (asked.response_a, asked.response_b) == ("Short.\nScore: 3", "Short.\nScore: 2")
 
 
-def test_the_order_depends_on_seed_and_item_alone():
+def test_a_judges_preferences_in_both_orders_are_in_terms_of_the_arms():
+    def preferred(prefers):
+        def sampler(items, **options):
+            said = [(i.id, prefers(i)) for i in items]
+            return [Judgment(example_id=i, text="", preference=p, failure=None if p else "no_verdict") for i, p in said]
+
+        return annotate.judge_preferences(Judge(sampler), some_sides(4))
+
+    assert preferred(lambda c: "A" if len(c.response_a) > len(c.response_b) else "B") == [("A", "A")] * 4
+    assert preferred(lambda c: "A") == [("A", "B")] * 4  # it prefers the first position, and no arm
+    assert preferred(lambda c: None if c.id == "e1#swapped" else "tie")[:2] == [("tie", "tie"), ("tie", None)]
+
+
+def test_win_rates_with_ties_split_and_excluded():
+    won = annotate.win_rates(["A"] * 5 + ["tie"] * 3 + ["B"] * 2)
+    assert (won.ties_split.value, won.ties_split.n, won.wins, won.ties, won.losses) == (0.65, 10, 5, 3, 2)
+    assert (won.ties_excluded.value, won.ties_excluded.n) == (pytest.approx(5 / 7), 7)
+    for preferences, n in (([], 0), (["tie", "tie"], 2)):
+        won = annotate.win_rates(preferences)
+        assert (won.ties_split.n, won.ties_excluded.n, math.isnan(won.ties_excluded.value)) == (n, 0, True)
+    # ten people who say the same about each of four items know as much as one of them
+    alone, together = annotate.win_rates(list("AAAB")), annotate.win_rates(list("AAAB") * 10, group=[*range(4)] * 10)
+    assert together.ties_split[:3] == alone.ties_split[:3]
+    assert annotate.win_rates(list("AAAB") * 10).ties_split.low > together.ties_split.low
+
+
+def test_order_and_places_depend_on_seed_and_item_alone():
     sides = some_sides(40)
-    items = shown(sides, 30)
-    assert shown(sides[::-1], 30) == items
-    assert shown(sides, 10) == items[:10]  # more items later: the first ones stay
-    assert shown(sides, 30, seed=1) != items
-    heads = {item.side.example.id: item.left is item.side.a for item in shown(sides, 40)}
-    assert 10 <= sum(heads.values()) <= 30  # 40 fair coins: outside of this once in 2,000
-    assert all({item.left, item.right} == {item.side.a, item.side.b} for item in items if item.left != item.right)
-
-
-def test_nothing_to_show_is_said():
+    items = annotate.blind(sides, 30)
+    assert annotate.blind(sides[::-1], 30) == items
+    assert annotate.blind(sides, 10) == items[:10]  # more items later leave the first ones in place
+    assert annotate.blind(sides, 30, seed=1) != items
+    left = [item.a.rationale.startswith(HOSTILE) for item in annotate.blind(sides, 40)]
+    assert 10 <= sum(left) <= 30  # 40 fair coins: outside of this once in 2,000
     with pytest.raises(ValueError, match="no item has two rationales that differ"):
-        shown([], 10)
+        annotate.blind([], 10)
 
 
-@pytest.mark.parametrize("name", ["", "Anna", "../anna", "anna.jsonl", "a b", "a" * 33, "-a", "anna\n", "ännа"])
+@pytest.mark.parametrize("name", ["", "Anna", "../anna", "anna.jsonl", "a" * 33, "anna\n", "ännа"])
 def test_a_name_that_is_no_plain_file_name_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="cannot be a file name"):
-        file_of(tmp_path, name)
+        annotate.Session(annotate.blind(some_sides(), 10), tmp_path, name)
 
 
 def test_the_page_names_no_arm_and_holds_the_text_as_it_is(session):
-    page = session.page()
-    assert {page["left"]["text"], page["right"]["text"]} == {
-        session.items[0].left.rationale,
-        session.items[0].right.rationale,
-    }
-    assert HOSTILE in json.dumps(page).replace("\\", "")
+    page, item = session.page, session.items[0]
+    assert (page["left"]["text"], page["right"]["text"]) == (item.a.rationale, item.b.rationale)
     assert [section["heading"] for section in page["sections"]] == ["Instruction", "Response", "Rubric"]
-    assert (page["number"], page["total"], page["done"], page["error"]) == (0, 10, 0, "")
-    assert not {"a", "b", "arm", "id", "example_id"} & set(page)
-
-
-def test_every_click_is_on_disk_when_it_returns(session):
-    for n, criterion in enumerate(CRITERIA, start=1):
-        session.receive({"number": 0, "criterion": criterion, "choice": "left"})
-        assert len(session.file.read_text().splitlines()) == n
-    assert session.done == 1
-    assert "first" not in session.file.read_text()
-
-
-def test_the_last_answer_holds_and_a_new_session_goes_on(session):
-    for choice in ("left", "tie"):
-        for criterion in CRITERIA:
-            session.answer(0, criterion, choice)
-    session.answer(1, "specific", "right")
-    again = Session(session.items, session.file)
-    assert (again.number, again.done) == (1, 1)
-    assert {q["choice"] for q in Session(session.items[:1], session.file).page()["questions"]} == {"tie"}
-    assert [q["choice"] for q in again.page()["questions"]] == ["", "", "right", "", "", ""]
-
-
-def test_a_line_that_was_being_written_when_the_process_died_is_left_out(session):
-    session.answer(0, "overall", "left")
-    with open(session.file, "a") as file:
-        file.write('{"example_id": "e1", "crit')
-    again = Session(session.items, session.file)
-    assert len(again.answers) == 1
-    again.answer(0, "specific", "left")
-    assert len(Session(session.items, session.file).answers) == 2
-
-
-@pytest.mark.parametrize(
-    "message",
-    [None, "x", {}, {"number": 99}, {"number": -1}, {"number": "0"}, {"number": 0, "choice": "left"},
-     {"number": 0, "criterion": "looks", "choice": "left"}, {"number": 0, "criterion": "overall", "choice": "A"}],
-)  # fmt: skip
-def test_what_no_page_of_ours_sends_is_refused_and_not_kept(session, message):
-    with pytest.raises(ValueError, match=r"run the cell again|criterion|choice"):
-        session.receive(message)
-    assert not session.file.exists()
-
-
-def test_an_answer_that_cannot_be_written_shows_on_the_page(tmp_path):
-    (tmp_path / "blocked").write_text("a file where a folder should be")
-    session = Session(shown(some_sides(), 10), file_of(tmp_path / "blocked", "anna"))
-    session.receive({"number": 2, "criterion": "overall", "choice": "left"})
-    page = session.page()
-    assert page["error"].startswith("Not saved.")
-    assert page["questions"][-1]["choice"] == ""
-
-
-def test_answers_become_preferences_of_the_arms(tmp_path):
-    sides = some_sides()
-    answer_all(
-        first := Session(shown(sides, 10), file_of(tmp_path, "anna")),
-        lambda i: "left" if i.left is i.side.a else "right",
-    )
-    answer_all(Session(shown(sides, 10), file_of(tmp_path, "ben")), "left")
-    answer_all(Session(shown(sides, 10), file_of(tmp_path, "cleo")), "tie")
-    votes, outdated = read_votes(tmp_path, sides)
-    assert (len(votes), outdated) == (3 * 10 * len(CRITERIA), 0)
-    of = {name: [v.preference for v in votes if v.annotator == name] for name in ("anna", "ben", "cleo")}
-    assert set(of["anna"]) == {"A"}
-    assert set(of["cleo"]) == {"tie"}
-    lefts = sum(item.left is item.side.a for item in first.items)
-    assert of["ben"].count("A") == lefts * len(CRITERIA)
-    assert all(v.equal_score for v in votes)
-
-
-def test_an_answer_about_other_texts_is_outdated_not_used(tmp_path):
-    answer_all(Session(shown(some_sides(b="old"), 10), file_of(tmp_path, "anna")), "left")
-    votes, outdated = read_votes(tmp_path, some_sides(b="new"))
-    assert (votes, outdated) == ([], 10 * len(CRITERIA))
-    again = Session(shown(some_sides(b="new"), 10), file_of(tmp_path, "anna"))
-    assert (again.done, again.number) == (0, 0)
-    answer_all(again, "left")
-    assert read_votes(tmp_path, some_sides(b="new"))[1] == 0  # the last answer is about these texts
-    assert len(read_votes(tmp_path, some_sides(b="new"))[0]) == 10 * len(CRITERIA)
-
-
-def test_a_file_that_somebody_edited_badly_is_refused_with_its_line(tmp_path):
-    (tmp_path / "anna.jsonl").write_text('{"example_id": "e1", "criterion": "beauty", "choice": "left"}\n')
-    with pytest.raises(store.RowError, match=r"anna\.jsonl, line 1: field criterion: must be one of faithful"):
-        read_votes(tmp_path, some_sides())
-
-
-def test_the_widget_passes_pages_out_and_clicks_in(session):
-    pytest.importorskip("anywidget")
-    widget = annotate.face(session)
-    assert widget.page == session.page()
-    widget._handle_custom_msg({"number": 0, "criterion": "overall", "choice": "right"}, [])
-    assert widget.page["questions"][-1]["choice"] == "right"
-    assert session.answers == {(session.items[0].side.example.id, "overall"): "right"}
-
-
-def test_the_page_writes_text_and_never_html():
+    assert (page["sections"][1]["text"], page["total"], page["done"], page["error"]) == (HOSTILE, 10, 0, "")
+    assert set(page) == {"number", "total", "done", "sections", "left", "right", "questions", "error"}
     source = (Path(annotate.__file__).parent / "annotate.js").read_text()
     for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval("):
         assert name not in source
+
+
+def test_every_click_is_on_disk_when_it_returns_and_the_last_answer_holds(session, tmp_path):
+    for n, criterion in enumerate(annotate.CRITERIA, start=1):
+        session._handle_custom_msg({"number": 0, "criterion": criterion, "choice": "left"}, [])
+        assert len(session.file.read_text().splitlines()) == n
+    assert session.page["done"] == 1
+    for criterion in annotate.CRITERIA:
+        session.receive({"number": 0, "criterion": criterion, "choice": "tie"})
+    session.receive({"number": 1, "criterion": "specific", "choice": "right"})
+    with open(session.file, "a") as file:
+        file.write('{"example_id": "e1", "crit')  # the process died here
+    again = annotate.Session(session.items, tmp_path, "anna")
+    assert (again.page["number"], again.unfinished) == (1, [*range(1, 10)])
+    assert [question["choice"] for question in again.page["questions"]] == ["", "", "right", "", "", ""]
+    again.receive({"number": 0})
+    assert {question["choice"] for question in again.page["questions"]} == {"tie"}
+    again.receive({"number": 1, "criterion": "overall", "choice": "left"})
+    assert len(annotate.Session(session.items, tmp_path, "anna").choices) == 8
+
+
+@pytest.mark.parametrize(
+    "message", [None, {}, {"number": 99}, {"number": -1}, {"number": True}, {"choice": "left"}, "A"]
+)
+def test_messages_of_another_page_are_refused_and_not_saved(session, message):
+    wrong = {"number": 0, "criterion": "overall", "choice": message}
+    for sent in (message, wrong, wrong | {"criterion": "looks", "choice": "left"}):
+        with pytest.raises(ValueError, match=r"run the cell again|criterion|choice"):
+            session.receive(sent)
+    assert not session.file.exists()
+
+
+def test_an_answer_that_cannot_be_saved_shows_on_the_page(tmp_path):
+    (tmp_path / "blocked").write_text("a file in the place of a folder")
+    session = annotate.Session(annotate.blind(some_sides(), 10), tmp_path / "blocked", "anna")
+    session.receive({"number": 2, "criterion": "overall", "choice": "left"})
+    assert session.page["error"].startswith("Not saved.")
+    assert session.page["questions"][-1]["choice"] == ""
+
+
+def test_answers_are_preferences_of_the_arms_or_outdated(tmp_path):
+    items, n = annotate.blind(some_sides(), 10), len(annotate.CRITERIA)
+    choices = {"anna": lambda i: "left" if HOSTILE in i.a.rationale else "right", "ben": lambda i: "left"}
+    for name, choose in (choices | {"cleo": lambda i: "tie"}).items():
+        answer_all(annotate.Session(items, tmp_path, name), choose)
+    votes, outdated = annotate.read_votes(tmp_path, some_sides())
+    by = {name: [vote.preference for vote in votes if vote.annotator == name] for name in ("anna", "ben", "cleo")}
+    assert (by["anna"], by["cleo"], outdated) == (["A"] * 10 * n, ["tie"] * 10 * n, 0)
+    assert by["ben"].count("A") == sum(HOSTILE in item.a.rationale for item in items) * n
+    new = some_sides(b="new")
+    assert annotate.read_votes(tmp_path, new) == ([], 30 * n)
+    session = annotate.Session(annotate.blind(new, 10), tmp_path, "anna")
+    assert len(session.unfinished) == 10
+    answer_all(session, choices["ben"])
+    assert (len(annotate.read_votes(tmp_path, new)[0]), annotate.read_votes(tmp_path, new)[1]) == (10 * n, 20 * n)
+    (tmp_path / "anna.jsonl").write_text('{"example_id": "e1", "criterion": "beauty", "choice": "left"}\n')
+    with pytest.raises(files.RowError, match=r"anna\.jsonl, line 1: field criterion"):
+        annotate.read_votes(tmp_path, new)
+
+
+def test_notebook_08_shows_results_to_all_but_an_annotator_who_is_not_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("srlib.run.open_run", lambda namespace, needs: tmp_path, raising=False)
+    write_run(tmp_path)
+    examples = files.read_rows(tmp_path / "data" / "test.jsonl", Example)
+    a, b = (files.read_rows(tmp_path / "eval" / arm / "test.jsonl", Judgment) for arm in ("sre_2", "sft"))
+    items = annotate.blind(annotate.side_by_side(examples, a, b)[0], 10)
+    for name, ties in (("anna", [9]), ("ben", [8, 9])):
+        ids = [items[i].example.id for i in ties]
+        better = {True: "left", False: "right"}
+        session = annotate.Session(items, tmp_path / "annotations" / "test-sre_2-sft", name)
+        answer_all(session, lambda i, ids=ids: "tie" if i.example.id in ids else better[i.a.score == 4])
+    shown = run_cells("08_annotate", n_items=10, n_boot=100)
+    assert "120 answers; 0 more" in capsys.readouterr().out
+    rows = {row["sre_2 over sft"]: row for row in shown["rows"]}
+    assert (rows["people, ties half"]["value"], rows["people, ties half"]["n"]) == (0.925, 20)  # (17 + 3 / 2) / 20
+    # one of ten pairs of preferences differs; by chance 17 * 3 of 20 * 19 / 2 would
+    assert rows["Krippendorff's alpha"]["value"] == pytest.approx(1 - (1 / 10) / (17 * 3 / 190))
+    assert math.isnan(rows["judge, ties half"]["value"])
+    hidden = run_cells("08_annotate", n_items=10, n_boot=100, annotator="cleo")
+    assert "cleo: 10 of 10 items are left" in capsys.readouterr().out
+    assert all(math.isnan(row["value"]) for row in hidden["rows"])
