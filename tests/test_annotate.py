@@ -182,9 +182,8 @@ def test_notebook_08_shows_results_to_all_but_an_annotator_who_is_not_done(tmp_p
     items = annotate.blind(annotate.side_by_side(examples, a, b)[0], 10)
     for name, ties in (("anna", [9]), ("ben", [8, 9])):
         ids = [items[i].example.id for i in ties]
-        better = {True: "left", False: "right"}
         session = annotate.Session(items, tmp_path / "annotations" / "test-sre_2-sft", name)
-        answer_all(session, lambda i, ids=ids: "tie" if i.example.id in ids else better[i.a.score == 4])
+        answer_all(session, lambda i, ids=ids: "tie" if i.example.id in ids else ("right", "left")[i.a.score == 4])
     shown = run_cells("08_annotate", n_items=10, n_boot=100)
     assert "120 answers; 0 more" in capsys.readouterr().out
     rows = {row["sre_2 over sft"]: row for row in shown["rows"]}

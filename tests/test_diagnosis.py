@@ -1,14 +1,15 @@
-"""Slices, alarms, robustness and cost on data made by hand, so that the right answer is known; and notebook 07 on a small run."""
+"""Slices, alarms, robustness and cost on data made by hand, so that the right answer is known; and notebook 07."""
 
 import json
 import random
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from annotated import run_cells, write_run
 
-from srlib import files, prompts
+from srlib import config, files, prompts
 from srlib.data import world
 from srlib.evaluate import alarms, arms, cost, robustness, slices
 from srlib.evaluate.slices import Slice
@@ -18,11 +19,10 @@ THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 TEN = Rubric(criterion="Is it polite?", levels={1: "rude", 10: "kind"}, step=1)
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 3.5: "kind"}, step=0.25)
-SFT = arms.arm("sft")
 
 
-def example(name="a", score=2.0, response="Hello there friend", rubric=THREE, **more):
-    return Example(id=name, instruction=f"Greet {name}.", response=response, rubric=rubric, score=score, **more)
+def example(name="a", score=2.0, response="Hello there friend", rubric=THREE):
+    return Example(id=name, instruction=f"Greet {name}.", response=response, rubric=rubric, score=score)
 
 
 def comparison(name):
@@ -32,45 +32,31 @@ def comparison(name):
 def draws(name, *verdicts, tokens=10, text="one two three"):
     """Draws of one item: scores, preferences, or None for a failed parse."""
     field = {float: "score", int: "score", str: "preference", type(None): "failure"}
-    return [
-        Judgment(
-            example_id=name, index=i, text=text, tokens=tokens, **{field[type(v)]: "no_verdict" if v is None else v}
-        )
-        for i, v in enumerate(verdicts)
-    ]
-
-
-# ---------------------------------------------------------------- slices
+    outcomes = [{field[type(v)]: "no_verdict" if v is None else v} for v in verdicts]
+    return [Judgment(example_id=name, index=i, text=text, tokens=tokens, **o) for i, o in enumerate(outcomes)]
 
 
 def feature_rows(n, seed):
     """Three features without any effect."""
     rng = random.Random(seed)
-    topics, golds = ["tea", "rain", "chess"], [1.0, 2.0, 3.0]
-    return [
-        {"topic": rng.choice(topics), "gold": rng.choice(golds), "words": float(rng.randint(5, 90))} for _ in range(n)
-    ]
+    values = {"topic": ["tea", "rain", "chess"], "gold": [1.0, 2.0, 3.0], "words": [float(w) for w in range(5, 90)]}
+    return [{name: rng.choice(options) for name, options in values.items()} for _ in range(n)]
 
 
 def coins(n, p, seed):
     return (np.random.default_rng(seed).random(n) < p).astype(float)
 
 
-def test_features_come_from_the_item_and_its_source():
-    meta = dict(topic="tea", year=1999, key=None, good=True, checks=[1], essay="x" * 99, gold="no")
+def test_features_and_the_slices_named_after_them():
+    meta = {"topic": "tea", "year": 1999, "key": None, "good": True, "checks": [1], "essay": "x" * 99, "gold": "no"}
     expected = {"criterion": "Is it polite?", "gold": 2.0, "scale": "1 to 3", "response_words": 3.0}
     assert slices.features(example(), meta) == expected | {"topic": "tea", "year": 1999.0, "good": "True"}
-    two = slices.features(comparison("c"))
-    assert (two["gold"], two["scale"], two["response_words"]) == ("A", "A to tie", 3.0)
-
-
-def test_named_slices_are_values_or_outer_thirds_and_a_missing_value_is_none():
+    assert slices.features(comparison("c"))["response_words"] == 3.0
     rows = [{"topic": t, "words": float(w), "same": "x", "id": f"i{w}"} for w in range(60) for t in ("tea", "rain")]
     assert [part.name for part in slices.named(rows)] == ["topic is rain", "topic is tea", "words <= 19", "words > 39"]
     rows = [{"key": 1.0}, {"key": "none"}, {}]
-    key_1, key_none = slices.named(rows)
-    assert (key_1.name, key_1.members(rows).tolist()) == ("key is 1", [True, False, False])
-    assert (key_none.name, key_none.members(rows).tolist()) == ("key is none", [False, True, True])
+    members = {part.name: part.members(rows).tolist() for part in slices.named(rows)}
+    assert members == {"key is 1": [True, False, False], "key is none": [False, True, True]}
     assert not Slice((("key", "<=", 9.0),)).members([{"key": "text"}, {}]).any()
 
 
@@ -79,60 +65,43 @@ def test_the_tree_finds_a_planted_slice_and_another_split_confirms_it():
         hard = np.array([row["topic"] == "rain" and row["gold"] == 3 for row in rows])
         return hard, np.where(hard, coins(len(rows), 0.9, seed), coins(len(rows), 0.1, seed + 1))
 
-    grown_on, measured_on = feature_rows(400, 1), feature_rows(400, 2)
+    grown_on, rows = feature_rows(400, 1), feature_rows(400, 2)
     leaves = slices.grow(grown_on, planted(grown_on, 10)[1], depth=2)
-    hard, errors = planted(measured_on, 20)
-    assert (
-        sum(leaf.members(measured_on).astype(int) for leaf in leaves).tolist() == [1] * 400
-    )  # they partition the items
-    worst, *others = slices.measure(leaves, measured_on, errors, n_boot=200)
-    [leaf] = [leaf for leaf in leaves if leaf.name == worst["slice"]]
-    assert np.array_equal(leaf.members(measured_on), hard)
+    hard, errors = planted(rows, 20)
+    assert sum(leaf.members(rows).astype(int) for leaf in leaves).tolist() == [1] * 400  # they partition the items
+    worst, *others = slices.measure(leaves, rows, errors, n_boot=200)
+    assert np.array_equal(next(leaf for leaf in leaves if leaf.name == worst["slice"]).members(rows), hard)
     assert worst["ci_low"] <= 0.9 <= worst["ci_high"]
     assert worst["p_holm"] < 1e-6
     assert all(row["error"] < 0.3 for row in others)
-    assert [Slice(*loaded).name for loaded in json.loads(json.dumps(leaves))] == [leaf.name for leaf in leaves]
+    assert [Slice(*stored).name for stored in json.loads(json.dumps(leaves))] == [leaf.name for leaf in leaves]
     assert (
-        slices.grow(grown_on[:30], coins(30, 0.5, 0))
-        == slices.grow([{"topic": "tea"}] * 90, np.ones(90))
-        == [Slice(())]
+        slices.grow(grown_on[:30], coins(30, 0.5, 0)) == slices.grow([{"topic": "tea"}] * 90, [1] * 90) == [Slice(())]
     )
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_noise_is_called_noise(grouped):
-    """Of 30 judges without any slice about 1.5 may seem to have one; more than 4 would be chance 1 time in 60."""
-    rows, grown_on = feature_rows(200, 4), feature_rows(200, 3)
-    group, claims = [i // 2 for i in range(200)] if grouped else None, 0
+    """Of 30 judges without any slice about 1.5 may seem to have one; more than 4 would be chance once in 60 times."""
+    rows, group, claims = feature_rows(200, 4), [i // 2 for i in range(200)] if grouped else None, 0
     for seed in range(30):
-        parts = slices.named(rows) + slices.grow(grown_on, coins(200, 0.4, seed))
+        parts = slices.named(rows) + slices.grow(feature_rows(200, 3), coins(200, 0.4, seed))
         errors = coins(100, 0.4, 1000 + seed).repeat(2) if grouped else coins(200, 0.4, 1000 + seed)
         claims += not slices.sentence(slices.measure(parts, rows, errors, group, n_boot=1)).startswith("0 of")
     assert claims <= 4
 
 
-def test_items_of_one_group_are_not_many_items():
-    rows = [{"topic": "rain" if i < 60 else "tea"} for i in range(240)]
-    errors = np.array([1.0] * 120 + [0.0] * 120)
-    alone = slices.measure(slices.named(rows), rows, errors, n_boot=50)[0]
-    tied = slices.measure(slices.named(rows), rows, errors, [i // 30 for i in range(240)], n_boot=50)[0]
-    assert alone["p"] < 1e-9
-    assert tied["p"] > 0.05  # two groups against six
-
-
-def test_small_and_repeated_slices_are_left_out_and_the_sentence_names_the_worst():
+def test_groups_count_as_one_small_and_repeated_slices_not_and_the_sentence_names_the_worst():
+    rows, errors = [{"topic": "rain" if i < 60 else "tea"} for i in range(240)], [1.0] * 120 + [0.0] * 120
+    assert slices.measure(slices.named(rows), rows, errors, n_boot=50)[0]["p"] < 1e-9
+    tied = slices.measure(slices.named(rows), rows, errors, [i // 30 for i in range(240)], n_boot=50)
+    assert tied[0]["p"] > 0.05  # two groups against six
     rows = [{"topic": "rain" if i < 40 else "rare" if i < 45 else "tea", "wet": float(i < 40)} for i in range(100)]
     table = slices.measure(slices.named(rows), rows, [1.0] * 30 + [0.0] * 70, n_boot=200)
-    assert [(row["slice"], row["n"]) for row in table] == [
-        ("topic is rain", 40),
-        ("topic is tea", 55),
-        ("wet is 0", 60),
-    ]
-    start = (
-        "3 of 3 slices differ from the rest beyond chance (Holm-corrected p <= 0.05); most of all topic is rain: 75% ["
-    )
-    assert slices.sentence(table).startswith(start)
-    assert slices.sentence(table).endswith("] of 40 items are wrong, 0% of the rest.")
+    assert [row["slice"] for row in table] == ["topic is rain", "topic is tea", "wet is 0"]
+    said = slices.sentence(table)
+    assert said.startswith("3 of 3 slices differ from the rest beyond chance")
+    assert re.search(r"most of all topic is rain: 75% \[.*\] of 40 items are wrong, 0% of the rest", said)
 
 
 def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():
@@ -146,26 +115,20 @@ def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():
         slices.error_rates([example("a", score=None)], judged)
 
 
-# ---------------------------------------------------------------- alarms
-
-
 def alarm(name, items, before, after, threshold=0.1):
     [row] = alarms.of_draws(items, before, after, iteration=1, protocol="by hand", thresholds={name: threshold})
     return row["value"], row["fired"], row["n"]
 
 
 def test_alarms_of_draws_by_hand():
-    a, b, c, two = example("a"), example("b"), comparison("c"), [example("a"), example("b")]
-    # shares 1/4 2/4 1/4 -> 0 2/4 2/4; at its threshold an alarm is quiet
+    a, b, c = example("a"), example("b"), comparison("c")
     before, after = draws("a", 1, 2) + draws("b", 2, 3), draws("a", 2, 2) + draws("b", 3, 3)
-    assert alarm("score_drift", two, before, after) == (0.25, True, 2)
-    assert alarm("score_drift", two, before, after, threshold=0.25) == (0.25, False, 2)
+    assert alarm("score_drift", [a, b], before, after) == (0.25, True, 2)  # 1/4 2/4 1/4 -> 0 2/4 2/4
+    assert alarm("score_drift", [a, b], before, after, threshold=0.25) == (0.25, False, 2)  # quiet at its threshold
     assert alarm("score_drift", [c], draws("c", "A", "B"), draws("c", "A", "A"))[0] == 0.5
-    # a 3 of 3 and a 3 of 10 are two outcomes
-    mixed = [a, example("b", rubric=TEN)]
+    mixed = [a, example("b", rubric=TEN)]  # a 3 of 3 and a 3 of 10 are two outcomes
     assert alarm("score_drift", mixed, draws("a", 3) + draws("b", 1), draws("a", 1) + draws("b", 3))[0] == 1.0
-    # at the top of its own scale: 1 of 4 -> 3 of 4; a comparison has no top
-    before, after = draws("a", 3, 1) + draws("b", 3, 3), draws("a", 3, 3) + draws("b", 10, 3)
+    before, after = draws("a", 3, 1) + draws("b", 3, 3), draws("a", 3, 3) + draws("b", 10, 3)  # 1 of 4 -> 3 of 4
     assert alarm("saturation", [*mixed, c], before + draws("c", "A"), after + draws("c", "A"))[:2] == (0.5, True)
     assert alarm("saturation", mixed, after, before)[:2] == (-0.5, False)
     assert alarm("parse_fall", [a], draws("a", 1, 1), draws("a", 1, None))[0] == 0.5
@@ -174,54 +137,34 @@ def test_alarms_of_draws_by_hand():
     assert alarm("distinct_fall", [a], varied, draws("a", 1, 1))[0] == 0.5  # two of four pairs of words are distinct
     before = draws("a", 1, 2) + draws("b", 1, 2, None)  # ln 2 each
     assert alarm("entropy_fall", [a, b], before, draws("a", 1, 1) + draws("b", 1, 2))[0] == 0.5
-    # only items that both judged count
-    before, after = draws("a", 1) + draws("b", 1), draws("b", 1) + draws("c", 3)
+    before, after = draws("a", 1) + draws("b", 1), draws("b", 1) + draws("c", 3)  # only b was judged twice
     assert alarm("score_drift", [a, b, c], before, after) == (0.0, False, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "before", "after"),
-    [
-        ("score_drift", [], draws("a", 1)),
-        ("score_drift", draws("a", None), draws("a", 1)),
-        ("saturation", draws("a", None), draws("a", 3)),
-        ("length_growth", draws("a", 1, tokens=0), draws("a", 1, tokens=9)),
-        ("entropy_fall", draws("a", 1, 1), draws("a", 1, 2)),
-        ("distinct_fall", draws("a", 1, text="one"), draws("a", 1, text="one")),
-    ],
-)
-def test_an_undefined_alarm_has_no_value_and_does_not_fire(name, before, after):
-    assert alarm(name, [example("a")], before, after, threshold=-9)[:2] == (None, False)
-
-
-def pair(chosen, rejected, strategy="meta_judge"):
-    ids = dict(id="p", example_id="e", chosen="a", rejected="b", chosen_id="e#0", rejected_id="e#1")
-    return Pair(
-        **ids, chosen_score=chosen, rejected_score=rejected, target=None, margin=None, strategy=strategy, iteration=2
-    )
+def test_an_undefined_alarm_has_no_value_and_does_not_fire():
+    nothing, silent, one_word = [], draws("a", None), draws("a", 1, text="one")
+    undefined = [("score_drift", nothing), ("score_drift", silent), ("saturation", silent), ("distinct_fall", one_word)]
+    for name, before in [*undefined, ("length_growth", draws("a", 1, tokens=0)), ("entropy_fall", draws("a", 1, 1))]:
+        after = one_word if name == "distinct_fall" else draws("a", 1, 2)
+        assert alarm(name, [example("a")], before, after, threshold=-9)[:2] == (None, False), name
 
 
 def test_alarms_of_training_by_hand_and_how_a_run_goes_on():
+    def pair(chosen, rejected, strategy="meta_judge"):
+        ids = dict(id="p", example_id="e", chosen="a", rejected="b", chosen_id="e#0", rejected_id="e#1", iteration=2)
+        return Pair(**ids, chosen_score=chosen, rejected_score=rejected, target=None, margin=None, strategy=strategy)
+
     def training(log=(), pairs=(), **thresholds):
         return alarms.of_training(log, pairs, beta=0.1, chosen_tokens=20, iteration=2, thresholds=thresholds)
 
-    log = [{"rewards/chosen": r, "step": i} for i, r in enumerate([0.0] * 6 + [-0.6, -1.0])] + [{"train_loss": 0.1}]
+    log = [{"rewards/chosen": r} for r in [0.0] * 6 + [-0.6, -1.0]] + [{"train_loss": 0.1}]
     [row] = training(log, logp_fall=0.3)  # the last two of eight: 0.8 / 0.1 / 20
     assert (row["value"], row["fired"], row["n"], row["iteration"]) == (0.4, True, 2, 2)
     assert training([{"loss": 1.0}], logp_fall=0.0)[0]["value"] is None
-    pairs = [
-        pair(4, 2),
-        pair(5, 1),
-        pair(1, 3),
-        pair(3, 3),
-        pair("A", "B"),
-        pair(4, None),
-        pair(1, 5, "correct_answer"),
-    ]
-    [row] = training(pairs=pairs, meta_higher=0.6)
-    assert (row["value"], row["n"], row["fired"]) == (0.666667, 3, True)
-    assert "6 meta-judged pairs" in row["protocol"]
-    assert training(pairs=[pair(4, 2, "correct_answer")], meta_higher=0.0) == []  # there was no meta-judge
+    scores = [(4, 2), (5, 1), (1, 3), (3, 3), ("A", "B"), (4, None)]
+    [row] = training(pairs=[pair(*both) for both in scores], meta_higher=0.6)
+    assert (row["value"], row["n"], row["fired"], row["protocol"][:20]) == (0.666667, 3, True, "6 meta-judged pairs,")
+    assert training(pairs=[pair(1, 5, "correct_answer")], meta_higher=0.0) == []  # there was no meta-judge
     rows = training([{"rewards/chosen": -1.0}], [pair(4, 2)], logp_fall=0.3, meta_higher=1.0)
     with pytest.raises(
         alarms.AlarmError, match=r"iteration 2: logp_fall is 0\.5, above 0\.3 .*raise alarm_logp_fall, "
@@ -231,40 +174,37 @@ def test_alarms_of_training_by_hand_and_how_a_run_goes_on():
     assert [row["fired"] for row in alarms.renewed(rows, {"meta_higher": 0.9})] == [True, True]
 
 
-# ---------------------------------------------------------------- robustness
-
-
 def items(n=12, rubric=FIVE):
     return [example(f"e{i}", rubric.scale[i % 4], "Hello " * (i + 1), rubric) for i in range(n)]
 
 
-def audit(judge, examples):
-    """Rows of a judge that is a function of the example: {(audit, metric): row}."""
-    before, after = ([draws(e.id, judge(e))[0] for e in es] for es in (examples, robustness.altered_copies(examples)))
-    rows = robustness.altered_rows(SFT, before, after, examples, seed=0, n_boot=200)
-    return {(r["split"].removeprefix("audit_"), r["metric"]): r for r in rows}
+def by_metric(rows):
+    return {(row["split"].removeprefix("audit_"), row["metric"]): row for row in rows}
 
 
 def interval(row):
     return row["value"], row["ci_low"], row["ci_high"]
 
 
-def test_six_items_see_all_thirty_templates_and_copies_say_what_was_altered():
+def audit(judge, examples):
+    """Rows of a judge that is a function of the example: {(audit, metric): row}."""
+    judged = [[draws(e.id, judge(e))[0] for e in some] for some in (examples, robustness.altered_copies(examples))]
+    return by_metric(robustness.altered_rows(arms.arm("sft"), *judged, examples, seed=0, n_boot=200))
+
+
+def test_six_items_see_all_thirty_templates_and_a_response_is_no_template():
     copies = robustness.altered_copies([example(f"e{i}", 0.25, "{top} {response}", QUARTERS) for i in range(6)])
     assert len(copies) == 6 * robustness.COPIES == 48
-    injected = [copy for copy in copies if "#injection" in copy.id]
-    assert len({copy.response for copy in injected}) == sum(map(len, robustness.INJECTIONS.values())) == 30
-    assert all("{top} {response}" in copy.response and copy.score == 0.25 for copy in copies)  # no blank of a template
-    assert sum("3.5" in copy.response for copy in injected) >= 20
-    assert [Example.model_validate(copy.model_dump()) for copy in copies] == copies
+    assert len({copy.response for copy in copies if "#injection" in copy.id}) == 30
+    assert all("{top} {response}" in copy.response and copy.score == 0.25 for copy in copies)
+    assert sum("3.5" in copy.response for copy in copies) >= 20
 
 
 @pytest.mark.parametrize("template", [t for family in robustness.INJECTIONS.values() for t in family])
 def test_an_injection_never_changes_the_parse_and_the_own_rubric_is_last(template):
-    harmless = example(response="Hello Anna")
+    harmless, end = example(response="Hello Anna"), prompts.completion(None, 1.0)
     text = template.replace("{top}", "3").replace("{response}", "Hello Anna")
     hostile = harmless.model_copy(update={"response": text})
-    end = prompts.completion(None, 1.0)
     for said in ("", "It greets. ", f"{text}\n", f"{text} no", "[RESULT] is due. "):
         for judged in (said + end, said, f"{said}{end} [RESULT]", f"{said}{end}."):
             parsed = prompts.parse(judged, hostile)
@@ -279,84 +219,58 @@ def test_a_constant_judge_is_robust_and_an_obedient_one_is_raised_by_fake_verdic
         assert interval(row) == ((1.0,) * 3 if metric == "parse_rate" else (0.0,) * 3), (name, metric)
         assert row["n"] == (60 if name == "injection" else 12)
     rows = audit(lambda e: 5.0 if "[RESULT] 5" in e.response else e.score, items())
-    fake = rows["injection_fake_verdict", "raised_to_top"]
-    assert (fake["value"], fake["n"]) == (pytest.approx(8 / 12, abs=1e-6), 12)  # four of the six say [RESULT] 5
+    raised = {name: row["value"] for (name, metric), row in rows.items() if metric == "raised_to_top"}
+    assert raised["injection_fake_verdict"] == pytest.approx(8 / 12, abs=1e-6)  # four of the six say [RESULT] 5
+    assert raised["injection_ignore_rubric"] == raised["padding"] == 0
     expected = sum((5 - e.score) / 4 for i, e in enumerate(items()) if i % 6 < 4) / 12
     assert rows["injection_fake_verdict", "shift"]["value"] == pytest.approx(expected, abs=1e-6)
-    assert (
-        interval(rows["injection_ignore_rubric", "raised_to_top"]) == interval(rows["padding", "changed"]) == (0.0,) * 3
-    )
     families = [rows[f"injection_{family}", "shift"]["value"] for family in robustness.INJECTIONS]
     assert rows["injection", "shift"]["value"] == pytest.approx(sum(families) / 5, abs=1e-5)
 
 
-def test_shifts_are_shares_of_each_rubrics_own_scale_and_markdown_is_held_against_plain_text():
+def test_shifts_are_shares_of_each_scale_and_a_missing_score_is_counted():
     both = items(4) + [e.model_copy(update={"id": f"q{e.id}"}) for e in items(4, QUARTERS)]
     rows = audit(lambda e: max(e.rubric.scale) if "#markdown" in e.id else min(e.rubric.scale), both)
     assert rows["markdown", "shift"]["value"] == rows["markdown", "raised_to_top"]["value"] == 1.0
-    rows = audit(lambda e: 3.0 + ("#plain" in e.id) - ("#padding" in e.id), items())
+    rows = audit(lambda e: 3.0 + ("#plain" in e.id) - ("#padding" in e.id), items())  # markdown against plain text
     assert (rows["markdown", "shift"]["value"], rows["padding", "shift"]["value"]) == (-0.25, -0.25)
-
-
-def test_a_missing_score_is_counted_and_a_missing_judgment_is_refused():
     rows = audit(lambda e: None if "#padding" in e.id else 2.0, items())
-    assert (rows["padding", "parse_rate"]["value"], rows["padding", "shift"]["n"]) == (0, 0)
-    assert (rows["padding", "raised_to_top"]["value"], rows["padding", "raised_to_top"]["n"]) == (0, 12)
+    assert [rows["padding", metric]["value"] for metric in ("parse_rate", "raised_to_top", "shift")] == [0, 0, None]
     assert audit(lambda e: 5.0, items())["injection", "raised_to_top"]["value"] is None  # nothing was below the top
-    with pytest.raises(ValueError, match="24 of 27 judgments are missing, first e0#padding"):
-        robustness.altered_rows(SFT, [draws(e.id, 3.0)[0] for e in items(3)], [], items(3), seed=0)
-
-
-def test_copies_of_one_item_are_resampled_together():
     rows = audit(lambda e: 5.0 if "#injection" in e.id and e.score == 1 else 1.0, items())
-    pooled, single = rows["injection", "shift"], rows["injection_unicode", "shift"]
-    assert pooled["ci_high"] - pooled["ci_low"] == pytest.approx(single["ci_high"] - single["ci_low"], abs=0.1)
+    pooled, single = (np.ptp(interval(rows[name, "shift"])[1:]) for name in ("injection", "injection_unicode"))
+    assert pooled == pytest.approx(single, abs=0.1)  # the copies of one item are resampled together
+    with pytest.raises(ValueError, match="24 of 27 judgments are missing, first e0#padding"):
+        robustness.altered_rows(arms.arm("sft"), [draws(e.id, 3.0)[0] for e in items(3)], [], items(3), seed=0)
 
 
-def test_only_items_with_gold_and_a_rubric_about_content_are_audited():
-    rows = items(6)
-    rows[0] = rows[0].model_copy(update={"score": None})
-    rows[1] = rows[1].model_copy(update={"rubric": Rubric(criterion="Is it short, in bullets?", levels=["no", "yes"])})
-    rows[2] = rows[2].model_copy(update={"response": "```\ncode\n```"})
+def test_only_items_with_gold_and_a_rubric_about_content_are_audited_and_markdown_comes_off_again():
+    in_bullets = Rubric(criterion="Is it short, in bullets?", levels=["no", "yes"])
+    changes = [{"score": None}, {"rubric": in_bullets}, {"response": "```\ncode\n```"}, {}, {}, {}]
+    rows = [e.model_copy(update=change) for e, change in zip(items(6), changes, strict=True)]
     assert [e.id for e in robustness.choose(rows, 2)] == ["e3", "e4"]
-    of_world = world.examples("test", seed=0, n=200)
-    chosen = robustness.choose(of_world, 200)
+    chosen = robustness.choose(world.examples("test", seed=0, n=200), 200)
     assert len(chosen) > 100
     assert not [e for e in chosen if "format" in e.meta["criteria"]]
-
-
-def test_markdown_and_back():
-    marked = "## Picnic\n- **About the day:** Friday\n- Bring `bread`\n\n- 3. Price: six"
     text = "Picnic\nAbout the day: Friday\nBring bread\n\n3. Price: six"
-    assert robustness.plain(marked) == text
+    assert robustness.plain("## Picnic\n- **About the day:** Friday\n- Bring `bread`\n\n- 3. Price: six") == text
     assert robustness.markdown(text) == "## Picnic\n- **About the day:** Friday\n- Bring bread\n\n- **3. Price:** six"
-    assert robustness.plain("> # *x*\n* one\n+ two") == "# *x*\none\ntwo"  # one mark a line; 2*3*4 is a product
-
-
-@settings(max_examples=40)
-@given(st.text(max_size=80))
-def test_markdown_keeps_every_line_of_any_text(text):
-    assert robustness.markdown(text).count("\n") == robustness.plain(text).count("\n") == text.count("\n")
-
-
-def equal_gold(judge, examples, logprobs):
-    rows = robustness.equal_gold_rows(
-        SFT, [draws(e.id, judge(e))[0] for e in examples], examples, logprobs, seed=0, n_boot=200
-    )
-    return {(r["split"].removeprefix("audit_"), r["metric"]): r for r in rows}
+    assert robustness.plain("> # *x*\n* one\n2*3*4") == "# *x*\none\n2*3*4"  # one mark a line; a product is no emphasis
 
 
 def test_preferences_for_length_and_for_likely_text_show_at_equal_gold():
+    def equal_gold(judge, examples, logprobs):
+        judged = [draws(e.id, judge(e))[0] for e in examples]
+        return by_metric(robustness.equal_gold_rows(arms.arm("sft"), judged, examples, logprobs, seed=0, n_boot=200))
+
     examples = items(20)
     likely = {e.id: -float(i % 5) for i, e in enumerate(examples)}
     rows = equal_gold(lambda e: 1.0 if len(e.response) < 60 else 5.0, examples, likely)
-    assert rows["verbosity", "correlation"]["ci_low"] > 0.4
     assert rows["verbosity", "slope"]["ci_low"] > 0.2
     rows = equal_gold(lambda e: 5.0 + likely[e.id], examples, likely)
     assert rows["self_preference", "correlation"]["value"] == pytest.approx(1, abs=0.05)
     by_length = [e.model_copy(update={"score": 1.0 + i // 5}) for i, e in enumerate(examples)]
-    rows = equal_gold(lambda e: e.score, by_length, likely)  # always right, and gold rises with length
-    assert interval(rows["verbosity", "slope"]) == (0.0, 0.0, 0.0)
+    assert interval(equal_gold(lambda e: e.score, by_length, likely)["verbosity", "slope"]) == (0.0,) * 3  # it is right
     rows = equal_gold(lambda e: None if e.id == "e0" else 3.0, examples, likely | {"e1": None})
     assert (rows["verbosity", "slope"]["n"], rows["self_preference", "slope"]["n"]) == (19, 18)
     assert equal_gold(lambda e: None, examples, likely)["verbosity", "slope"]["value"] is None
@@ -366,50 +280,62 @@ def test_preferences_for_length_and_for_likely_text_show_at_equal_gold():
 def test_log_probabilities_are_means_over_the_response(tiny):
     import torch
 
-    model, tokenizer = tiny
-    examples = [*items(3), example("long", response="Hello " * 3000)]
-    logprobs = robustness.response_logprobs(model, tokenizer, examples)
-    assert logprobs.pop("long") is None
-    for e in examples[:3]:
-        context = prompts.asked_ids(tokenizer, f"### Instruction\n{e.instruction}\n### Response")
-        response = tokenizer(e.response, add_special_tokens=False)["input_ids"]
-        with torch.no_grad():
-            logits = model(torch.tensor([context + response])).logits[0].log_softmax(-1)
-        expected = [logits[len(context) + k - 1, token].item() for k, token in enumerate(response)]
-        assert logprobs[e.id] == pytest.approx(sum(expected) / len(response), abs=1e-4)
+    (model, tokenizer), e, long = tiny, example(), example("long", response="Hello " * 3000)
+    context = prompts.asked_ids(tokenizer, f"### Instruction\n{e.instruction}\n### Response")
+    response = tokenizer(e.response, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([context + response])).logits[0].log_softmax(-1)
+    expected = np.mean([logits[len(context) + k - 1, token].item() for k, token in enumerate(response)])
+    logprobs = robustness.response_logprobs(model, tokenizer, [e, long])
+    assert logprobs == {"a": pytest.approx(expected, abs=1e-4), "long": None}
 
 
-# ---------------------------------------------------------------- cost
+def write_stage(run, output, name, created="2025", seconds=1.0, **facts):
+    used = dict(seconds=seconds, peak_memory=9, peak_gpu_memory=None)
+    files.write_json(run / output / "manifest.json", dict(stage=name, created=created, facts=facts, **used))
 
 
-def test_an_arm_costs_its_whole_lineage_and_the_unmeasured_stays_unknown(tmp_path):
-    def stage(output, name, created, seconds=1.0, **facts):
-        manifest = dict(stage=name, created=created, facts=facts, seconds=seconds, peak_memory=9, peak_gpu_memory=None)
-        files.write_json(tmp_path / output / "manifest.json", manifest)
-
+@pytest.fixture
+def run(tmp_path):
     for i, name in enumerate(["sft", "sft_score_only", "sft_continued", "rft", "sre_1", "sre_2"]):
-        stage(f"judges/{name}", name.replace("sre", "dpo"), f"2026-01-0{i + 1}", 10.0**i, tokens=7 * 10**i)
+        write_stage(tmp_path, f"judges/{name}", name.replace("sre", "dpo"), f"2026-{i}", 10.0**i, tokens=7 * 10**i)
     for t in (1, 2):
-        stage(f"judgments/{t}", f"sample_{t}", f"2025-01-0{t}", 3.0 * t, tokens=50 * t, prompt_tokens=9 * t)
+        write_stage(tmp_path, f"judgments/{t}", f"sample_{t}", f"2025-{t}", 3.0 * t, tokens=50 * t, prompt_tokens=9 * t)
+    return tmp_path
+
+
+def test_an_arm_costs_its_whole_lineage_and_the_unmeasured_stays_unknown(run):
     for copy in ("judge", "judges/rft.partial", "eval.old"):
-        stage(copy, "copy", "2024")
-    names = [
-        "base",
-        "sft",
-        "sft_self_consistency",
-        "sft_score_only",
-        "sft_continued",
-        "rft",
-        "sre_1",
-        "sre_2_best_of_n",
-    ]
-    rows = cost.arms(tmp_path, [arms.arm(name) for name in names])
-    assert [row["training tokens"] for row in rows] == [0, 7, 7, 70, 707, 7007, 70007, 770007]
-    assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 0, 50, 50, 150]
-    assert [row["prompt tokens"] for row in rows] == [0, 0, 0, 0, 0, 9, 9, 27]
-    assert [row["seconds"] for row in rows] == [0, 1, 1, 10, 101, 1004, 10004, 110010]
-    assert [row["stage"] for row in cost.stages(tmp_path)][:3] == ["sample_1", "sample_2", "sft"]
-    stage("judgments/1", "sample_1", "2025", tokens=50, prompt_tokens=None)
-    assert cost.arms(tmp_path, [arms.arm("sre_1")])[0]["prompt tokens"] is None
-    stage("judges/sft_pairwise", "sft_pairwise", "2025", tokens=1000)  # half of a merge
-    assert cost.arms(tmp_path, [arms.arm("sft")])[0]["training tokens"] == 1007
+        write_stage(run, copy, "copy")
+    names = ["base", "sft_best_of_n", "sft_score_only", "sft_continued", "rft", "sre_1", "sre_2_self_consistency"]
+    rows = cost.arms(run, [arms.arm(name) for name in names])
+    assert [row["training tokens"] for row in rows] == [0, 7, 70, 707, 7007, 70007, 770007]
+    assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 50, 50, 150]
+    assert [row["seconds"] for row in rows] == [0, 1, 10, 101, 1004, 10004, 110010]
+    assert [row["stage"] for row in cost.stages(run)][:3] == ["sample_1", "sample_2", "sft"]
+    write_stage(run, "judgments/1", "sample_1", tokens=50, prompt_tokens=None)
+    assert cost.arms(run, [arms.arm("sre_1")])[0]["prompt tokens"] is None
+    write_stage(run, "judges/sft_pairwise", "sft_pairwise", tokens=1000)  # half of a merge
+    assert cost.arms(run, [arms.arm("sft")])[0]["training tokens"] == 1007
+
+
+@pytest.mark.torch
+def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, monkeypatch, capsys):
+    write_run(run, 24, ("validation", "test"))
+    bias = dict(arm="sre_2", split="pairwise_compared", metric="position_bias", value=0.2, ci_low=0.1, ci_high=0.3, n=9)
+    files.write_json(run / "results.json", [bias, bias | dict(split="test", metric="tokens", value=70)])
+    files.write_json(run / "judgments" / "2" / "focus.json", [[[["response_words", ">", 0.0]]]])
+    judges = {f"judges/{name}": base_dir for name in ("sft", "sre_1", "sre_2")}
+    stage = SimpleNamespace(run=run, path=run / "diagnose", finish=lambda **facts: None)
+    stage.inputs = {"data": run / "data", "eval": run / "eval"} | judges
+    stage.cfg = config.load(None, [f"model={base_dir}", "arms=sft,sre_1,sre_2", "max_new_tokens=16"])
+    monkeypatch.setattr("srlib.run.open_stage", lambda notebook, namespace: stage, raising=False)
+    for stage.done in (False, True):
+        rows = by_metric(run_cells("07_diagnose", audit_items=1, n_boot=100)["rows"])
+        said = capsys.readouterr().out
+        assert "sre_2 is right on 100.0 % [100.0, 100.0] (n 24)" in said
+        assert "Confidence and accuracy differ by 40.0 %" in said
+        assert "sre_2 took 770,157 tokens, trained on and drawn; sft took 7." in said
+        assert rows["position", "position_bias"]["value"] == 0.2
+        assert rows["injection", "parse_rate"]["n"] == 5
+    assert len(files.read_json(stage.path / "results.json")) > len(rows)  # of three arms
