@@ -335,7 +335,7 @@ def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, m
         said = capsys.readouterr().out
         assert "sre_2 is right on 100.0 % [100.0, 100.0] (n 24)" in said
         assert "Confidence and accuracy differ by 40.0 %" in said
-        assert "sre_2 took 770,157 tokens, trained on and drawn; sft took 7." in said
+        assert "Tokens trained on and drawn: sft 7, sre_2 770,157" in said
         assert rows["position", "position_bias"]["value"] == 0.2
         assert rows["injection", "parse_rate"]["n"] == 5
     assert len(files.read_json(stage.path / "results.json")) > len(rows)  # of three arms
