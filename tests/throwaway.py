@@ -1,79 +1,65 @@
-"""A project in a temporary directory: six notebooks of a few lines around a copy of srlib, for test_runs and others."""
+"""A project in a temporary directory: notebooks of a few lines around a copy of srlib, for the tests of runs."""
 
 import json
 import shutil
 from pathlib import Path
 
 import srlib
-
-COMMON = """\
-run_dir: str = "runs/last"  # where the run lives
-seed: int = 0  # of everything
-"""
+from srlib import config
 
 OWN = {
-    "01_data": 'data: str = "world"  # where examples come from\n',
-    "02_sft": 'arm: str = "sft"  # which judge\nmodel: str = "base"  # a path\nlr: float = 0.1  # step [> 0]\n',
-    "03_sample": "iteration: int = 1  # which round [1 ..]\nn_samples: int = 4  # judgments a prompt [1 ..]\n",
-    "04_curate": "iteration: int = 1  # which round [1 ..]\nmargin: float = 2.0  # in scores [>= 0]\n",
-    "05_dpo": "iteration: int = 1  # which round [1 ..]\nbeta: float = 0.1  # inverse temperature [> 0]\n",
-    "06_eval": 'arms: list[str] = ["base", "sft"]  # what is evaluated\niterations: int = 1  # rounds [1 ..]\n',
+    "01_data": ["seed", "data"],
+    "02_sft": ["seed", "arm", "model", "sft_steps"],
+    "03_sample": ["seed", "iteration", "n_samples"],
+    "04_curate": ["iteration", "margin"],
+    "05_dpo": ["iteration", "beta"],
+    "06_eval": ["arms"],
+    "07_diagnose": ["audit_items"],
 }
-
-OPEN = 'from srlib import runs\nstage = runs.open_stage("{name}", globals())\n'
+OPEN = 'from srlib.run import open_stage\nstage = open_stage("{name}", globals())\ncfg = stage.cfg\n'
 WORK = """\
-import os
 if not stage.done:
     with open(stage.run / "log.txt", "a") as log:
-        log.write(stage.stage.name + "\\n")
-    (stage.path / "out.txt").write_text(stage.stage.name)
+        log.write(stage.name + "\\n")
+    (stage.path / "out.txt").write_text(stage.name)
 """
-FINISH = 'stage.finish(threads=os.environ.get("OMP_NUM_THREADS"), nice=os.nice(0))\n'
+FINISH = 'import os\nstage.finish(threads=os.environ.get("OMP_NUM_THREADS"), micro_batch_size=cfg.micro_batch_size)\n'
 RESULTS = """\
-from srlib import files as store
-row = dict(metric="accuracy", ci_low=0.4, ci_high=0.6, n=9, seed=seed, iteration=0, protocol="greedy")
+from srlib import files
+row = dict(metric="accuracy", ci_low=0.4, ci_high=0.6, n=9, seed=cfg.seed, iteration=0, protocol="greedy")
 rows = [row | dict(arm=arm, split=s, value=0.5) for arm in arms for s in ("test", "ood", "pairwise")]
-store.write_json(stage.run / "results.json", rows)
+files.write_json(stage.run / "results.json", rows)
 """
 
 
 def write_notebook(path: Path, cells: dict[str, str]) -> None:
     """`cells` maps a tag to the source of its code cell."""
-    made = [
-        {
-            "cell_type": "code",
-            "id": tag,
-            "metadata": {"tags": [tag]},
-            "source": text,
-            "outputs": [],
-            "execution_count": None,
-        }
-        for tag, text in cells.items()
-    ]
+    code = {"cell_type": "code", "outputs": [], "execution_count": None}
+    cells = [code | {"id": tag, "metadata": {"tags": [tag]}, "source": text} for tag, text in cells.items()]
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path.write_text(json.dumps({"cells": made, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(json.dumps({"cells": cells, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
 
 
 def make_project(root: Path, **work: str) -> Path:
-    """Notebooks, a YAML file and a copy of srlib, which nobody edits during the test; `work` replaces the work cell: `n02_sft="1 / 0"`."""
-    (root / "notebooks").mkdir(parents=True, exist_ok=True)
-    (root / "params").mkdir(exist_ok=True)
+    """Notebooks, a YAML file, a base model of one file and a copy of srlib; `work` replaces a work cell: `n02_sft="1 / 0"`."""
+    for folder in ("notebooks", "params", "runs", "models/tiny-base"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
     if not (root / "srlib").exists():
         shutil.copytree(Path(srlib.__file__).parent, root / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "models" / "tiny-base" / "weights").write_text("1")
     for name, own in OWN.items():
-        cells = {"parameters": COMMON + own, "open": OPEN.format(name=name), "work": work.get(f"n{name}", WORK)}
+        defaults = {parameter: config.FIELDS[parameter].default for parameter in own}
+        cells = {"parameters": "".join(f"{parameter} = {value!r}\n" for parameter, value in defaults.items())}
+        cells |= {"open": OPEN.format(name=name), "work": work.get(f"n{name}", WORK)}
         cells["finish"] = FINISH + (RESULTS if name == "06_eval" else "")
         write_notebook(root / "notebooks" / f"{name}.ipynb", cells)
     (root / "params" / "tiny.yaml").write_text("seed: 0\n")
     return root
 
 
-def namespace(root: Path, notebook: str, **changes) -> dict:
+def namespace(notebook: str, **changes: object) -> dict:
     """What `globals()` holds in a notebook whose parameters cell has run."""
-    from srlib import config as params
-
-    own = params.of_notebook(notebook, root / "notebooks")
-    return {name: param.default for name, param in own.items()} | changes
+    return {name: config.FIELDS[name].default for name in config.declared_in(notebook)} | changes
 
 
 def log(run: Path) -> list[str]:

@@ -1,201 +1,166 @@
 """The stages of a run, what each depends on, and when one has to run again.
 
-A stage is one notebook with some parameters fixed; it makes one directory of a run directory. The directory is complete
-when it holds manifest.json, and current when the key in there is the one that code, parameters and inputs give now:
+A stage's key is a hash over parameters, code and inputs. Code counts without comments and docstrings: the notebook's code
+cells and every srlib module behind their imports, except those that only run stages or draw figures. Parameters count if
+the parameters cell sets them, or if that code reads them as `cfg.name`. Source is parsed, never executed.
 
->>> [stage.name for stage in of({"iterations": 1, "arms": ["sft", "sre_1"]})]
+>>> [stage.name for stage in of(config.load(None, ["iterations=1", "arms=sft,sre_1"]))]
 ['data', 'sft', 'sample_1', 'curate_1', 'dpo_1', 'eval']
-
-Until it is complete it is called `<output>.partial`, and a killed stage resumes in there (runs.py).
 """
 
-from __future__ import annotations
-
+import ast
 import hashlib
+import importlib.util
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from srlib import config as parameters
-from srlib import files as store
-from srlib.run import keys as fingerprint
+from srlib import config, files
+from srlib.evaluate import arms
 from srlib.schema import SrlibError
 
-# Where a run happens and who watches, not what it computes: these may change without anything running again.
-ENDPOINT = ("endpoint", "endpoint_concurrency", "endpoint_left_out")  # a server may move while its judgments are drawn
-ALARMS = (
-    "stop_on_alarm", "alarm_score_drift", "alarm_saturation", "alarm_parse_fall", "alarm_length_growth",
-    "alarm_distinct_fall", "alarm_entropy_fall", "alarm_logp_fall", "alarm_meta_higher",
-)  # fmt: skip
-NOT_IDENTITY = ("run_dir", "wandb_mode", "workers", "keep", *ENDPOINT, *ALARMS)
-CONTENT = ("model", "data", "data_pairwise")  # parameters that may be local paths: what lies there counts, not its name
-SFT_ARMS = ("sft", "sft_score_only", "sft_careful_only")
-FROM_PAIRS = ("sft_continued", "rft")
-ARMS = ("base", *SFT_ARMS, *FROM_PAIRS, "sft_self_consistency", "sft_best_of_n")
+FROM_PAIRS = ("sft_continued", "rft")  # SFT arms that need the pairs of all iterations
+MAY_BE_PATHS = {"model", "data", "data_pairwise"}  # of a local path the content counts, not the name
+NO_RESULTS = ("srlib.run.", "srlib.report.")  # code that decides no number
+NOT_IDENTITY = {"run_dir", "wandb_mode", "workers", "keep", "diagnose", "stop_on_alarm"}  # nor do these parameters
+NOT_IDENTITY |= {name for name in config.FIELDS if name.startswith(("endpoint", "alarm_"))}
 
 
 class RunError(SrlibError):
-    """A stage that cannot start: an unknown arm, a missing input, somebody else at work. Says what to do."""
+    """A run or stage that cannot start: an unknown arm, a missing input, another process at work. Says what to do."""
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
+    """A notebook with some parameters fixed, which makes one directory of the run."""
+
     name: str  # "dpo_2"
     notebook: str  # "05_dpo"
-    fixed: dict[str, Any] = field(default_factory=dict)  # {"iteration": 2}
-    inputs: tuple[str, ...] = ()  # ("data", "pairs/2", "judges/sre_1"), relative to the run directory
-    output: str = ""  # "judges/sre_2"
+    fixed: dict[str, Any]  # {"iteration": 2}
+    inputs: tuple[str, ...]  # ("data", "pairs/2", "judges/sre_1"), relative to the run
+    output: str  # "judges/sre_2"
 
 
-EVAL = Stage("eval", "06_eval", {}, ("data",), "eval")  # and the judges of its arms
+def of(cfg: config.Parameters) -> list[Stage]:
+    """The stages that `cfg.arms` need, inputs first; if one of them needs an iteration, all `cfg.iterations` are made."""
+    stages = before_eval(cfg)
+    judges = {stage.output.removeprefix("judges/"): stage for stage in stages if stage.output.startswith("judges/")}
+    needed = {"sft"} | {arms.arm(name).judge or "sft" for name in cfg.arms}  # the base model has no judge
+    if unknown := needed - judges.keys():
+        known = f"with iterations={cfg.iterations} there are base, {', '.join(judges)}"
+        raise RunError(f"arms need the judge {min(unknown)!r}, and {known}: correct arms, or raise iterations")
+    outputs = {output for judge in needed for output in (judges[judge].output, *judges[judge].inputs)}
+    chain = any(output.startswith("pairs/") for output in outputs)
+    stages = [stage for stage in stages if stage.output in outputs or (chain and "iteration" in stage.fixed)]
+    made = tuple(stage.output for stage in stages if stage.output.startswith("judges/"))
+    last = [Stage("eval", "06_eval", {}, ("data", *made), "eval")]
+    last += [Stage("diagnose", "07_diagnose", {}, ("data", "eval", *made), "diagnose")] if cfg.diagnose else []
+    return stages + last
 
 
-def of(params: Mapping[str, Any]) -> list[Stage]:
-    """The stages that `params["arms"]` need, inputs first, the chain of iterations before the arms beside it.
-
-    All of `params["iterations"]` (2) are made as soon as one arm needs any. Raises RunError on an arm that cannot be.
-    """
-    iterations, arms = params.get("iterations", 2), set(params.get("arms", ARMS))
-    chain = {}
-    for arm in sorted(arms - set(ARMS)):
-        match = re.fullmatch(r"(?:sft|sre_(\d{1,3}))(?:_self_consistency|_best_of_n|_mean_of_n|_median_of_n)?", arm)
-        if not match:
-            raise RunError(
-                f"arm {store.shorten(arm)} is unknown; there are {', '.join(ARMS)}, sre_N, and of sft and sre_N "
-                "_self_consistency, _best_of_n, _mean_of_n and _median_of_n"
-            )
-        if match[1] is None:  # another reading of sft
-            continue
-        if not 1 <= int(match[1]) <= iterations:
-            raise RunError(
-                f"arm {arm} needs iteration {match[1]}, and there are {iterations}; set iterations, or leave it out"
-            )
-        chain[arm] = match[1]
-    need_chain = bool(chain) or bool(arms & set(FROM_PAIRS))
-    made = [
-        stage
-        for stage in every(iterations)
-        if stage.name in ("data", "sft") or stage.name in arms or (need_chain and "iteration" in stage.fixed)
-    ]
-    judges = tuple(stage.output for stage in made if stage.output.startswith("judges/"))
-    return [*made, replace(EVAL, inputs=("data", *judges))]
-
-
-def every(iterations: int) -> list[Stage]:
-    """All stages before `eval`, whatever the arms."""
-    made = [Stage("data", "01_data", {}, (), "data"), Stage("sft", "02_sft", {"arm": "sft"}, ("data",), "judges/sft")]
-    judge = "judges/sft"
-    for t in range(1, iterations + 1):
-        before = (f"judgments/{t - 1}",) if t > 1 else ()  # what the draws are held against
-        made += [
+def before_eval(cfg: config.Parameters) -> list[Stage]:
+    """All stages before `eval`, whatever the arms; the chain of iterations comes before the arms beside it."""
+    merged = ("sft_pointwise", "sft_pairwise") if cfg.sft_mode == "merge" else ()  # the two halves of sft
+    needs = {**dict.fromkeys(merged, ("data",)), "sft": ("data", *(f"judges/{half}" for half in merged))}
+    chain, judge, iterations = [], "judges/sft", range(1, max(cfg.iterations, cfg.iteration) + 1)
+    for t in iterations:
+        before = [f"judgments/{t - 1}"] if t > 1 else []  # the alarms compare with the iteration before
+        chain += [
             Stage(f"sample_{t}", "03_sample", {"iteration": t}, ("data", judge, *before), f"judgments/{t}"),
             Stage(f"curate_{t}", "04_curate", {"iteration": t}, ("data", f"judgments/{t}", judge), f"pairs/{t}"),
             Stage(f"dpo_{t}", "05_dpo", {"iteration": t}, ("data", f"pairs/{t}", judge), f"judges/sre_{t}"),
         ]
         judge = f"judges/sre_{t}"
-    made += [Stage(arm, "02_sft", {"arm": arm}, ("data",), f"judges/{arm}") for arm in SFT_ARMS[1:]]
-    pairs = tuple(f"pairs/{t}" for t in range(1, iterations + 1))
-    return made + [
-        Stage(arm, "02_sft", {"arm": arm}, ("data", "judges/sft", *pairs), f"judges/{arm}") for arm in FROM_PAIRS
-    ]
+    needs |= {"sft_score_only": ("data",), "sft_careful_only": ("data",)}
+    needs |= dict.fromkeys(FROM_PAIRS, ("data", "judges/sft", *(f"pairs/{t}" for t in iterations)))
+    sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
+    return [Stage("data", "01_data", {}, (), "data"), *sft[: len(merged) + 1], *chain, *sft[len(merged) + 1 :]]
 
 
-# What a stage's result depends on
+def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
+    """All that decides a stage's result, `{"beta": 0.1, "code of srlib.dpo": "9f...", "input data": "03...", ...}`; RunError
+    or ParamError on a notebook that cannot be read."""
+    root, declared, values = config.project_root(), config.declared_in(stage.notebook), cfg.model_dump(mode="json")
+    code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
+    values = {name: values[name] for name in {*declared, *read} & values.keys() - NOT_IDENTITY} | stage.fixed
+    values |= {name: content(values[name], root) for name in values.keys() & MAY_BE_PATHS}
+    values |= {f"code of {module}": digest for module, digest in code.items()}
+    return values | {f"input {name}": manifest(run / name).get("key") for name in stage.inputs}
 
 
-def parts(stage: Stage, params: Mapping[str, Any], run_dir: Path, root: Path | None = None) -> dict[str, Any]:
-    """Everything that decides a stage's result, by name: `{"beta": 0.1, "code of srlib.train": "9f...", ...}`.
-
-    The inputs count by the keys in their manifests, so they have to be complete (None otherwise).
-    """
-    root = root or parameters.project_root()
-    notebooks = root / "notebooks"
-    values = {**params, **stage.fixed}
-    found: dict[str, Any] = {}
-    for name in parameters.of_notebook(stage.notebook, notebooks):
-        if name not in NOT_IDENTITY:
-            found[name] = fingerprint.content(values[name], root) if name in CONTENT else values[name]
-    try:
-        code = fingerprint.code(notebooks / f"{stage.notebook}.ipynb", root / "srlib")
-    except ValueError as error:
-        raise RunError(str(error)) from None
-    found |= {f"code of {name}": digest for name, digest in code.items()}
-    for name in stage.inputs:
-        found[f"input {name}"] = (manifest(run_dir / name) or {}).get("key")
-    return found
+def key(parts: dict[str, Any]) -> str:
+    """The parts of a stage as one hash."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def key(stage_parts: Mapping[str, Any]) -> str:
-    """The parts of a stage as one hash; the same parts give the same key on every machine."""
-    return hashlib.sha256(json.dumps(stage_parts, sort_keys=True).encode()).hexdigest()
-
-
-def why(stage: Stage, params: Mapping[str, Any], run_dir: Path, root: Path | None = None) -> str | None:
-    """Why a stage has to run, None when it is current: "beta 0.1 -> 0.3", "code of srlib.train changed", "new"."""
-    return reason(run_dir / stage.output, parts(stage, params, run_dir, root))
-
-
-def reason(output: Path, now: Mapping[str, Any]) -> str | None:
-    partial, made = partial_of(output), manifest(output)
-    if made and made["key"] == key(now):
+def reason(output: Path, now: dict[str, Any]) -> str | None:
+    """Why a stage has to run, None if it is current: "beta 0.1 -> 0.3", "code of srlib.dpo changed", "new"."""
+    before = manifest(output)
+    if before.get("key") == key(now):
         return None
-    if (recorded(partial) or {}).get("key") == key(now):
+    if manifest(output.with_name(f"{output.name}.partial")).get("key") == key(now) or (output.exists() and not before):
         return "incomplete"
-    if made is None:
-        return "incomplete" if output.exists() else "new"
-    before, changes = made.get("parts", {}), []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new and (name.startswith(("code of ", "input ")) or name in CONTENT):
-            changes.append(f"{name} changed")
-        elif old != new:
-            changes.append(f"{name} {store.shorten(old)} -> {store.shorten(new)}")
-    return ", ".join(changes) or "incomplete"
+    old, changes = before.get("parts", {}), []
+    for name in sorted(name for name in {*old, *now} if old.get(name) != now.get(name)):
+        values = f"{files.shorten(old.get(name))} -> {files.shorten(now.get(name))}"
+        changes.append(f"{name} {'changed' if ' ' in name or name in MAY_BE_PATHS else values}")
+    return ", ".join(changes) if before else "new"
 
 
-def manifest(output: Path) -> dict[str, Any] | None:
-    """The manifest of a complete stage directory; None where there is none that can be read."""
-    return _read_keyed(output / "manifest.json")
+def manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a stage directory, {} if there is none."""
+    path = directory / "manifest.json"
+    return files.read_json(path) if path.exists() else {}
 
 
-def made_otherwise(output: Path, params: Mapping[str, Any]) -> str:
-    """In which parameters a complete stage directory differs from these, `"beta 0.1 -> 0.3"`; "" in none. A run whose
-    parameters were changed, and that was stopped, holds them in params.yaml beside what was made before."""
-    made = (manifest(output) or {}).get("params", {})
-    named = {name for stage in every(1) for name in stage.fixed}  # arm, iteration: of the stage, not of the run
-    changed = sorted(name for name in made.keys() & params.keys() - named if made[name] != params[name])
-    return ", ".join(f"{name} {store.shorten(made[name])} -> {store.shorten(params[name])}" for name in changed)
-
-
-def partial_of(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
-
-
-def recorded(partial: Path) -> dict[str, Any] | None:
-    return _read_keyed(partial / "stage.json")
-
-
-def _read_keyed(path: Path) -> dict[str, Any] | None:
+def code_of(notebook: Path, package: Path) -> tuple[dict[str, str], set[str]]:
+    """Hashes of a notebook's code and of every module of `package` behind it, and the names that they read from `cfg`.
+    Cells tagged `parameters` (they count by their values) or `setup` (they work in Colab only) are left out."""
+    cells = [cell for cell in json.loads(notebook.read_bytes())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in cells if not {"parameters", "setup"} & set(cell["metadata"].get("tags", []))]
+    source = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join("".join(cell["source"]) for cell in cells))  # magics
     try:
-        found = store.read_json(path)
-    except store.RowError:
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("key"), str) else None
+        digest, queue, names = _examined(source, "")
+    except SyntaxError as error:
+        raise RunError(f"{notebook}: code line {error.lineno} is not Python ({error.msg}); correct it") from None
+    digests = {notebook.stem: digest}
+    while queue:
+        module, *queue = queue
+        path = package.joinpath(*module.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module not in digests and path.is_file() and not f"{module}.".startswith(NO_RESULTS):
+            inside = module if path.stem == "__init__" else module.rpartition(".")[0]
+            digests[module], modules, read = _examined(path.read_text("utf-8"), inside)
+            queue, names = queue + modules, names | read
+    return digests, names
 
 
-def find(notebook: str, values: Mapping[str, Any], run_params: Mapping[str, Any]) -> Stage:
-    candidates = [*every(iterations(run_params)), of(run_params)[-1]]
-    candidates = [stage for stage in candidates if stage.notebook == notebook]
-    for stage in candidates:
-        if all(values.get(name) == value for name, value in stage.fixed.items()):
-            return stage
-    asked = {name: values.get(name) for stage in candidates for name in stage.fixed}
-    known = ", ".join(str(value) for stage in candidates for value in stage.fixed.values())
-    raise RunError(f"no stage of notebook {notebook} has {asked}; there are {known or 'none'}")
+@cache
+def _examined(source: str, package: str) -> tuple[str, list[str], set[str]]:
+    """(hash without docstrings, names that may be modules of srlib, names read from `cfg`) of code inside `package`."""
+    tree, imported, read = ast.parse(source), set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            imported |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", getattr(node.value, "attr", "")) == "cfg":
+            read.add(node.attr)
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    ours = {name for name in imported if f"{name}.".startswith("srlib.")}
+    modules = {name[: dot.start()] for name in ours for dot in re.finditer(r"\.|$", name)}  # packages have code, too
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), sorted(modules), read
 
 
-def iterations(run_params: Mapping[str, Any]) -> int:
-    return max(run_params.get("iterations", 2), run_params.get("iteration", 1))
+def content(value: str, root: Path) -> str:
+    """The hash of what is at a path, or the value as it is if nothing is there: a moved model changes nothing."""
+    path = root / Path(value).expanduser()
+    if not value or not path.exists():
+        return value
+    return f"sha256:{_sha256(path, max(p.stat().st_mtime_ns for p in [path, *path.rglob('*')]))}"
+
+
+_sha256 = cache(lambda path, modified: files.sha256(path))

@@ -1,0 +1,46 @@
+"""Execute one notebook in a kernel of its own, as a process of the pipeline: execute.py NOTEBOOK OUT '{"beta": 0.3}'.
+
+Prints what went wrong. When the pipeline ends, however it ends, its pipe to stdin closes: then this process ends, and the
+kernel within a second. Imports nothing of srlib."""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+
+# Optional, not needed here, and slow: a grammar of URIs compiled for JSON schemas, HDFS.
+sys.modules |= dict.fromkeys(["rfc3987_syntax", "isoduration", "pyarrow"])
+import papermill  # noqa: E402
+from jupyter_client import AsyncKernelManager  # noqa: E402
+from jupyter_client.kernelspec import KernelSpec  # noqa: E402
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel of this interpreter, reached over Unix sockets: a TCP port may be taken before its kernel has started."""
+
+    kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options | {"transport": "ipc", "ip": f"{tempfile.gettempdir()}/srlib-{os.getpid()}"})
+
+
+if __name__ == "__main__":
+    threading.Thread(target=lambda: sys.stdin.read() or os._exit(1), daemon=True).start()
+    logging.getLogger("papermill").setLevel(
+        logging.ERROR
+    )  # it warns of names in no parameters cell; srlib refuses them
+    notebook, out = (path.replace("{", "{{").replace("}", "}}") for path in sys.argv[1:3])  # papermill fills in {names}
+    options = dict(kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=Kernel)
+    options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)
+    answer, problem = os.dup(1), ""
+    os.dup2(2, 1)  # what the kernel prints outside of its cells goes to the log
+    try:
+        papermill.execute_notebook(notebook, out, **options)
+    except papermill.PapermillExecutionError as error:
+        problem = f"in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except (RuntimeError, OSError) as error:  # a kernel that died, mostly for lack of memory, or a full disk
+        problem = f"({error}). Free memory (--workers 1) or space; the same command then resumes"
+    os.write(answer, problem.encode()[:2000])
+    os._exit(bool(problem))
