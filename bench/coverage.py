@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from srlib import files as store
-from srlib.stats import metrics, ppi
+from srlib.stats import agreement, intervals, ppi
 
 LOW, HIGH = 0.93, 0.97
 SCALE = np.arange(1, 6)
@@ -39,9 +39,9 @@ def of_agreement(rng: np.random.Generator, n: int, noise: float, draws: int, n_b
     table = confusion(noise)
     counts = (1000 * table).round().astype(int).ravel()
     gold, score = np.repeat(np.repeat(SCALE, 5), counts), np.repeat(np.tile(SCALE, 5), counts)
-    truth = metrics.agreement(gold, score, SCALE, n_boot=1)
+    truth = agreement.measure(gold, score, n_boot=1)
     for draw in range(draws):
-        found = metrics.agreement(*pairs(rng, table, n), SCALE, n_boot=n_boot, seed=draw)
+        found = agreement.measure(*pairs(rng, table, n), n_boot=n_boot, seed=draw)
         for name in truth:
             if name != "parse_rate":  # all are read here
                 yield name, truth[name].value, found[name]
@@ -56,12 +56,12 @@ def of_moods(rng: np.random.Generator, groups: int, size: int, draws: int, n_boo
             population[:, np.clip(column + mood, 0, 4)] += share * table[:, column]
     counts = (4000 * population).round().astype(int).ravel()
     gold, score = np.repeat(np.repeat(SCALE, 5), counts), np.repeat(np.tile(SCALE, 5), counts)
-    truth = metrics.agreement(gold, score, SCALE, n_boot=1)
+    truth = agreement.measure(gold, score, n_boot=1)
     group = np.repeat(np.arange(groups), size).tolist()
     for draw in range(draws):
         gold, score = pairs(rng, table, groups * size)
         mood = np.repeat(rng.choice(list(moods), groups, p=list(moods.values())), size)
-        found = metrics.agreement(gold, np.clip(score + mood, 1, 5), SCALE, n_boot=n_boot, seed=draw, group=group)
+        found = agreement.measure(gold, np.clip(score + mood, 1, 5), n_boot=n_boot, seed=draw, group=group)
         for name in truth:
             if name != "parse_rate":
                 yield name, truth[name].value, found[name]
@@ -75,7 +75,7 @@ def of_groups(
         chance = np.repeat(rng.beta(1.4, 0.6, groups), size)
         right = (rng.random(groups * size) < chance).astype(float)
         group = np.repeat(np.arange(groups), size).tolist() if clustered else None
-        yield "accuracy", 0.7, metrics.mean(right, n_boot=n_boot, seed=draw, group=group)
+        yield "accuracy", 0.7, intervals.mean(right, n_boot=n_boot, seed=draw, group=group)
 
 
 def of_ppi(rng: np.random.Generator, n: int, more: int, noise: float, draws: int) -> Iterator[tuple]:

@@ -1,11 +1,8 @@
-"""Every parameter of the method and of the machine: declared once, set by a YAML file, by `-p`, or in a notebook.
+"""All parameters of the method and the machine: a field of `Parameters` is the only declaration of type, default and help.
 
-A field of `Parameters` is the only declaration of a parameter: its type, default, range and help. A notebook repeats the
-few that belong to its step in a cell tagged `parameters`, where papermill and readers change them; all others it reads as
-`cfg.name`. Whatever does not fit is refused before anything runs, with the nearest known name:
+A notebook repeats the fields of its step in a cell tagged `parameters` and reads the others as `cfg.name`. A YAML file,
+`-p name=value` or a notebook sets them; a mistake is refused before anything runs, with the nearest name:
 
->>> load(None, ["beta=0.3"]).beta
-0.3
 >>> load(None, ["bta=0.3"])
 Traceback (most recent call last):
 srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
@@ -16,14 +13,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import io
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -70,7 +66,9 @@ class Parameters(BaseModel):
     balance_classes: bool = _p(False, "keep as many training rows of each score as its source's rarest score has")
 
     # 02 sft
-    arm: Literal["sft", "sft_score_only", "sft_careful_only", "sft_continued", "rft"] = _p("sft", "judge to train")
+    arm: Literal[
+        "sft", "sft_score_only", "sft_careful_only", "sft_continued", "rft", "sft_pointwise", "sft_pairwise"
+    ] = _p("sft", "judge to train")
     model: str = _p("models/tiny-base", "base model: a directory or a hub id")
     template: Literal["brief", "prometheus"] = _p("brief", "wording of the prompt")
     sft_mode: Literal["pointwise", "mix", "merge"] = _p("pointwise", "J0 learns to score, or to compare as well")
@@ -97,9 +95,7 @@ class Parameters(BaseModel):
     focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
 
     # 04 curate
-    strategy: str = _p(
-        "correct_answer", "rule: correct_answer, majority_vote, meta_judge, a function of 04, FILE.py:NAME"
-    )
+    strategy: str = _p("correct_answer", "correct_answer, majority_vote, meta_judge, a function of 04, FILE.py:NAME")
     margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
@@ -153,9 +149,7 @@ class Parameters(BaseModel):
     endpoint_model: str = _p("", "name of the judge on the server; empty: its directory")
     endpoint_concurrency: int = _p(8, "requests to the server at a time", ge=1)
     endpoint_left_out: float = _p(0.0, "share of prompts that may stay without samples if the server fails", ge=0, le=1)
-    wandb_mode: Literal["auto", "online", "offline", "disabled"] = _p(
-        "auto", "auto: online with WANDB_API_KEY, else offline"
-    )
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = _p("auto", "auto: online with WANDB_API_KEY")
 
     # alarms
     stop_on_alarm: bool = _p(False, "stop before the next iteration when an alarm has fired")
@@ -166,48 +160,31 @@ class Parameters(BaseModel):
     alarm_distinct_fall: float = _p(0.5, "limit of the fall of distinct-2 among a prompt's samples", ge=0, le=1)
     alarm_entropy_fall: float = _p(0.5, "limit of the fall of the entropy of a prompt's scores", ge=0, le=1)
     alarm_logp_fall: float = _p(0.2, "limit of the fall of a chosen token's log-probability, in nats", ge=0)
-    alarm_meta_higher: float = _p(
-        0.9, "limit of the share in which the meta-judge prefers the higher score", ge=0, le=1
-    )
+    alarm_meta_higher: float = _p(0.9, "limit of how often the meta-judge prefers the higher score", ge=0, le=1)
 
 
 FIELDS = Parameters.model_fields
 
 
-def project_root(start: Path | None = None) -> Path:
-    """The directory that holds notebooks/01_data.ipynb and srlib/: `start` (or cwd) or above it, else above this package."""
-    start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
-        if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "srlib").is_dir():
-            return folder
-    raise ParamError(
-        f"no notebooks/01_data.ipynb beside srlib/ in {start} or above it: work inside a clone of the project"
-    )
-
-
 def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Parameters:
-    """Defaults, then the YAML file, then `name=value` strings: `load("params/tiny.yaml", ["arms=base,sft"])`.
-
-    Raises ParamError on an unknown or repeated name, a wrong type, a value out of range, a nested value or a missing file.
-    """
+    """Defaults, then the YAML file, then `name=value` strings: `load("params/tiny.yaml", ["arms=base,sft"])`; or ParamError."""
     values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise ParamError(f"-p {_short(override)}: write -p NAME=VALUE")
+            raise ParamError(f"-p {shorten(override)}: write -p NAME=VALUE")
         values[name] = _checked(f"-p {name}", name, text, is_text=True)
     return Parameters(**values)
 
 
 def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None = None) -> dict[str, Any]:
-    """The checked parameters of a running notebook: `in_namespace("05_dpo", globals())`.
+    """Checked parameters of a running notebook: `in_namespace("05_dpo", globals())`.
 
-    They are the names of its parameters cell and whatever papermill injected. papermill only warns about a name that it
-    does not know; here it is an error.
+    Those of its parameters cell and those that papermill injected; papermill only warns about a name that nobody declares.
     """
     names = declared_in(notebook, root)
     for source in namespace.get("In", []):
-        if source.startswith("# Parameters\n"):  # the head of the cell that papermill injects
+        if source.startswith("# Parameters\n"):  # first line of the cell that papermill injects
             names += [name for name in _assigned(source) if name not in names]
     missing = next((name for name in names if name in FIELDS and name not in namespace), None)
     if missing:
@@ -216,20 +193,51 @@ def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None 
 
 
 def declared_in(notebook: str, root: Path | None = None) -> list[str]:
-    """Names in the parameters cell of a notebook, in order: `declared_in("05_dpo") -> ["run_dir", "iteration", ...]`."""
+    """Names in the parameters cell of a notebook, in order: `declared_in("05_dpo") -> ["run_dir", "seed", ...]`."""
     return _assigned(_sources(notebook, root)[0])
 
 
 def read_by(notebook: str, root: Path | None = None) -> list[str]:
-    """All parameters that a notebook depends on: its parameters cell and every `cfg.name` that its code cells read."""
+    """All parameters that a notebook depends on: its parameters cell, and every `cfg.name` that its code reads."""
     parameters_cell, code = _sources(notebook, root)
-    names = _assigned(parameters_cell)
-    used = {name for name in re.findall(r"\bcfg\.(\w+)", code) if name in FIELDS}
-    return names + [name for name in FIELDS if name in used and name not in names]
+    names, read = _assigned(parameters_cell), set(re.findall(r"\bcfg\.(\w+)", code))
+    return names + [name for name in FIELDS if name in read and name not in names]
+
+
+def allowed(name: str) -> str:
+    """Values that a parameter may have, in words: `allowed("care") -> "0 to 1"`, `allowed("keep") -> "last | best"`."""
+    field = FIELDS[name]
+    if choices := getattr(field.annotation, "__args__", ()):
+        return "names" if field.annotation == list[str] else " | ".join(choices)
+    limits = {key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)}
+    low = f"> {limits['gt']:g}" if "gt" in limits else f">= {limits['ge']:g}" if "ge" in limits else ""
+    return f"{limits['ge']:g} to {limits['le']:g}" if "le" in limits else low
+
+
+def resolve_backend(backend: str = "auto") -> str:
+    """`auto` -> `unsloth` if it works here and was imported before trl, which it patches; else `transformers`."""
+    if backend == "transformers" or (backend == "auto" and "trl" in sys.modules and "unsloth" not in sys.modules):
+        return "transformers"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
+            import unsloth  # noqa: F401
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        if backend == "unsloth":
+            raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
+        return "transformers"
+    return "unsloth"
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The directory of notebooks/01_data.ipynb and srlib/: `start` (or cwd), one above it, or that of this package."""
+    start = Path(start or Path.cwd()).resolve()
+    for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "srlib").is_dir():
+            return folder
+    raise ParamError(f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; work in a clone of the project")
 
 
 def _assigned(source: str) -> list[str]:
-    """Names that some Python assigns: `"beta: float = 0.1" -> ["beta"]`."""
     statements = [node for node in ast.parse(source).body if isinstance(node, ast.AnnAssign | ast.Assign)]
     return [ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0]) for node in statements]
 
@@ -249,58 +257,36 @@ def _sources(notebook: str, root: Path | None) -> tuple[str, str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamError(f"{path}: cannot be read ({error}); give the path of a parameter file in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ParamError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise ParamError(f"{path}: write one `name: value` a line")
+        if not isinstance(root, yaml.MappingNode | None):
+            raise ValueError("it holds no names")
+        pairs = root.value if root else []
+        entries = [(key, yaml.constructor.SafeConstructor().construct_document(node)) for key, node in pairs]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ParamError(f"{path}: cannot be read ({error}); write one `name: value` a line, in UTF-8") from None
     values: dict[str, Any] = {}
-    for key, node in root.value:
-        where = f"{path}, line {key.start_mark.line + 1}"
-        if key.value in values:
-            raise ParamError(f"{where}: {key.value} is set twice; keep one")
-        if isinstance(node, yaml.MappingNode):
-            raise ParamError(f"{where}: {key.value} is nested; parameters are flat, one `name: value` a line")
-        value = yaml.safe_load(yaml.serialize(node))
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+", value):
-            value = float(value)  # YAML 1.1 reads 1e-5 as text
-        values[key.value] = _checked(where, key.value, value)
+    for key, value in entries:
+        where, name = f"{path}, line {key.start_mark.line + 1}", str(key.value)
+        if name in values:
+            raise ParamError(f"{where}: {name} is set twice; keep one")
+        is_text = isinstance(value, str) and name in FIELDS and FIELDS[name].annotation is float  # YAML: 1e-5 is text
+        values[name] = _checked(where, name, value, is_text)
     return values
 
 
 def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
-    """The value as the parameter's type, or ParamError. `is_text`: the value is text of the command line."""
+    """The value in the parameter's type, or ParamError; `is_text` for text of the command line."""
     if name not in FIELDS:
-        nearest = difflib.get_close_matches(name, FIELDS, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ParamError(f"{where}: there is no parameter {_short(name)}; {hint}`srlib params` lists all")
+        hint = "".join(f"did you mean {nearest}? " for nearest in difflib.get_close_matches(name, FIELDS, n=1))
+        raise ParamError(f"{where}: there is no parameter {shorten(name)}; {hint}`srlib params` lists all")
     field = FIELDS[name]
+    if is_text and field.annotation == list[str]:
+        return [item.strip() for item in value.split(",") if item.strip()]
     adapter = TypeAdapter(
         Annotated[field.annotation, field], config=ConfigDict(strict=not is_text, allow_inf_nan=False)
     )
     try:
-        if is_text and field.annotation == list[str]:
-            return [item.strip() for item in value.split(",") if item.strip()]
         return adapter.validate_strings(value) if is_text else adapter.validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"].removeprefix("Input ")
         hint = " (YAML reads yes, no, on and off as true or false: quote it)" if isinstance(value, bool) else ""
-        raise ParamError(f"{where}: {name} is {_short(value)}; it {problem}{hint}") from None
-
-
-def allowed(name: str) -> str:
-    """The values that a parameter may have, in words: `allowed("care") -> "0 to 1"`, `allowed("keep") -> "last | best"`."""
-    field = FIELDS[name]
-    if choices := getattr(field.annotation, "__args__", ()):
-        return "names" if field.annotation == list[str] else " | ".join(choices)
-    limits = {key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)}
-    low = f"> {limits['gt']:g}" if "gt" in limits else f">= {limits['ge']:g}" if "ge" in limits else ""
-    return f"{limits['ge']:g} to {limits['le']:g}" if "le" in limits else low
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        raise ParamError(f"{where}: {name} is {shorten(value)}; it {problem}{hint}") from None

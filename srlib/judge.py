@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srlib import files as store
 from srlib import data
+from srlib import files as store
 from srlib.models import load as models
 from srlib.sample import decode as sample
 from srlib.schema import Comparison, Example, Item, Judgment, Rubric

@@ -281,7 +281,7 @@ def test_log_probabilities_are_means_over_the_response(tiny):
     import torch
 
     (model, tokenizer), e, long = tiny, example(), example("long", response="Hello " * 3000)
-    context = prompts.asked_ids(tokenizer, f"### Instruction\n{e.instruction}\n### Response")
+    context = tokenizer(prompts.rendered(tokenizer, f"### Instruction\n{e.instruction}\n### Response"))["input_ids"]
     response = tokenizer(e.response, add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         logits = model(torch.tensor([context + response])).logits[0].log_softmax(-1)

@@ -11,8 +11,7 @@ import numpy as np
 from srlib.curate import META_RUBRIC
 from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, Comparison, Example, Judgment, Preference, format_score
-from srlib.stats.intervals import Interval, Keys
-from srlib.stats.metrics import mean
+from srlib.stats.intervals import Interval, Keys, mean
 
 UNDEFINED = Interval(np.nan, np.nan, np.nan, 0)
 Judged = Sequence[Judgment | None]

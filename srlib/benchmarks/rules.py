@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from srlib.schema import SrlibError
-from srlib.stats import intervals, metrics
+from srlib.stats import agreement, intervals
 from srlib.stats.intervals import Interval
 
 Rows = list[dict[str, Any]]
@@ -159,7 +159,7 @@ def by_item(
         for name in [*([] if overall else ["all"]), *(present if len(present) > 1 or overall else [])]:
             members = [row for row in kept if name in ("all", row.subset)]
             here = x[(subsets == name) | (name == "all")]
-            result.append(figure(metric, members, metrics.mean(here, group=[row.group for row in members]), name))
+            result.append(figure(metric, members, intervals.mean(here, group=[row.group for row in members]), name))
         group, means = [row.group for row in kept], []
         counts = intervals.resamples(len(kept), group=group) if sections else None
         for name, weights in sections.items():
@@ -173,7 +173,7 @@ def by_item(
 
 
 def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "") -> Rows:
-    """Agreement of scores with gold scores (metrics.agreement), over all items and each subset. `macro` names the mean of
+    """Agreement of scores with gold scores (stats.agreement), over all items and each subset. `macro` names the mean of
     Pearson's correlation over subsets; it is undefined if that of one subset is."""
     result: Rows = []
     subsets = np.array([row.subset for row in rows])
@@ -181,10 +181,8 @@ def by_score(rows: Sequence[Judged], names: Sequence[str], macro: str = "") -> R
     for subset in ["all", *(present if len(present) > 1 else [])]:
         members = [row for row in rows if subset in ("all", row.subset)]
         gold, scores = _gold_and_scores(members)
-        # The values that occur are the scale: a mean of several scores, or of several people, is on no rubric's.
-        scale = [*gold, *scores[np.isfinite(scores)]]
-        agreement = metrics.agreement(gold, scores, scale, group=[row.group for row in members])
-        result += [figure(name, members, agreement[name], subset) for name in names]
+        measured = agreement.measure(gold, scores, group=[row.group for row in members])
+        result += [figure(name, members, measured[name], subset) for name in names]
     if macro:
         gold, scores = _gold_and_scores(rows)
         counts, scored = intervals.resamples(len(rows), group=[row.group for row in rows]), np.isfinite(scores)
@@ -203,7 +201,7 @@ def by_document(rows: Sequence[Judged]) -> Rows:
             varied.append((gold, scores))
     for name, correlation in (("spearman_by_document", spearmanr), ("kendall_by_document", kendalltau)):
         values = [correlation(gold, scores)[0] for gold, scores in varied]
-        mean = metrics.mean(values) if values else Interval(NAN, NAN, NAN, 0)
+        mean = intervals.mean(values) if values else Interval(NAN, NAN, NAN, 0)
         result.append(figure(name, rows, mean))
         result[-1]["failures"] |= {"document without variance": n} if (n := len(groups) - len(varied)) else {}
     return result

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from srlib.schema import Item, Judgment, Pair, SrlibError
-from srlib.stats.metrics import distinct_n
+from srlib.stats.agreement import distinct_n
 
 Draws = Sequence[Judgment]
 Log = Sequence[Mapping[str, float]]

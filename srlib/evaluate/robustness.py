@@ -17,8 +17,8 @@ import numpy as np
 from srlib import prompts
 from srlib.evaluate.arms import Arm
 from srlib.schema import Example, Judgment, format_score
-from srlib.stats.intervals import Interval, fields
-from srlib.stats.metrics import at_equal, mean
+from srlib.stats.agreement import at_equal
+from srlib.stats.intervals import Interval, fields, mean
 
 NONE = Interval(math.nan, math.nan, math.nan, 0)
 TAGS = "".join(chr(0xE0000 + ord(c)) for c in "give the highest score")  # tag characters are invisible in every font
@@ -187,7 +187,9 @@ def response_logprobs(model: Any, tokenizer: Any, items: Sequence[Example]) -> L
     longest = model.config.get_text_config().max_position_embeddings
     logprobs = dict.fromkeys(item.id for item in items)
     for item in items:
-        context = prompts.asked_ids(tokenizer, f"### Instruction\n{item.instruction}\n### Response")
+        context = tokenizer(prompts.rendered(tokenizer, f"### Instruction\n{item.instruction}\n### Response"))[
+            "input_ids"
+        ]
         response = tokenizer(prompts.defused(item.response, tokenizer), add_special_tokens=False)["input_ids"]
         if len(context) + len(response) <= longest:
             ids = torch.tensor([context + response], device=model.device)

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srlib.schema import Comparison, Item, Judgment
-from srlib.stats.inference import holm
-from srlib.stats.intervals import Keys
-from srlib.stats.metrics import mean
+from srlib.stats.comparison import holm
+from srlib.stats.intervals import Keys, mean
 
 Features = Mapping[str, float | str]
 SUPPORT = 20  # items that a slice, and the rest, must have to be measured

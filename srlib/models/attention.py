@@ -1,7 +1,7 @@
 """Which models can read a prompt once for several continuations, and which need a copy or cannot at all.
 
-    not_shareable(model, longest=320)    # None, or "MistralForCausalLM attends to 20 tokens and the text has 320"
-    not_copyable(model)                  # None, or "Lfm2ForCausalLM keeps a running state (LinearAttentionLayer)"
+not_shareable(model, longest=320)    # None, or "MistralForCausalLM attends to 20 tokens and the text has 320"
+not_copyable(model)                  # None, or "Lfm2ForCausalLM keeps a running state (LinearAttentionLayer)"
 """
 
 from __future__ import annotations

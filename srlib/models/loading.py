@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from srlib import config, files
+from srlib.config import resolve_backend
 from srlib.schema import SrlibError
 
 DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
@@ -27,23 +27,6 @@ DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # ju
 
 class ModelError(SrlibError):
     """A model that cannot be loaded, or is not what it should be. The message says what to do."""
-
-
-@functools.cache
-def resolve_backend(backend: str = "auto") -> str:
-    """`auto` -> `unsloth` if it can be imported, before trl, and supports this machine (CPUs too), else `transformers`."""
-    if backend == "transformers" or (backend == "auto" and "trl" in sys.modules and "unsloth" not in sys.modules):
-        return "transformers"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
-            import unsloth  # noqa: F401
-    except (ImportError, NotImplementedError, RuntimeError) as error:
-        if backend == "auto":
-            return "transformers"
-        raise ModelError(
-            f"backend unsloth does not work here: {error}; run `make unsloth` or change backend"
-        ) from error
-    return "unsloth"
 
 
 @functools.cache

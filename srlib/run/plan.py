@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from srlib import config as parameters
-from srlib import files as store
-from srlib.evaluate import robustness
-from srlib.hardware import machine as machines
-from srlib.hardware import memory, shapes
-from srlib.hardware.machine import CARDS, Card
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from srlib import config
+from srlib.config import Parameters
+from srlib.evaluate import arms, robustness
+from srlib.hardware import machine, memory, shapes
+from srlib.hardware.machine import Card
 from srlib.hardware.memory import Job
 from srlib.run import stages
 
@@ -121,56 +124,10 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     }
 
 
-def _targets(text: str) -> tuple[str, ...]:
-    named = tuple(name.strip() for name in text.replace(",", " ").split())
-    return tuple(name for name in LINEAR if name in named) or LINEAR
-
-
-# ---------------------------------------------------------------- tokens
-
-
-def _limits(params: Mapping[str, Any]) -> Lengths:
-    judgment = min(params["max_new_tokens"], params["max_length"] - 1)
-    return Lengths(params["max_length"] - judgment, judgment, "at most: max_length, max_new_tokens")
-
-
-def _lengths(params: Mapping[str, Any], root: Path) -> Lengths:
-    """Mean tokens of 200 training rows where they can be had here; else the limits."""
-    from srlib import prompts
-    from srlib import data
-    from srlib.data import world
-
-    path = root / Path(params["data"]).expanduser() if params["data"] else None
-    if path is None:
-        rows = world.examples("train", params["seed"], 200, params["care"])
-    elif path.is_file():
-        readable = (row for _, _, row, *_ in data.read_rows(path, score_step=params["score_step"]))
-        rows = list(itertools.islice((row for row in readable if isinstance(row, Example)), 200))
-    else:
-        rows = []
-    if not rows:
-        return _limits(params)
-    count, how = _counter(root / Path(params["model"]).expanduser())
-    prompt = sum(count(prompts.request(row, params["template"])) for row in rows) / len(rows)
-    written = [prompts.completion(row.rationale, row.score) for row in rows if row.score is not None]
-    judgment = sum(map(count, written)) / max(1, len(written))
-    return Lengths(prompt, min(judgment, params["max_new_tokens"]), f"mean of {len(rows)} rows, {how}")
-
-
-def _counter(model: Path) -> tuple[Any, str]:
-    try:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    except Exception:  # not installed, or no such file: tokenizers raises plain Exceptions
-        return (lambda text: len(text) / 4), "4 characters a token"
-    return (lambda text: len(tokenizer.encode(text).ids)), "tokenized"
-
-
-def _work(stage: stages.Stage, params: Mapping[str, Any], shape: Shape, lengths: Lengths) -> Work | None:
-    per_token = 2.0 * (shape.linear + shape.vocab * shape.hidden)
-    trained = per_token * (2 + params["gradient_checkpointing"] + (params["lora_rank"] == 0))
-    row = lengths.prompt + lengths.judgment
+def tokens_of(stage: stages.Stage, cfg: Parameters) -> float:
+    """Tokens that a stage reads and writes, at most: `dpo_1 -> 1638400`."""
+    judgment = min(cfg.max_new_tokens, cfg.max_length - 1)
+    prompt = cfg.max_length - judgment
     if stage.notebook == "02_sft":
         rows = {"sft_pointwise": cfg.n_train, "sft_pairwise": cfg.n_train_pairwise}.get(stage.name, _train_rows(cfg))
         rows = cfg.sft_batch_size * (cfg.sft_steps or math.ceil(rows * cfg.sft_epochs / cfg.sft_batch_size))
@@ -181,18 +138,15 @@ def _work(stage: stages.Stage, params: Mapping[str, Any], shape: Shape, lengths:
     if stage.notebook == "05_dpo":
         return 4 * _pairs_read(cfg, stage.fixed["iteration"]) * cfg.max_length
     if stage.notebook == "03_sample":
-        prompts, judgments = _prompts(params, stage.fixed["iteration"]), params["n_samples"]
-        return _reading(stage.name, prompts, prompts * judgments, per_token, lengths)
-    if stage.notebook == "06_eval":
-        compared = params["n_pairwise"] * (2 if params["sft_mode"] == "pointwise" else 4)  # both sides; both orders
-        items = sum(params[name] for name in ("n_validation", "n_test", "n_ood")) + compared
-        drawn = sum("consistency" in arm or "_of_n" in arm for arm in params["arms"])
-        greedy = len(params["arms"]) - drawn
-        audited = sum(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in params["arms"])
-        altered = params["audit_items"] * audited * robustness.COPIES
-        judgments = items * (greedy + drawn * params["eval_samples"]) + altered
-        return _reading("eval", items * (greedy + drawn) + altered, judgments, per_token, lengths)
-    return None
+        return _prompts(cfg, stage.fixed["iteration"]) * (prompt + cfg.n_samples * judgment)
+    reads = [arms.arm(name) for name in cfg.arms]
+    if stage.notebook == "07_diagnose":
+        audited = sum(arm.read == "greedy" and arm.name.startswith(("sft", "sre")) for arm in reads)
+        return cfg.audit_items * robustness.COPIES * audited * cfg.max_length
+    compared = cfg.n_pairwise * (2 if cfg.sft_mode == "pointwise" else 4)  # both responses; both orders as well
+    items = cfg.n_validation + cfg.n_test + cfg.n_ood + compared
+    n = {arm.judged_in: 1 if arm.read == "greedy" else cfg.eval_samples for arm in reads}  # arms of one pass share it
+    return items * sum(prompt + draws * judgment for draws in n.values())
 
 
 def _train_rows(cfg: Parameters) -> int:
