@@ -1,54 +1,51 @@
-"""Notebook 01 on files: judged examples as CSV, comparisons as JSON lines, and what the other notebooks then find."""
+"""Notebook 01, its cells run in this process on a stage that is only a directory: the built-in world, and files."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import judged
 import pytest
 
-from srlib import config as params
-from srlib import files as store
-from srlib.run import stages
-from srlib.schema import Comparison, Example
+import srlib.run
+from srlib import files
+from srlib.schema import Example
 
-papermill = pytest.importorskip("papermill")
+pytest.importorskip("matplotlib").use("agg")
+CELLS = json.loads((Path(__file__).parent.parent / "notebooks" / "01_data.ipynb").read_text())["cells"]
+SIZES = {"n_train": 40, "n_validation": 10, "n_test": 20, "n_ood": 10, "n_train_pairwise": 12, "n_pairwise": 5}
+OTHERS = dict(data_revision="", data_pairwise="", data_pairwise_revision="", bad_rows="drop", score_step=0.25)
 
 
-def test_the_collections_through_the_notebook(project, quiet_kernels, tmp_path):
+def execute(path, monkeypatch, done=False, facts=None, **changes):
+    """Run every code cell but the set-up; returns the facts that the stage is finished with, or the namespace if done."""
+    parameters, kept, space = SIZES | OTHERS | {"balance_classes": True} | changes, {}, {}
+    options = {"cfg": SimpleNamespace(**parameters), "finish": lambda **facts: kept.update(facts)}
+    stage = SimpleNamespace(path=path, done=done, facts=facts, **options)
+    monkeypatch.setattr(srlib.run, "open_stage", lambda name, values: stage, raising=False)
+    for cell in (cell for cell in CELLS if cell["cell_type"] == "code" and cell["metadata"].get("tags") != ["setup"]):
+        exec("".join(cell["source"]), space)
+        if cell["metadata"].get("tags") == ["parameters"]:
+            space |= {name: value for name, value in parameters.items() if name in space}
+    return space if done else kept
+
+
+def test_the_world_and_a_stage_that_is_done(tmp_path, monkeypatch):
+    facts = execute(tmp_path, monkeypatch, balance_classes=False)
+    assert facts["rows"] == {"train": 40, "validation": 10, "test": 20, "ood": 10}
+    assert (facts["train_pairwise"], facts["pairwise"]) == (12, 5)
+    space = execute(tmp_path, monkeypatch, done=True, facts=facts)
+    assert [len(rows) for rows in space["rows"].values()] == [40, 10, 20, 10, 12, 5]
+
+
+def test_files_of_the_collections(tmp_path, monkeypatch, capsys):
     rows = judged.feedback(400)
     rows[7]["orig_score"] = "none"
-    values = {
-        "run_dir": "runs/t", "data": str(judged.write(tmp_path / "rows.csv", rows)), "bad_rows": "drop",
-        "data_pairwise": str(judged.write(tmp_path / "pairs.jsonl", judged.preference(60))), "balance_classes": True,
-        "n_train": 100, "n_validation": 10, "n_test": 20, "n_train_pairwise": 12, "n_pairwise": 5,
-    }  # fmt: skip
-    made = tmp_path / "01_data.ipynb"
-    papermill.execute_notebook(
-        project / "notebooks" / "01_data.ipynb", made, parameters=values, cwd=project / "notebooks", progress_bar=False
-    )
-    folder = project / "runs" / "t" / "data"
-    splits = {
-        name: store.read_rows(folder / f"{name}.jsonl", Example) for name in ("train", "validation", "test", "ood")
-    }
-    pairs = {name: store.read_rows(folder / f"{name}.jsonl", Comparison) for name in ("train_pairwise", "pairwise")}
-    sizes = {name: len(own) for name, own in (splits | pairs).items()}
-    assert sizes == {"train": 100, "validation": 10, "test": 20, "ood": 0, "train_pairwise": 12, "pairwise": 5}
-    assert {e.score for e in splits["train"]} == {1, 2, 3, 4, 5}
-    facts = store.read_json(folder / "manifest.json")["facts"]
+    pairs = str(judged.write(tmp_path / "pairs.jsonl", judged.preference(60)))
+    source = str(judged.write(tmp_path / "rows.csv", rows))
+    facts = execute(tmp_path, monkeypatch, data=source, data_pairwise=pairs)
+    assert facts["rows"] == {"train": 40, "validation": 10, "test": 20, "ood": 0}
+    assert {e.score for e in files.read_rows(tmp_path / "train.jsonl", Example)} == {1, 2, 3, 4, 5}
     assert (facts["counts"]["rows"], facts["counts"]["bad rows"]) == (460, 1)
-    assert {(line["split"], line["text"]) for line in facts["overlap"]} == {
-        (split, text) for split in ("validation", "test", "pairwise") for text in ("instruction", "response")
-    }
-    text = "".join(
-        "".join(output.get("text", ""))
-        for cell in json.loads(made.read_text())["cells"]
-        for output in cell.get("outputs", [])
-    )
-    assert "Feedback Collection              orig_score" in text
-    assert "row 8: field orig_score: 'none' is not a number" in text
-
-    # The stage is current until a file is another one, or another revision is asked for.
-    stage = stages.every(1)[0]
-    known = {name: param.default for name, param in params.of_notebook("01_data", project / "notebooks").items()}
-    assert stages.why(stage, known | values, project / "runs" / "t", project) is None
-    judged.write(tmp_path / "pairs.jsonl", judged.preference(61))
-    assert stages.why(stage, known | values, project / "runs" / "t", project) == "data_pairwise changed"
+    assert [line["split"] for line in facts["overlap"][::2]] == ["validation", "test", "pairwise"]
+    assert "row 8: field orig_score: 'none' is not a number" in capsys.readouterr().out
