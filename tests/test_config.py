@@ -12,11 +12,11 @@ from srlib.config import ParamError
 @pytest.fixture
 def root(tmp_path):
     """A project with one notebook."""
-    cells = {
+    sources = {
         "parameters": 'beta: float = 0.1  # help\narms: list[str] = [\n    "base",\n]\n',
         "": "cfg.seed + cfg.foo\nx = 1",
     }
-    cells = [{"cell_type": "code", "metadata": {"tags": [tag]}, "source": [text]} for tag, text in cells.items()]
+    cells = [{"cell_type": "code", "metadata": {"tags": [tag]}, "source": [text]} for tag, text in sources.items()]
     (tmp_path / "srlib").mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_data.ipynb").write_text(json.dumps({"cells": cells}))
@@ -30,51 +30,32 @@ def load_yaml(tmp_path, text):
 
 
 def test_defaults_then_the_file_then_the_command_line(tmp_path):
-    text = "beta: 5e-6\narms: [base, sft]\nn_samples: 4\nmargin: 1\nbalance: true\ndata_revision: 12e4567\n"
-    cfg = load_yaml(tmp_path, text)
-    assert (cfg.beta, cfg.arms, cfg.n_samples, cfg.margin, cfg.balance) == (5e-6, ["base", "sft"], 4, 1.0, True)
+    cfg = load_yaml(tmp_path, "beta: 5e-6\narms: [base, sft]\nmargin: 1\nbalance: true\ndata_revision: 12e4567\n")
+    assert (cfg.beta, cfg.arms, cfg.margin, cfg.balance) == (5e-6, ["base", "sft"], 1.0, True)
     assert cfg.data_revision == "12e4567"  # a commit, not a number
     assert cfg.temperature == config.FIELDS["temperature"].default
     cfg = config.load(tmp_path / "some.yaml", ["beta=0.3", "arms=base, rft", "balance=false", "data=1"])
-    assert (cfg.beta, cfg.arms, cfg.balance, cfg.data, cfg.n_samples) == (0.3, ["base", "rft"], False, "1", 4)
+    assert (cfg.beta, cfg.arms, cfg.balance, cfg.data, cfg.margin) == (0.3, ["base", "rft"], False, "1", 1.0)
     assert load_yaml(tmp_path, "") == config.load()
-    with pytest.raises(ValueError, match="frozen"):
-        cfg.beta = 1.0
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("beta: 0.1\nbetta: 0.3\n", "line 2: there is no parameter 'betta'; did you mean beta?"),
-        ("n_samples: 2.5", "line 1: n_samples is 2.5; it should be a valid integer"),
-        ("n_samples: true", "quote it"),
-        ("n_samples: 1", "n_samples is 1; it should be greater than or equal to 2"),
-        ("top_p: 1.1", "it should be less than or equal to 1"),
-        ("beta: 0", "it should be greater than 0"),
-        ("beta: .nan", "finite"),
-        ("beta: .inf", "finite"),
-        ("beta: high", "it should be a valid number"),
-        ("beta: 1" + "0" * 400, "it should be a valid number"),
-        ("beta:", "beta is None"),
-        ("beta: {a: 1}", "beta is {'a': 1}"),
-        ("backend: on", "quote it"),
-        ("backend: vllm", "it should be 'auto', 'unsloth' or 'transformers'"),
-        ("arms: sft", "it should be a valid list"),
-        ("arms: [[sft]]", "it should be a valid string"),
-        ("data: 2024-01-01", "it should be a valid string"),
-        ("beta: 0.1\nbeta: 0.2\n", "line 2: beta is set twice"),
-        ("? [a]\n: 1", "there is no parameter"),
-        ("beta: 0.1\n\ttemperature: 1\n", "line 2"),
-        ("arms: " + "[" * 900, "cannot be read"),
-        ("- beta\n", "it holds no names"),
-        ("beta", "it holds no names"),
-        ("beta: 'open", "cannot be read"),
-        ("beta: 0.1\n---\nbeta: 0.2\n", "single document"),
-        ("beta: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
-        ("data: 2024-99-99", "cannot be read"),
-        (b"beta: \xff\n", "in UTF-8"),
-    ],
-)
+BAD = {
+    "beta: 0.1\nbetta: 0.3\n": "line 2: there is no parameter 'betta'; did you mean beta?",
+    "n_samples: 2.5": "line 1: n_samples is 2.5; it should be a valid integer", "n_samples: true": "quote it",
+    "n_samples: 1": "it should be greater than or equal to 2", "top_p: 1.1": "it should be less than or equal to 1",
+    "beta: 0": "it should be greater than 0", "beta: .nan": "finite", "beta: .inf": "finite", "beta: high": "a valid number",
+    "beta: 1" + "0" * 400: "a valid number", "beta:": "beta is None", "beta: {a: 1}": "beta is {'a': 1}",
+    "backend: on": "quote it", "backend: vllm": "it should be 'auto', 'unsloth' or 'transformers'",
+    "arms: sft": "a valid list", "arms: [[sft]]": "a valid string", "data: 2024-01-01": "a valid string",
+    "beta: 0.1\nbeta: 0.2\n": "line 2: beta is set twice", "? [a]\n: 1": "there is no parameter",
+    "beta: 0.1\n\ttemperature: 1\n": "line 2", "arms: " + "[" * 900: "cannot be read", "- beta\n": "holds no names",
+    "beta": "holds no names", "beta: 'open": "cannot be read", "beta: 0.1\n---\nbeta: 0.2\n": "single document",
+    "beta: !!python/object/apply:os.getcwd []": "not determine a constructor", "data: 2024-99-99": "cannot be read",
+    b"beta: \xff\n": "in UTF-8",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items())
 def test_a_bad_file_is_refused(tmp_path, text, message):
     with pytest.raises(ParamError) as error:
         load_yaml(tmp_path, text)
@@ -83,37 +64,25 @@ def test_a_bad_file_is_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("betta=1", "did you mean beta?"),
-        ("beta", "write -p NAME=VALUE"),
-        ("beta=nan", "-p beta: beta is 'nan'; it should be a finite number"),
-        ("n_samples=2.5", "it should be a valid integer"),
-        ("balance=maybe", "it should be a valid boolean"),
-    ],
+    "text", ["betta=1", "beta", "beta=nan", "beta=-1", "n_samples=2.5", "balance=maybe", "n_samples="]
 )
-def test_a_bad_override_is_refused(override, message):
-    with pytest.raises(ParamError) as error:
-        config.load(None, [override])
-    assert message in str(error.value)
+def test_a_bad_override_is_refused(text):
+    with pytest.raises(ParamError, match=f"^-p .*{text.partition('=')[0]}"):
+        config.load(None, [text])
 
 
 def test_a_notebook_declares_reads_and_checks(root, monkeypatch):
     assert config.declared_in("01_data", root) == ["beta", "arms"]
     assert config.read_by("01_data", root) == ["beta", "arms", "seed"]  # `foo` is no parameter
-    injected = ["", "# Parameters\nbeta = 0.3\nmargin = 1\n"]
-    namespace = {"beta": 1, "arms": ["sft"], "margin": 1, "x": 5, "In": injected}
+    namespace = {"beta": 1, "arms": ["sft"], "margin": 1, "x": 5, "In": ["", "# Parameters\nbeta = 0.3\nmargin = 1\n"]}
     assert config.in_namespace("01_data", namespace, root) == {"beta": 1.0, "arms": ["sft"], "margin": 1.0}
-    for wrong, message in (
-        ({"beta": "much"}, "notebook 01_data: beta is 'much'"),
-        ({"In": ["# Parameters\nbetta = 1\n"], "betta": 1}, "'betta'; did you mean beta"),
-    ):
-        with pytest.raises(ParamError, match=message):
-            config.in_namespace("01_data", namespace | wrong, root)
+    wrong = {"beta is 'much'": {"beta": "much"}, "did you mean beta": {"In": ["# Parameters\nbetta = 1\n"], "betta": 1}}
+    for message, values in wrong.items():
+        with pytest.raises(ParamError, match=f"notebook 01_data: .*{message}"):
+            config.in_namespace("01_data", namespace | values, root)
     with pytest.raises(ParamError, match="arms is not set; run the cell"):
         config.in_namespace("01_data", {"beta": 1.0}, root)
-    (root / "runs" / "deep").mkdir(parents=True)
-    monkeypatch.chdir(root / "runs" / "deep")
+    monkeypatch.chdir(root / "notebooks")
     assert config.project_root() == root
     for text, message in (("{", "cannot be read as a notebook"), ('{"cells": []}', "0 code cells are tagged")):
         (root / "notebooks" / "01_data.ipynb").write_text(text)

@@ -1,4 +1,4 @@
-"""The examples in the docstrings give what they say."""
+"""The examples in docstrings give what they say."""
 
 import doctest
 import importlib
@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import srlib
-
-MODULES = sorted(
-    path.stem
-    for path in Path(srlib.__file__).parent.glob("*.py")
-    if "\n>>> " in (text := path.read_text("utf-8")) or "    >>> " in text
+ROOT = Path(__file__).parent.parent
+NAMES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "srlib").rglob("*.py")
+    if ">>> " in path.read_text("utf-8")
 )
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_the_docstrings(name):
-    failed, tried = doctest.testmod(importlib.import_module(f"srlib.{name}"))
+@pytest.mark.parametrize("name", NAMES)
+def test_examples(name):
+    failed, tried = doctest.testmod(importlib.import_module(name))
     assert (failed, tried > 0) == (0, True)
