@@ -20,7 +20,6 @@ SHRUNKEN = {
     "audit_items": 3, "workers": 1,
 }  # fmt: skip
 
-
 # The same examples in every run, so that a red test means a change; `--hypothesis-profile default` draws new ones.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
