@@ -75,7 +75,7 @@ def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: di
     rated = sorted((j for j in judgments if j.id in ratings), key=lambda j: -ratings[j.id])
     if not rated:
         return "no_score"
-    pairs = zip(rated[: len(rated) // 2], reversed(rated), strict=False)
+    pairs = zip(rated, reversed(rated), strict=True)  # the second half has negative differences
     return [(c, r) for c, r in pairs if ratings[c.id] - ratings[r.id] >= max(margin, 1e-9)] or "margin"
 
 

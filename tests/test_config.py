@@ -14,7 +14,7 @@ def root(tmp_path):
     """A project with one notebook."""
     sources = {
         "parameters": 'beta: float = 0.1  # help\narms: list[str] = [\n    "base",\n]\n',
-        "": "cfg.seed + cfg.foo\nx = 1",
+        "": "cfg.seed + cfg.foo + cfg.beta",
     }
     cells = [{"cell_type": "code", "metadata": {"tags": [tag]}, "source": [text]} for tag, text in sources.items()]
     (tmp_path / "srlib").mkdir()
@@ -41,7 +41,7 @@ def test_defaults_then_the_file_then_the_command_line(tmp_path):
 
 BAD = {
     "beta: 0.1\nbetta: 0.3\n": "line 2: there is no parameter 'betta'; did you mean beta?",
-    "n_samples: 2.5": "line 1: n_samples is 2.5; it should be a valid integer", "n_samples: true": "quote it",
+    "n_samples: 2.5": "line 1: n_samples is 2.5; it should be a valid integer", "seed: true": "quote it", "balance: 1": "a valid boolean",
     "n_samples: 1": "it should be greater than or equal to 2", "top_p: 1.1": "it should be less than or equal to 1",
     "beta: 0": "it should be greater than 0", "beta: .nan": "finite", "beta: .inf": "finite", "beta: high": "a valid number",
     "beta: 1" + "0" * 400: "a valid number", "beta:": "beta is None", "beta: {a: 1}": "beta is {'a': 1}",

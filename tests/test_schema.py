@@ -24,6 +24,7 @@ CASES = [
     (Rubric, {"criterion": "P?"}, {"levels": {0: "a", float("inf"): "b"}}, "finite"),
     (Rubric, {"criterion": "P?"}, {"levels": {0: "a", 1: "b"}, "step": 0.3}, "level 1.0 is not on the scale"),
     (Rubric, {"criterion": "P?"}, {"levels": {0: "a", 1e300: "b"}, "step": 1e-300}, "more than 1000 scores"),
+    (Rubric, {"criterion": "P?"}, {"levels": {0: "a", 2e5: "b"}, "step": 0.01}, "more than 1000 scores"),
     (Comparison, PAIR, {"preference": "C"}, "preference\n"),
     (Judgment, {"example_id": "a", "text": "x"}, {}, "either a score or a preference or a named failure"),
     (Judgment, {"example_id": "a", "text": "x"}, {"score": 1, "failure": "cut_off"}, "either a score or a preference"),
