@@ -104,7 +104,7 @@ class Progress(TrainerCallback):
         self.bar = files.progress(total=state.max_steps, desc=self.desc)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.done)
+        self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
