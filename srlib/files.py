@@ -173,7 +173,7 @@ def sha256(path: Path | str) -> str:
 
 
 def acquire(path: Path, timeout: float = 0.0) -> bool:
-    """Lock a file for this process, again if it holds it already; False if another one still does after `timeout` seconds."""
+    """Lock a file for this process (twice is fine); False if another process still holds it after `timeout` seconds."""
     import fcntl  # not on Windows
 
     if (path := path.absolute()) in _held:
@@ -225,6 +225,6 @@ class progress(tqdm):
         name = os.environ.get("SRLIB_PROGRESS")
         if name is None:
             super().display(msg, pos)
-        elif name and (Path(name).is_file() or not Path(name).exists()):  # root could replace /dev/null by a file
+        elif name and (os.path.isfile(name) or not os.path.exists(name)):  # root could replace /dev/null by a file
             with contextlib.suppress(StoreError):  # a full disk must not stop the work
                 write_json(name, {"desc": self.desc.removesuffix(": "), "done": self.n, "total": self.total})
