@@ -61,22 +61,22 @@ def run(
     from srlib.report import page, tables
     from srlib.run import plan
 
-    console, root, named = _console(), config.project_root(), config.load(yaml, p or []).run_dir
-    run_dir = run_dir or root / (named if named != config.FIELDS["run_dir"].default else f"runs/{yaml.stem}")
-    runs = {run_dir: config.load(yaml, p or [])}
+    console, cfg = _console(), config.load(yaml, p or [])
+    named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
+    run_dir = run_dir or config.project_root() / named
+    runs = {run_dir: cfg}
     if seeds is not None:
         names = [name.strip() for name in seeds.split(",")]
         runs = {run_dir.with_name(f"{run_dir.name}-{n}"): config.load(yaml, [*(p or []), f"seed={n}"]) for n in names}
-    reason = None if anyway else plan.refusal(next(iter(runs.values())))
-    if reason is not None:
+    if not anyway and (reason := plan.refusal(cfg)) is not None:
         raise RunError(reason)
     for directory, cfg in runs.items():
-        console.print(f"== {directory.name}" if seeds else "", end="\n" if seeds else "", markup=False)
-        jobs = pipeline.run(cfg, directory, workers, force, console)
-        if any(job.status in ("failed", "left") for job in jobs):
+        if seeds is not None:
+            _say(f"== {directory.name}")
+        if any(job.status in ("failed", "left") for job in pipeline.run(cfg, directory, workers, force, console)):
             raise typer.Exit(1)
         page.write_report(directory)
-    console.print(tables.compare(list(runs)) if seeds else tables.table(run_dir))
+    console.print(tables.table(run_dir) if seeds is None else tables.compare(list(runs)))
 
 
 @app.command()
@@ -88,34 +88,28 @@ def plan(yaml: Yaml, p: Overrides = None) -> None:
 
 
 @app.command()
-def params(
-    name: Annotated[str, typer.Argument(help="a notebook (05), or part of a name (lora); empty: all")] = "",
-) -> None:
-    """List the parameters; of a notebook or part of a name with type, default, allowed values, help."""
+def params(name: Annotated[str, typer.Argument(help="a notebook (05), or part of a name (lora)")] = "") -> None:
+    """List the parameters; of a notebook, or by part of a name, with type, default, allowed values, help."""
     notebooks = sorted(path.stem for path in (config.project_root() / "notebooks").glob("*.ipynb"))
-    groups = {notebook: config.declared_in(notebook) for notebook in notebooks}
-    groups["machine"] = [field for field in config.FIELDS if not any(field in own for own in groups.values())]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(name))
     if not name:
-        for group, own in groups.items():
-            shown.add_row(Text(group, style="bold"), ", ".join(own))
-        _console().print(
-            shown, "\n`srlib params 05` or `srlib params lora` shows type, default, allowed values and help."
-        )
+        rest = list(config.FIELDS)
+        for stem in [*notebooks, "machine"]:
+            own = [field for field in rest if stem == "machine" or field in config.declared_in(stem)]
+            rest = [field for field in rest if field not in own]
+            shown.add_row(stem, ", ".join(own))
+        _console().print(shown, "`srlib params 05` or `srlib params lora`: type, default, allowed values and help")
         return
-    chosen = [own for group, own in groups.items() if group.startswith(name)]
-    chosen = chosen[0] if chosen else [field for field in config.FIELDS if name in field]
-    if not chosen:
-        raise config.ParamError(f"no notebook and no parameter is called {name!r}; `srlib params` lists all")
     for title in ("name", "type", "default", "allowed", "help"):
         shown.add_column(title, overflow="fold")
-    for field in chosen:
-        about = config.FIELDS[field]
-        kind = (
-            "str" if config.allowed(field).count("|") else str(getattr(about.annotation, "__name__", about.annotation))
-        )
-        default = ", ".join(about.default) if isinstance(about.default, list) else repr(about.default)
+    chosen = [config.read_by(stem) for stem in notebooks if stem.startswith(name)]
+    for field in chosen[0] if chosen else [field for field in config.FIELDS if name in field]:
+        about, default = config.FIELDS[field], config.FIELDS[field].default
+        kind = "list[str]" if isinstance(default, list) else type(default).__name__
+        default = ", ".join(default) if isinstance(default, list) else repr(default)
         shown.add_row(*map(Text, (field, kind, default, config.allowed(field), about.description)))
+    if not shown.row_count:
+        raise config.ParamError(f"no notebook and no parameter is called {name!r}; `srlib params` lists all")
     _console().print(shown)
 
 

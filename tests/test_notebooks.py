@@ -1,205 +1,164 @@
-"""The six notebooks for real: the whole method through papermill, shrunken, and what a second run makes of it."""
+"""The notebooks for real: the whole method through papermill in its smallest form, with a kill in it."""
 
-import io
 import json
+import os
 import re
+import resource
+import signal
+import subprocess
+import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from conftest import SHRUNKEN
-from rich.console import Console
 
-from srlib import config as params
-from srlib import files as store
-from srlib.evaluate import arms as readings
-from srlib.run import pipeline, stages
+from srlib import config, files
+from srlib.run import stages
 
 pytestmark = pytest.mark.torch
 
-POINTWISE = {
-    "accuracy",
-    "balanced_accuracy",
-    "pearson",
-    "spearman",
-    "kendall",
-    "qwk",
-    "mae",
-    "parse_rate",
-    "seconds",
-    "tokens",
-}
-RATIONALES = {"rationale_accuracy", "rationale_win_rate"}
-CONFIDENCE = {"ece", "auroc", "aurc"}  # where the judge wrote scores with probabilities
-DECIDED = {"ece_tempered", "selective_risk", "selective_coverage", "guaranteed_risk", "guaranteed_coverage"}  # last arm
-DECIDED |= {"pass_accuracy", "pass_accuracy_score", "pass_gain"}
-SIZES = {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}
+# One iteration: data, sft, sample_1, curate_1, dpo_1, eval. Sampling goes in twelve batches.
+SMALL = SHRUNKEN | {"iterations": 1, "arms": "base,sft,sre_1", "sample_batch_size": 4, "audit_items": 0}
 
 
-def load(root: Path, **changes) -> dict:
-    wanted = [f"{name}={value}" for name, value in (SHRUNKEN | changes).items()]
-    return params.load(root / "params" / "tiny.yaml", wanted, root / "notebooks")
+@pytest.fixture
+def start(project, quiet_kernels):
+    """`srlib run` in a process group of its own; none is left behind."""
+    started = []
+
+    def start(run_dir, preexec_fn=None, **parameters):
+        command = [
+            sys.executable,
+            "-c",
+            "from srlib.cli import app; app()",
+            "run",
+            "params/tiny.yaml",
+            "--run-dir",
+            run_dir,
+        ]
+        command += [part for name, value in (SMALL | parameters).items() for part in ("-p", f"{name}={value}")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, cwd=project, preexec_fn=preexec_fn, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
-def go(root: Path, **changes):
-    """Run the pipeline in `root`: {stage: (status, reason)} and what was printed."""
-    console = Console(file=io.StringIO(), width=200, highlight=False)
-    reports = pipeline.run(load(root, **changes), root / "runs" / "t", root=root, console=console)
-    printed = console.file.getvalue()
-    assert {r.status for r in reports} <= {"done", "cached"}, printed
-    return {r.stage: (r.status, r.reason) for r in reports}, printed
+def finished(process, seconds=150):
+    printed, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, printed
+    return printed
 
 
-class Loads(HTMLParser):
-    """Collects what a browser would fetch to show the page, and where its links lead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag: str, attributes: list) -> None:
-        for name, value in attributes:
-            if name in ("src", "srcset", "poster", "data") or (name == "href" and tag == "link"):
-                self.fetched.append(value)
-            elif name == "href" and tag == "a":
-                self.links.append(value)
+def killed(process, reached):
+    """Kill a run as soon as `reached` is true; its kernels follow."""
+    deadline = time.monotonic() + 150
+    while not reached():
+        assert process.poll() is None, f"over before it was noticed: {process.communicate()[0]}"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
-def test_the_whole_method_then_cached_then_with_another_beta(project, quiet_kernels):
-    first, _ = go(project)
-    run = project / "runs" / "t"
-    assert {status for status, _ in first.values()} == {"done"}
-    assert len(first) == 13
-    check_results(store.read_json(run / "results.json"))
-    check_report(run)
-    check_notebooks(run, project, first)
-    check_judge(run)
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
+
+def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
+    run, seconds = project / "runs" / "t", time.monotonic
+    samples = run / "judgments" / "1.partial" / "judgments.jsonl"
+    killed(start("runs/t"), lambda: lines(samples) >= 32)
+    assert 32 <= lines(samples) < 48 * 4
+    printed = finished(start("runs/t"))
+    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", printed)
+    check(run, project)
     written = {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
-    started = time.monotonic()
-    again, printed = go(project)
-    assert time.monotonic() - started < 20
-    assert set(again.values()) == {("cached", "")}, printed
+    begin = seconds()
+    assert finished(start("runs/t")).count(" cached") == 6
+    assert seconds() - begin < 20
     assert written == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
 
-    # Another beta makes other judges behind DPO; what came before, and what never sees them, stays.
-    before = {(r["arm"], r["split"], r["metric"]): r["value"] for r in store.read_json(run / "results.json")}
-    changed, _ = go(project, beta=0.9, arms="sft,sre_1", iterations=1)
-    assert changed["dpo_1"] == ("done", "beta 0.1 -> 0.9")
-    assert [name for name, (status, _) in changed.items() if status == "cached"] == [
-        "data",
-        "sft",
-        "sample_1",
-        "curate_1",
-    ]
-    assert "input judges/sre_1 changed" in changed["eval"][1]
-    for r in store.read_json(run / "results.json"):
-        if r["arm"] == "sft" and r["metric"] != "seconds":
-            assert before["sft", r["split"], r["metric"]] == r["value"]
-    reasons = {s.name: stages.why(s, load(project, beta=0.9), run, project) for s in stages.of(load(project))}
-    assert reasons["sample_2"] == "input judges/sre_1 changed"
-    assert reasons["dpo_2"] == "beta 0.1 -> 0.9, input judges/sre_1 changed"
-    assert {reasons[name] for name in ("sft_score_only", "sft_careful_only", "data", "curate_1")} == {None}
+    # Another beta makes another judge; what came before, and what never sees it, stays.
+    monkeypatch.chdir(project)
+    cfg = config.load("params/tiny.yaml", [f"{name}={value}" for name, value in (SMALL | {"beta": 0.9}).items()])
+    reasons = [stages.reason(run / one.output, stages.parts(one, cfg, run)) for one in stages.of(cfg)]
+    assert reasons == [None, None, None, None, "beta 0.1 -> 0.9", None]
 
 
-def test_a_judge_that_compares_is_merged_of_two(project, quiet_kernels):
-    """An adapter for scores and one for comparisons; test_collections trains both in one."""
-    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "n_train_pairwise": 12}
-    said, _ = go(project, sft_mode="merge", max_new_tokens=180, audit_items=0, **small, arms="sft", iterations=1)
-    assert list(said) == ["data", "sft", "eval"]
-    run = project / "runs" / "t"
-    facts = store.read_json(run / "judges" / "sft" / "train.json")
-    assert (facts["rows"], facts["steps"], len(facts["log"])) == (16 + 12, 12, 12)
-    check_both_ways(store.read_json(run / "results.json"), {"sft"})
-
-
-def check_both_ways(results: list[dict], arms: set[str]) -> None:
-    found = {(r["arm"], r["split"]): r["protocol"] for r in results if r["split"].startswith("pairwise")}
-    assert set(found) == {(arm, split) for arm in arms for split in ("pairwise", "pairwise_compared")}
-    assert all(("both orders" in how) == (split == "pairwise_compared") for (_, split), how in found.items())
-    metrics = {r["metric"] for r in results if r["split"] == "pairwise_compared"}
-    assert {
-        "accuracy",
-        "accuracy_as_given",
-        "accuracy_swapped",
-        "consistency",
-        "position_bias",
-        "parse_rate",
-    } <= metrics
-
-
-def check_results(results: list[dict]) -> None:
-    found: dict[tuple, set] = {}
-    audits: dict[str, set] = {}
-    for r in results:
-        assert set(r) == {
-            "arm", "split", "metric", "value", "ci_low", "ci_high", "n", "seed", "iteration", "protocol",
-        }  # fmt: skip
-        assert r["seed"] == 0
-        assert r["protocol"]
-        if r["split"].startswith("audit_"):
-            audits.setdefault(r["split"], set()).add(r["arm"])
-            continue
-        found.setdefault((r["arm"], r["split"]), set()).add(r["metric"])
-        if r["metric"] in ("accuracy", "parse_rate", *RATIONALES):
-            assert 0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1
-        if r["metric"] == "accuracy":
-            assert r["n"] == SIZES[r["split"]]
-    assert set(found) == {(arm, split) for arm in stages.ARMS + SRE for split in SIZES}
-    assert {"audit_position", "audit_padding", "audit_injection", "audit_self_preference"} < set(audits)
-    assert all(arms == {"sft", "sre_1", "sre_2"} for arms in audits.values())
-    for (arm, split), names in found.items():
-        names -= CONFIDENCE | (DECIDED if (arm, split) == ("sre_2", "test") else set())
-        if split == "pairwise":
-            assert names == {"accuracy", "parse_rate", "seconds", "tokens"}
-        elif arm == "sft_score_only":  # after six steps it may still write what the base model writes
-            assert names in (POINTWISE, POINTWISE | RATIONALES)
-        else:
-            assert names == POINTWISE | RATIONALES, arm
-    iterations = {r["arm"]: r["iteration"] for r in results}
-    assert (iterations["sft"], iterations["sre_1"], iterations["sre_2"]) == (0, 1, 2)
-    assert readings.in_order(iterations) == list(dict.fromkeys(r["arm"] for r in results))
-    (best,) = {r["protocol"] for r in results if r["arm"] == "sft_best_of_n" and r["split"] == "test"}
-    assert "selector" in best
-
-
-SRE = ("sre_1", "sre_2", "sre_2_self_consistency")
-
-
-def check_report(run: Path) -> None:
-    page = (run / "report.html").read_text()
-    for notebook in (run / "notebooks").glob("*.ipynb"):  # rendered when it had ended, the last one too
-        assert notebook.with_suffix(".html").stat().st_mtime >= notebook.stat().st_mtime
-    seen = Loads()
-    seen.feed(page)
-    assert all(url.startswith("data:") for url in seen.fetched), "the page opens offline"
-    assert not re.search(r"@import|url\(\s*['\"]?https?:", page)
-    local = [link for link in seen.links if not link.startswith(("http", "#"))]
-    assert len(local) >= 13
-    assert all((run / link).exists() for link in local)
-    assert "sre_2" in page
-
-
-def check_notebooks(run: Path, project: Path, said: dict) -> None:
-    for name in said:
-        text = (run / "notebooks" / f"{name}.ipynb").read_text()
-        outputs = [o for cell in json.loads(text)["cells"] for o in cell.get("outputs", [])]
-        assert not [o for o in outputs if o["output_type"] == "error"], name
-        assert any(o["output_type"] in ("display_data", "execute_result") for o in outputs), name
-        assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
-        assert (run / next(s.output for s in stages.of(load(project)) if s.name == name) / "manifest.json").exists()
-    assert not list(run.rglob("*.partial"))
-
-
-def check_judge(run: Path) -> None:
+def check(run, project):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    judge, tokenizer = AutoModelForCausalLM.from_pretrained(run / "judge"), AutoTokenizer.from_pretrained(run / "judge")
-    ids = torch.tensor([tokenizer("The host is Anna: pass.")["input_ids"]])
+    found = {(row["arm"], row["split"], row["metric"]): row for row in files.read_json(run / "results.json")}
+    for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
+        for split, n in {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}.items():
+            row = found[arm, split, "accuracy"]
+            assert 0 <= row["ci_low"] <= row["value"] <= row["ci_high"] <= 1
+            assert (row["n"], row["iteration"], row["seed"]) == (n, iteration, 0)
+        assert {"pearson", "qwk", "mae", "tokens"} <= {
+            metric for a, split, metric in found if (a, split) == (arm, "test")
+        }
+    for name in ("data", "sft", "sample_1", "curate_1", "dpo_1", "eval"):
+        text = (run / "notebooks" / f"{name}.ipynb").read_text()
+        outputs = [output["output_type"] for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
+        assert "error" not in outputs, name
+        assert {"display_data", "execute_result"} & set(outputs), name
+        assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
+    assert not [*run.rglob("*.partial"), *(run / ".checkpoints").glob("*")]
+    report = (run / "report.html").read_text()
+    assert ("sre_1" in report, "<script" in report, str(project) in report) == (True, False, False)
     with torch.no_grad():
-        last = AutoModelForCausalLM.from_pretrained(run / "judges" / "sre_2")(ids).logits
-        assert torch.equal(judge(ids).logits, last)
-        assert not torch.equal(AutoModelForCausalLM.from_pretrained(run / "judges" / "sre_1")(ids).logits, last)
+        paths = (run / "judge", run / "judges" / "sre_1", run / "judges" / "sft")
+        judge, last, first = (
+            AutoModelForCausalLM.from_pretrained(path)(torch.arange(9)[None]).logits for path in paths
+        )
+    assert torch.equal(judge, last)
+    assert not torch.equal(judge, first)
+
+
+def trains(run, stage):
+    beat = Path(run / ".progress" / f"{stage}.json")
+    return beat.exists() and "train" in (text := beat.read_text()) and json.loads(text)["done"] >= 1
+
+
+def results(run):
+    """All of results.json but the seconds."""
+    rows = [row for row in files.read_json(run / "results.json") if row["metric"] != "seconds"]
+    return {(row["arm"], row["split"], row["metric"]): (row["value"], row["ci_low"], row["n"]) for row in rows}
+
+
+@pytest.mark.slow
+def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project, start):
+    run, whole = project / "runs" / "killed", start("runs/whole")
+    killed(start("runs/killed"), lambda: trains(run, "sft"))
+    killed(start("runs/killed"), lambda: lines(run / "judgments" / "1.partial" / "judgments.jsonl") >= 32)
+    killed(start("runs/killed"), lambda: trains(run, "dpo_1"))
+    killed(start("runs/killed"), lambda: any(lines(path) for path in (run / "eval.partial").rglob("*.jsonl")))
+    finished(start("runs/killed"))
+    finished(whole)
+    assert len(results(run)) > 50
+    assert results(run) == results(project / "runs" / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_with_a_message_and_the_same_command_resumes(project, start):
+    """No file may grow beyond 30 kB: the rows are longer. What a disk says differs, where it is said does not."""
+    process = start("runs/full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
+    printed, _ = process.communicate(timeout=100)
+    assert (process.returncode, "Traceback" in printed) == (1, False)
+    assert "the same command then resumes" in printed
+    killed(start("runs/full"), lambda: (project / "runs" / "full" / "data" / "manifest.json").exists())
+
+
+@pytest.mark.slow
+def test_a_judge_that_compares_is_merged_of_two_and_diagnosed(project, start):
+    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "n_train_pairwise": 12}
+    finished(start("runs/m", sft_mode="merge", max_new_tokens=180, arms="sft", diagnose="true", **small), 300)
+    run = project / "runs" / "m"
+    protocols = {row["split"]: row["protocol"] for row in files.read_json(run / "results.json")}
+    assert ["both orders" in protocols[split] for split in ("pairwise", "pairwise_compared")] == [False, True]
+    assert "diagnose.ipynb" in (run / "report.html").read_text()

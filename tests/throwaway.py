@@ -8,14 +8,9 @@ import srlib
 from srlib import config
 
 OWN = {
-    "01_data": ["seed", "data"],
-    "02_sft": ["seed", "arm", "model", "sft_steps"],
-    "03_sample": ["seed", "iteration", "n_samples"],
-    "04_curate": ["iteration", "margin"],
-    "05_dpo": ["iteration", "beta"],
-    "06_eval": ["arms"],
-    "07_diagnose": ["audit_items"],
-}
+    "01_data": ["seed", "data"], "02_sft": ["seed", "arm", "model", "sft_steps"], "03_sample": ["iteration", "n_samples"],
+    "04_curate": ["iteration", "margin"], "05_dpo": ["iteration", "beta"], "06_eval": ["arms"], "07_diagnose": ["n_boot"],
+}  # fmt: skip
 OPEN = 'from srlib.run import open_stage\nstage = open_stage("{name}", globals())\ncfg = stage.cfg\n'
 WORK = """\
 if not stage.done:
@@ -26,9 +21,8 @@ if not stage.done:
 FINISH = 'import os\nstage.finish(threads=os.environ.get("OMP_NUM_THREADS"), micro_batch_size=cfg.micro_batch_size)\n'
 RESULTS = """\
 from srlib import files
-row = dict(metric="accuracy", ci_low=0.4, ci_high=0.6, n=9, seed=cfg.seed, iteration=0, protocol="greedy")
-rows = [row | dict(arm=arm, split=s, value=0.5) for arm in arms for s in ("test", "ood", "pairwise")]
-files.write_json(stage.run / "results.json", rows)
+row = dict(split="test", metric="accuracy", value=0.5, ci_low=0.4, ci_high=0.6, n=9, seed=cfg.seed, protocol="greedy")
+files.write_json(stage.run / "results.json", [row | dict(arm=arm, iteration=0) for arm in arms])
 """
 
 
@@ -47,21 +41,10 @@ def make_project(root: Path, **work: str) -> Path:
     if not (root / "srlib").exists():
         shutil.copytree(Path(srlib.__file__).parent, root / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "models" / "tiny-base" / "weights").write_text("1")
+    (root / "params" / "tiny.yaml").write_text("seed: 0\n")
     for name, own in OWN.items():
-        defaults = {parameter: config.FIELDS[parameter].default for parameter in own}
-        cells = {"parameters": "".join(f"{parameter} = {value!r}\n" for parameter, value in defaults.items())}
+        cells = {"parameters": "".join(f"{field} = {config.FIELDS[field].default!r}\n" for field in own)}
         cells |= {"open": OPEN.format(name=name), "work": work.get(f"n{name}", WORK)}
         cells["finish"] = FINISH + (RESULTS if name == "06_eval" else "")
         write_notebook(root / "notebooks" / f"{name}.ipynb", cells)
-    (root / "params" / "tiny.yaml").write_text("seed: 0\n")
     return root
-
-
-def namespace(notebook: str, **changes: object) -> dict:
-    """What `globals()` holds in a notebook whose parameters cell has run."""
-    return {name: config.FIELDS[name].default for name in config.declared_in(notebook)} | changes
-
-
-def log(run: Path) -> list[str]:
-    """The stages whose work cell really worked, in order."""
-    return (run / "log.txt").read_text().split()

@@ -1,11 +1,4 @@
-"""results.json as a table for the terminal, and several runs compared over their seeds.
-
-    print(table("runs/tiny"))                       # arms x metrics
-    compare(["runs/tiny-0", "runs/tiny-1"])         # runs/compare-tiny/compare.{json,md,png}
-
-Rows of results.json are `{arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}`, value None if it is
-undefined. Shares (0.468) are shown in percent (46.8).
-"""
+"""results.json as a table for the terminal, and runs compared over their seeds. Shares are shown in percent."""
 
 import os
 import re
@@ -33,7 +26,7 @@ COLUMNS = {  # title: metric, split, form
     "tokens": ("tokens", "test", ",.0f"),
 }
 COMPARED = list(COLUMNS)[:7]
-AGAINST = ("sft", "sft_continued", "sft_self_consistency", "rft")  # with what the last judge is compared
+AGAINST = ("sft", "sft_continued", "sft_self_consistency", "rft")  # arms that the last judge is compared with
 
 
 def load(run: Path) -> list[dict[str, Any]]:
@@ -57,31 +50,25 @@ def table(run_dir: Path | str) -> Table:
 
 def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -> Table:
     """Arms x metrics over runs that differ in their seed alone: means and t intervals over seeds, and the differences of
-    the last self-rationalized judge from AGAINST, seed by seed.
-
-    Writes compare.json, .md and .png to `out_dir` (`compare-<common stem>` beside the runs). Raises SrlibError on runs
-    whose parameters differ otherwise, whose seeds are the same, or whose results are older than their judges.
-    """
+    the last self-rationalized judge from AGAINST, seed by seed. Writes compare.json, .md and .png to `out_dir`
+    (`compare-<common stem>` beside the runs). Raises SrlibError on runs whose other parameters differ, whose seeds are the
+    same, or whose results are older than their judges."""
     from srlib.report import plots
 
-    runs = _by_seed([Path(path) for path in run_dirs])
-    rows = [row | {"seed": seed} for seed, path in runs.items() for row in load(path)]
+    results = {Path(path): load(Path(path)) for path in run_dirs}
+    runs = _by_seed(list(results))
+    rows = [row | {"seed": seed} for seed, path in runs.items() for row in results[path]]
     arms = in_order([row["arm"] for row in rows])
     last = max((arm for arm in arms if re.fullmatch(r"sre_\d+", arm)), key=lambda arm: int(arm[4:]), default="")
     names = [(arm, "") for arm in arms] + [(last, other) for other in AGAINST if last and other in arms]
-    cells = [[_over_seeds(rows, title, *name) for title in COMPARED] for name in names]
-    lines = [
-        [" − ".join(filter(None, name)), *(_show(cell, title) for cell, title in zip(line, COMPARED, strict=True))]
-        for name, line in zip(names, cells, strict=True)
-    ]
+    cells = [_over_seeds(rows, title, *name) for name in names for title in COMPARED]
+    texts = [_show(cell, title) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
+    lines = [[" − ".join(filter(None, name)), *texts[7 * i : 7 * i + 7]] for i, name in enumerate(names)]
     title = f"{len(runs)} seeds ({', '.join(map(str, runs))}): mean, 95% t interval over seeds"
-    stem = re.sub(r"([-_.]+(seed|s)?\d*)?$", "", os.path.commonprefix([path.name for path in runs.values()]))  # noqa: RUF071
-    out = Path(out_dir) if out_dir else next(iter(runs.values())).parent / f"compare-{stem or 'runs'}"
-    record = {"runs": {str(seed): path.name for seed, path in runs.items()}}
-    record |= {"arms": [cell for line in cells for cell in line if "against" not in cell]}
-    files.write_json(
-        out / "compare.json", record | {"differences": [c for line in cells for c in line if "against" in c]}
-    )
+    stem = os.path.commonprefix([path.name for path in results]).rstrip("-_.0123456789")  # noqa: RUF071
+    out = Path(out_dir) if out_dir else next(iter(results)).parent / f"compare-{stem or 'runs'}"
+    record = {"arms": cells[: 7 * len(arms)], "differences": cells[7 * len(arms) :]}
+    files.write_json(out / "compare.json", {"runs": {str(seed): path.name for seed, path in runs.items()}} | record)
     markdown = [["arm", *COMPARED], ["---", *["---:"] * len(COMPARED)], *lines]
     markdown = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in markdown]
     files.write_text(out / "compare.md", "\n".join([f"{title}.", "", *markdown, ""]))
@@ -91,20 +78,16 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
 
 
 def _by_seed(paths: Sequence[Path]) -> dict[int, Path]:
-    if not paths:
-        raise SrlibError("no runs to compare: name at least one run directory")
-    parameters, runs = {path: _parameters(path) for path in paths}, {}
-    first = parameters[paths[0]]
-    for path, own in parameters.items():
-        if other := runs.get(own.get("seed", 0)):
-            raise SrlibError(f"{other} and {path} both have seed {own.get('seed', 0)}; compare one run a seed")
-        runs[own.get("seed", 0)] = path
-        names = sorted(name for name in {*first, *own} - {"seed"} if first.get(name) != own.get(name))
-        if names:
+    """seed -> run directory, for runs that differ in nothing else."""
+    runs: dict[int, Path] = {}
+    for path in paths:
+        own, first = _parameters(path), _parameters(paths[0])
+        if names := sorted(name for name in {*first, *own} - {"seed"} if first.get(name) != own.get(name)):
             shown = ", ".join(f"{name} ({first.get(name, 'unset')} / {own.get(name, 'unset')})" for name in names)
-            raise SrlibError(
-                f"{paths[0]} and {path} differ in more than the seed: {shown}; compare runs of one profile"
-            )
+            raise SrlibError(f"{paths[0]} and {path} differ in more than the seed: {shown}; compare runs of one kind")
+        if own["seed"] in runs:
+            raise SrlibError(f"{runs[own['seed']]} and {path} both have seed {own['seed']}; compare one run a seed")
+        runs[own["seed"]] = path
     return dict(sorted(runs.items()))
 
 
@@ -118,7 +101,7 @@ def _parameters(run: Path) -> dict[str, Any]:
             raise SrlibError(f"{run}: {name} is newer than the results; run it to its end first")
         parts = manifest["parts"]
         queue += [(part.removeprefix("input "), key) for part, key in parts.items() if part.startswith("input ")]
-        found |= {k: v for k, v in parts.items() if " " not in k and k not in ("arm", "iteration")}
+        found |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}
     return found
 
 
@@ -126,12 +109,10 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], title: str, arm: str, against
     """An arm's mean, or its mean difference from another on the same seeds, as a row of compare.json."""
     metric, split, _ = COLUMNS[title]
     rows = [row for row in rows if (row["metric"], row["split"]) == (metric, split) and _defined(row["value"])]
-    values = {row["seed"]: row["value"] for row in rows if row["arm"] == arm}
-    others = {row["seed"]: row["value"] for row in rows if row["arm"] == against}
+    values, others = ({row["seed"]: row["value"] for row in rows if row["arm"] == name} for name in (arm, against))
     if against:
         values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
-    *numbers, n = intervals.seeds(list(values.values()))
-    value, low, high = (number if _defined(number) else None for number in numbers)
+    value, low, high, n = (number if _defined(number) else None for number in intervals.seeds(list(values.values())))
     names = {"arm": arm} | ({"against": against} if against else {}) | {"metric": metric, "split": split}
     return names | {"value": value, "ci_low": low, "ci_high": high, "n": n, "by_seed": values}
 
@@ -143,7 +124,6 @@ def _show(row: Mapping[str, Any], title: str) -> str:
 
 
 def _number(value: float | None, title: str, sign: str = "") -> str:
-    """`46.8` of 0.468; a dash if there is no value."""
     return f"{value:{sign}z{COLUMNS[title][2]}}".rstrip("%") if _defined(value) else "–"  # z: no negative zero
 
 
