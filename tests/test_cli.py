@@ -10,18 +10,18 @@ from throwaway import make_project
 from typer.testing import CliRunner
 
 from srlib import cli
-from srlib.files import LockedError, StoreError
+from srlib.files import StoreError
 from srlib.report import page, tables
 from srlib.run import pipeline
 
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """Runs that were asked for, as (run directory, seed, workers, force); `ran.answer` is what the pipeline returns or raises."""
+    """Runs that were asked for, as (name, seed, workers, force); `ran.answer` is what the pipeline returns or raises."""
     seen = SimpleNamespace(runs=[], reports=[], refusal=None, answer=[SimpleNamespace(status="done")])
 
     def run(cfg, run_dir, workers, force, console):
-        seen.runs.append((run_dir, cfg.seed, workers, force))
+        seen.runs.append((run_dir.name, cfg.seed, workers, force))
         if isinstance(seen.answer, BaseException):
             raise seen.answer
         return seen.answer
@@ -43,15 +43,14 @@ def srlib(*arguments):
 
 
 def test_runs_go_where_their_file_is_called(tmp_path, ran):
-    code, printed = srlib("run", "params/tiny.yaml", "-p", "seed=3", "--workers", "1", "--force")
-    assert (code, printed, ran.reports) == (0, "TABLE tiny", [tmp_path / "runs" / "tiny"])
-    srlib("run", "params/tiny.yaml", "--run-dir", "elsewhere")
-    srlib("run", "params/tiny.yaml", "-p", "run_dir=runs/b03")
-    code, printed = srlib("run", "params/tiny.yaml", "--seeds", "0, 2,2")
-    assert (code, printed) == (0, "== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2']")
-    wanted = [("tiny", 3, 1, True), ("elsewhere", 0, 0, False), ("b03", 0, 0, False)]
-    wanted += [("tiny-0", 0, 0, False), ("tiny-2", 2, 0, False)]
-    assert [(where.name, *rest) for where, *rest in ran.runs] == wanted
+    run = ("run", "params/tiny.yaml")
+    assert srlib(*run, "-p", "seed=3", "--workers", "1", "--force") == (0, "TABLE tiny")
+    assert ran.reports == [tmp_path / "runs" / "tiny"]
+    srlib(*run, "--run-dir", "elsewhere")
+    srlib(*run, "-p", "run_dir=runs/b03")
+    assert srlib(*run, "--seeds", "0, 2,2") == (0, "== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2']")
+    same = [("elsewhere", 0, 0, False), ("b03", 0, 0, False), ("tiny-0", 0, 0, False), ("tiny-2", 2, 0, False)]
+    assert ran.runs == [("tiny", 3, 1, True), *same]
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(ran):
@@ -69,14 +68,12 @@ def test_what_cannot_be_is_refused_before_anything_runs(ran):
     [
         ([SimpleNamespace(status="done"), SimpleNamespace(status="failed")], (1, "")),
         (StoreError("tiny: cannot be written [red]"), (StoreError.exit_status, "tiny: cannot be written [red]")),
-        (LockedError("process 7 is running there"), (2, "process 7 is running there")),
         (KeyboardInterrupt(), (130, "stopped; the same command resumes")),
     ],
 )
 def test_exit_status(ran, answer, expected):
     ran.answer = answer
-    assert srlib("run", "params/tiny.yaml") == expected
-    assert ran.reports == []
+    assert (srlib("run", "params/tiny.yaml"), ran.reports) == (expected, [])
     ran.answer = None  # not iterable: a bug keeps its traceback
     with pytest.raises(TypeError):
         CliRunner().invoke(cli.app, ["run", "params/tiny.yaml"], catch_exceptions=False)
@@ -93,32 +90,15 @@ def test_params_gives_an_overview_and_shows_details(ran):
     assert srlib("params", "nothing")[0] == 2
 
 
-def test_judge_eval_and_score_pass_on_what_they_are_given(ran, monkeypatch):
+def test_judge_passes_on_what_it_is_given(ran, monkeypatch):
     calls, made = [], {"rows": 3, "scored": 2, "failures": {"bad_row": 1}, "parse_rate": 1.0}
     made |= {"judgments_per_second": 9.5, "told": "3 requests"}
-    judge = SimpleNamespace(judge_file=lambda *given, **options: calls.append((*given, options)) or made)
-    benchmarks = SimpleNamespace(
-        named=lambda name: name.upper(),
-        evaluate=lambda judge, bench, out, **options: calls.append((judge, bench, out, options)) or [],
-        score=lambda bench, judgments, **options: calls.append((bench, judgments, options)) or [{"value": 1}],
-        table=lambda rows: f"TABLE {len(rows)}",
-    )
-    for name, module in (("judge", judge), ("benchmarks", benchmarks)):
-        monkeypatch.setitem(sys.modules, f"srlib.{name}", module)
-        monkeypatch.setattr(sys.modules["srlib"], name, module, raising=False)
+    fake = SimpleNamespace(judge_file=lambda *given, **options: calls.append((*given, options)) or made)
+    monkeypatch.setitem(sys.modules, "srlib.judge", fake)
     printed = srlib("judge", "http://localhost/v1", "rows.jsonl", "-o", "out.jsonl", "--limit", "3", "--model", "m")[1]
     assert "3 rows, 2 with a score" in printed
-    assert "bad_row 1" in printed
-    printed = srlib("eval", "runs/tiny/judge", "--bench", "llmbar", "--data", "rows.jsonl", "--compare")[1]
-    assert printed == "TABLE 0 written: llmbar.json, llmbar.judgments.jsonl"
-    assert srlib("score", "said.jsonl", "--bench", "rm_bench", "--revision", "abc", "-o", "out.json")[1] == "TABLE 1"
-    options = {"data": Path("rows.jsonl"), "revision": "", "compare": True, "model": ""}
-    assert calls == [
-        ("http://localhost/v1", Path("rows.jsonl"), Path("out.jsonl"), {"limit": 3, "model": "m"}),
-        ("runs/tiny/judge", "LLMBAR", Path("llmbar.json"), options),
-        ("RM_BENCH", Path("said.jsonl"), {"data": "", "revision": "abc"}),
-    ]
-    assert "value" in Path("out.json").read_text()
+    assert "bad_row 1 3 requests" in printed
+    assert calls == [("http://localhost/v1", Path("rows.jsonl"), Path("out.jsonl"), {"limit": 3, "model": "m"})]
 
 
 def test_help_fits_one_screen_even_outside_of_the_project(tmp_path):

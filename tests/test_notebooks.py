@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import SHRUNKEN
@@ -19,7 +18,7 @@ from srlib.run import stages
 pytestmark = pytest.mark.torch
 
 # One iteration: data, sft, sample_1, curate_1, dpo_1, eval. Sampling goes in twelve batches.
-SMALL = SHRUNKEN | {"iterations": 1, "arms": "base,sft,sre_1", "sample_batch_size": 4, "audit_items": 0}
+SMALL = SHRUNKEN | {"iterations": 1, "arms": "base,sft,sre_1", "sample_batch_size": 4}
 
 
 @pytest.fixture
@@ -47,8 +46,8 @@ def start(project, quiet_kernels):
         process.kill()
 
 
-def finished(process, seconds=150):
-    printed, _ = process.communicate(timeout=seconds)
+def finished(process):
+    printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed
     return printed
 
@@ -68,75 +67,64 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
-    run, seconds = project / "runs" / "t", time.monotonic
-    samples = run / "judgments" / "1.partial" / "judgments.jsonl"
-    killed(start("runs/t"), lambda: lines(samples) >= 32)
-    assert 32 <= lines(samples) < 48 * 4
-    printed = finished(start("runs/t"))
-    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", printed)
-    check(run, project)
-    written = {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
-    begin = seconds()
-    assert finished(start("runs/t")).count(" cached") == 6
-    assert seconds() - begin < 20
-    assert written == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+def results(run):
+    """All of results.json but the seconds."""
+    rows = [row for row in files.read_json(run / "results.json") if row["metric"] != "seconds"]
+    columns = ("value", "ci_low", "ci_high", "n", "iteration")
+    return {(row["arm"], row["split"], row["metric"]): [row[name] for name in columns] for row in rows}
 
-    # Another beta makes another judge; what came before, and what never sees it, stays.
-    monkeypatch.chdir(project)
+
+def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
+    run = project / "runs" / "t"
+    samples = run / "judgments" / "1.partial" / "judgments.jsonl"
+    killed(start("runs/t", diagnose="true"), lambda: lines(samples) >= 32)
+    assert 32 <= lines(samples) < 48 * 4
+    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t", diagnose="true")))
+    found = results(run)
+    for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
+        for split, n in {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}.items():
+            value, low, high, *rest = found[arm, split, "accuracy"]
+            assert 0 <= low <= value <= high <= 1
+            assert rest == [n, iteration]
+        assert {"pearson", "qwk", "mae", "tokens"} <= {
+            metric for a, split, metric in found if (a, split) == (arm, "test")
+        }
+    for path in (run / "notebooks").iterdir():
+        text = path.read_text()
+        outputs = {output["output_type"] for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])}
+        assert outputs & {"display_data", "execute_result"} and "error" not in outputs, path
+        assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
+    assert not [*run.rglob("*.partial"), *(run / ".checkpoints").glob("*")]
+    report = (run / "report.html").read_text()
+    assert [word in report for word in ("sre_1", "diagnose.ipynb", "<script", str(project))] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    weights = [(run / path / "model.safetensors").read_bytes() for path in ("judge", "judges/sre_1", "judges/sft")]
+    assert weights[0] == weights[1] != weights[2]
+
+    begin, before = time.monotonic(), {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+    assert finished(start("runs/t", diagnose="true")).count(" cached") == 7
+    assert time.monotonic() - begin < 20
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+    monkeypatch.chdir(project)  # another beta makes another judge; what came before, and what never sees it, stays
     cfg = config.load("params/tiny.yaml", [f"{name}={value}" for name, value in (SMALL | {"beta": 0.9}).items()])
     reasons = [stages.reason(run / one.output, stages.parts(one, cfg, run)) for one in stages.of(cfg)]
     assert reasons == [None, None, None, None, "beta 0.1 -> 0.9", None]
 
 
-def check(run, project):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    found = {(row["arm"], row["split"], row["metric"]): row for row in files.read_json(run / "results.json")}
-    for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
-        for split, n in {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}.items():
-            row = found[arm, split, "accuracy"]
-            assert 0 <= row["ci_low"] <= row["value"] <= row["ci_high"] <= 1
-            assert (row["n"], row["iteration"], row["seed"]) == (n, iteration, 0)
-        assert {"pearson", "qwk", "mae", "tokens"} <= {
-            metric for a, split, metric in found if (a, split) == (arm, "test")
-        }
-    for name in ("data", "sft", "sample_1", "curate_1", "dpo_1", "eval"):
-        text = (run / "notebooks" / f"{name}.ipynb").read_text()
-        outputs = [output["output_type"] for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])]
-        assert "error" not in outputs, name
-        assert {"display_data", "execute_result"} & set(outputs), name
-        assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
-    assert not [*run.rglob("*.partial"), *(run / ".checkpoints").glob("*")]
-    report = (run / "report.html").read_text()
-    assert ("sre_1" in report, "<script" in report, str(project) in report) == (True, False, False)
-    with torch.no_grad():
-        paths = (run / "judge", run / "judges" / "sre_1", run / "judges" / "sft")
-        judge, last, first = (
-            AutoModelForCausalLM.from_pretrained(path)(torch.arange(9)[None]).logits for path in paths
-        )
-    assert torch.equal(judge, last)
-    assert not torch.equal(judge, first)
-
-
-def trains(run, stage):
-    beat = Path(run / ".progress" / f"{stage}.json")
-    return beat.exists() and "train" in (text := beat.read_text()) and json.loads(text)["done"] >= 1
-
-
-def results(run):
-    """All of results.json but the seconds."""
-    rows = [row for row in files.read_json(run / "results.json") if row["metric"] != "seconds"]
-    return {(row["arm"], row["split"], row["metric"]): (row["value"], row["ci_low"], row["n"]) for row in rows}
-
-
 @pytest.mark.slow
 def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project, start):
+    def trains(stage):
+        beat = run / ".progress" / f"{stage}.json"
+        return beat.exists() and re.search(r'train.*"done": [1-9]', beat.read_text())
+
     run, whole = project / "runs" / "killed", start("runs/whole")
-    killed(start("runs/killed"), lambda: trains(run, "sft"))
+    killed(start("runs/killed"), lambda: trains("sft"))
     killed(start("runs/killed"), lambda: lines(run / "judgments" / "1.partial" / "judgments.jsonl") >= 32)
-    killed(start("runs/killed"), lambda: trains(run, "dpo_1"))
+    killed(start("runs/killed"), lambda: trains("dpo_1"))
     killed(start("runs/killed"), lambda: any(lines(path) for path in (run / "eval.partial").rglob("*.jsonl")))
     finished(start("runs/killed"))
     finished(whole)
@@ -152,13 +140,3 @@ def test_a_full_disk_stops_with_a_message_and_the_same_command_resumes(project, 
     assert (process.returncode, "Traceback" in printed) == (1, False)
     assert "the same command then resumes" in printed
     killed(start("runs/full"), lambda: (project / "runs" / "full" / "data" / "manifest.json").exists())
-
-
-@pytest.mark.slow
-def test_a_judge_that_compares_is_merged_of_two_and_diagnosed(project, start):
-    small = {"n_train": 16, "n_test": 6, "n_ood": 5, "n_validation": 5, "n_pairwise": 3, "n_train_pairwise": 12}
-    finished(start("runs/m", sft_mode="merge", max_new_tokens=180, arms="sft", diagnose="true", **small), 300)
-    run = project / "runs" / "m"
-    protocols = {row["split"]: row["protocol"] for row in files.read_json(run / "results.json")}
-    assert ["both orders" in protocols[split] for split in ("pairwise", "pairwise_compared")] == [False, True]
-    assert "diagnose.ipynb" in (run / "report.html").read_text()

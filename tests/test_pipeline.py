@@ -26,10 +26,10 @@ def project(tmp_path, monkeypatch):
 
 
 def go(root, *overrides, **options):
-    """Run the pipeline; returns {stage: (status, reason)} and what was printed."""
+    """Run the pipeline; returns [(stage, status, reason), ...] and what was printed."""
     console = Console(file=io.StringIO(), width=200, highlight=False)
     jobs = pipeline.run(config.load(None, overrides), root / "runs" / "t", console=console, **options)
-    return {job.stage.name: (job.status, job.reason) for job in jobs}, console.file.getvalue()
+    return [(job.stage.name, job.status, job.reason) for job in jobs], console.file.getvalue()
 
 
 def until(condition, seconds=60):
@@ -40,35 +40,31 @@ def until(condition, seconds=60):
 
 
 def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_run_cached_changed(project):
     """The life of a run: everything, nothing, what depends on a change."""
-    root, new = project(), ("done", "new")
-    assert go(root, SHORT, "micro_batch_size=8")[0] == {"data": new, "sft": new, "eval": new}
+    root, small = project(), (SHORT, "micro_batch_size=8")
+    assert go(root, *small)[0] == [("data", "done", "new"), ("sft", "done", "new"), ("eval", "done", "new")]
     run = root / "runs" / "t"
     assert (run / "judge" / "out.txt").read_text() == "sft"
     assert (root / "runs" / "last").resolve() == run
-    assert config.load(run / "params.yaml").arms == ["base", "sft"]
     facts = files.read_json(run / "data" / "manifest.json")["facts"]
     assert facts == {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "micro_batch_size": 8}
-    executed = json.loads((run / "notebooks" / "sft.ipynb").read_text())
-    assert str(root) not in json.dumps(executed["metadata"])
+    assert str(root) not in json.dumps(json.loads((run / "notebooks" / "sft.ipynb").read_text())["metadata"])
 
-    begin = time.monotonic()
-    code = f"from srlib import config, run; run.run(config.load(None, {[SHORT, 'micro_batch_size=8']}), 'runs/t')"
+    code = f"from srlib import config, run; run.run(config.load(None, {list(small)}), 'runs/t')"
     code += "; import sys; print([m for m in ('torch', 'papermill', 'nbconvert') if m in sys.modules])"
+    begin = time.monotonic()
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True)
     assert printed.split() == ["data", "cached", "sft", "cached", "eval", "cached", "[]"]
     assert time.monotonic() - begin < 3
 
-    changed, printed = go(root, SHORT, "micro_batch_size=8", "sft_steps=3")
-    sft = ("done", "sft_steps 120 -> 3")
-    assert changed == {"data": ("cached", None), "sft": sft, "eval": ("done", "input judges/sft changed")}
+    changed, printed = go(root, *small, "sft_steps=3")
+    eval_ = ("eval", "done", "input judges/sft changed")
+    assert changed == [("data", "cached", None), ("sft", "done", "sft_steps 120 -> 3"), eval_]
     assert "runs: sft_steps 120 -> 3" in printed
     assert (run / "log.txt").read_text().split() == ["data", "sft", "eval", "sft", "eval"]
 
@@ -92,7 +88,7 @@ time.sleep(1)
     root = project(n02_sft=work)
     monkeypatch.setattr(pipeline, "PLAIN_EVERY", 0.0)
     reports, printed = go(root, "arms=sft,sft_score_only", workers=2)
-    assert [status for status, _ in reports.values()] == ["done", "failed", "done", "left"]
+    assert [status for _, status, _ in reports] == ["done", "failed", "done", "left"]
     notebook = root / "runs" / "t" / "notebooks" / "sft.ipynb"
     for word in ("sft (notebook 02_sft) failed in cell 4: ValueError", "at [red]sea", str(notebook), "waits 0/1200"):
         assert word in printed
@@ -105,13 +101,16 @@ def test_a_stage_alone_dies_does_not_finish_and_is_forced(project, monkeypatch):
     of = stages.of
     monkeypatch.setattr(stages, "of", lambda cfg: of(cfg)[:1])
     monkeypatch.setattr(pipeline, "take_home", lambda run, cfg: None)
-    reports, printed = go(project(n01_data="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"))
-    assert (reports["data"][0], "(Kernel died)" in printed) == ("failed", True)
-    reports, printed = go(project(n01_data="stage.finish = lambda **facts: None\n"))
-    assert (reports["data"], "does it call stage.finish()?" in printed) == (("failed", "new"), True)
+    for work, word in (
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "(Kernel died)"),
+        ("stage.finish = lambda **facts: None\n", "does it call stage.finish()?"),
+    ):
+        reports, printed = go(project(n01_data=work))
+        assert reports == [("data", "failed", "new")]
+        assert word in printed
     root = project()
     for force, expected in ((False, ("done", "new")), (False, ("cached", None)), (True, ("done", "forced"))):
-        assert go(root, force=force)[0] == {"data": expected}
+        assert go(root, force=force)[0] == [("data", *expected)]
     assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "data"]
 
 
@@ -130,37 +129,33 @@ for i in range(len(rows.read_text()) if rows.exists() else 0, 6):
 def test_a_stopped_and_a_killed_run_resume_inside_the_stage(project):
     root, processes = project(n02_sft=SLOW), []
     run = root / "runs" / "t"
-    rows = run / "judges" / "sft.partial" / "rows"
+    rows, pid = run / "judges" / "sft.partial" / "rows", run / "pid"
 
     def start():
         command = [sys.executable, "-c", "from srlib.cli import app; app()", "run", "params/tiny.yaml", "-p", SHORT]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         as_in_a_terminal = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - ignored in background jobs
-        command += ["--run-dir", "runs/t", "--anyway"]
-        processes.append(subprocess.Popen(command, cwd=root, preexec_fn=as_in_a_terminal, **pipes))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "preexec_fn": as_in_a_terminal}
+        processes.append(subprocess.Popen([*command, "--run-dir", "runs/t", "--anyway"], cwd=root, **options))
         return processes[-1]
 
     try:
-        for stop in (signal.SIGINT, signal.SIGKILL):
-            (run / "pid").unlink(missing_ok=True)
+        for stop, status, word in ((signal.SIGINT, 130, "same command resumes"), (signal.SIGKILL, -9, "incomplete")):
             process = start()
-            until(lambda: (run / "pid").exists() and rows.exists() and rows.read_text() == "012")
-            kernel = int((run / "pid").read_text())
-            if stop == signal.SIGINT:
-                second = start()
-                assert f"process {process.pid} is running there" in second.communicate(timeout=60)[0]
-                assert second.returncode == 2
+            until(lambda: pid.exists() and rows.exists() and rows.read_text() == "012")
+            kernel = int(pid.read_text())
+            second = start()
+            assert f"process {process.pid} is running there" in second.communicate(timeout=60)[0]
             process.send_signal(stop)
-            printed, _ = process.communicate(timeout=60)
-            assert stop == signal.SIGKILL or (process.returncode, "same command resumes" in printed) == (130, True)
+            assert word in process.communicate(timeout=60)[0]
+            assert (process.returncode, second.returncode) == (status, 2)
             until(lambda kernel=kernel: not alive(kernel), 10)
+            pid.unlink()
         (run / "go").touch()
         printed, _ = start().communicate(timeout=120)
     finally:
         for process in processes:
             process.kill()
     assert processes[-1].returncode == 0, printed
-    assert "sft               runs: incomplete" in printed
     assert (run / "judges" / "sft" / "rows").read_text() == "012345"
     assert (run / "log.txt").read_text().split() == ["data", "eval"]
 

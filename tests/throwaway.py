@@ -15,7 +15,7 @@ OPEN = 'from srlib.run import open_stage\nstage = open_stage("{name}", globals()
 WORK = """\
 if not stage.done:
     with open(stage.run / "log.txt", "a") as log:
-        log.write(stage.name + "\\n")
+        log.write(stage.name + " ")
     (stage.path / "out.txt").write_text(stage.name)
 """
 FINISH = 'import os\nstage.finish(threads=os.environ.get("OMP_NUM_THREADS"), micro_batch_size=cfg.micro_batch_size)\n'
