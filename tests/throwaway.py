@@ -1,7 +1,11 @@
-"""A project in a temporary directory: notebooks of a few lines around a copy of srlib, for the tests of runs."""
+"""A project in a temporary directory, notebooks of a few lines around a copy of srlib, and `srlib run` as a process."""
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import srlib
@@ -48,3 +52,22 @@ def make_project(root: Path, **work: str) -> Path:
         cells["finish"] = FINISH + (RESULTS if name == "06_eval" else "")
         write_notebook(root / "notebooks" / f"{name}.ipynb", cells)
     return root
+
+
+def srlib_run(root: Path, run_dir: str, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **parameters):
+    """`srlib run` in a process group of its own; SIGINT is not ignored, as it is in jobs in the background."""
+    command = [sys.executable, "-c", "from srlib.cli import app; app()", "run", "params/tiny.yaml", "--anyway"]
+    command += [part for name, value in parameters.items() for part in ("-p", f"{name}={value}")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([*command, "--run-dir", run_dir], cwd=root, preexec_fn=preexec_fn, **pipes)
+
+
+def stop(process, condition, how=signal.SIGKILL) -> str:
+    """Wait for a condition, then stop the process: what it has printed."""
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert process.poll() is None, f"over before it was noticed: {process.communicate()[0]}"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    process.send_signal(how)
+    return process.communicate(timeout=60)[0]
