@@ -276,7 +276,7 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
 
 
 def score_entropy(values: Sequence[float], n_scores: int | None = None) -> plt.Figure:
-    """How much the N samples of each prompt disagree, 0 if they agree; `n_scores` ends the axis at its largest value."""
+    """How much the N samples of each prompt disagree, 0 if they agree; `n_scores` sets the end of the axis."""
     values = np.array([value for value in values if value == value])
     agree = f" ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else ""
     figure, (axes,) = axes_of("Entropy of the N scores", f"nats{agree}", "prompts")
