@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 
 from srlib.evaluate.arms import in_order
 from srlib.stats import intervals
-from srlib.stats.calibration import Curve
 
 Rows = Sequence[Mapping[str, Any]]
 Columns = Sequence[tuple[str, str]]  # (metric, split)
@@ -218,11 +217,11 @@ def reliability(confidence: Sequence[float], correct: Sequence[float], title: st
     return figure
 
 
-def risk_coverage(curves: Mapping[str, Curve], target: float | None = None) -> plt.Figure:
+def risk_coverage(curves: Mapping[str, tuple], target: float | None = None) -> plt.Figure:
     """Share of wrong answers among the surest, for every share of answered items: `calibration.curve` by arm."""
     figure, (axes,) = axes_of("Risk against coverage", "items answered", "of them wrong")
-    for k, (arm, curve) in enumerate(curves.items()):
-        axes.plot(curve.coverage, curve.risk, label=plain(arm), linewidth=1.8, **_shade(arm, k, len(curves)))
+    for k, (arm, (coverage, risk, _)) in enumerate(curves.items()):
+        axes.plot(coverage, risk, label=plain(arm), linewidth=1.8, **_shade(arm, k, len(curves)))
     if target is not None:
         axes.axhline(target, color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.01), ylim=(0, None))
