@@ -228,7 +228,7 @@ def optimizers(model, lr: float):
 
 def greedy_accuracy(model, tokenizer, n: int = 100) -> tuple[float, float]:
     """(score accuracy, share of right verdicts) on examples that belong to no split."""
-    from srlib.sample import decode as sample
+    from srlib import sample
 
     rows = world.examples("pretraining-check", seed=0, n=n)
     judged = sample.judgments(model, tokenizer, rows, max_new_tokens=120)

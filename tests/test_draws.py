@@ -1,155 +1,101 @@
-"""What all places share: resuming, order, parsing, and scores from likely tokens."""
+"""Judgments from any source: resumed, in order, parsed; and verdicts that are drawn again."""
 
 import math
 
+import numpy as np
 import pytest
 
-from srlib import files as store
+from srlib import files
 from srlib.sample import draws
 from srlib.schema import Example, Judgment, Rubric
+
+pytestmark = pytest.mark.torch
 
 RUBRIC = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 ITEMS = [Example(id=f"e{i}", instruction="Greet.", response="Hi.", rubric=RUBRIC) for i in range(3)]
 
 
-def place(asked, leaves_out=()):
-    def draw(work):
-        asked.extend((e.id, i) for e, missing in work for i in missing)
-        for example, missing in reversed(work):
-            yield [
-                draws.judgment(example, i, f" Draw {i}. [RESULT] 2 ", True)
-                for i in missing
-                if example.id not in leaves_out
-            ]
+def collect(n=2, items=ITEMS, out=None, asked=None, left_out=""):
+    """Draws of the items in reverse, each list of them twice; the missing draws are noted in `asked`."""
 
-    return draw
+    def source(work):
+        for item, missing in reversed(work):
+            (asked if asked is not None else []).extend(f"{item.id}#{i}" for i in missing)
+            rows = [draws.judgment(item, i, f" Draw {i}. [RESULT] 2 ", True) for i in missing if item.id != left_out]
+            yield from (rows, rows + rows)
 
-
-def collect(draw, n=2, **settings):
-    return draws.collect(draw, ITEMS, n=n, temperature=1.0, **settings)
+    return draws.collect(source, items, n, out)
 
 
-def test_in_order_and_on_disk_in_order(tmp_path):
-    found = collect(place([]), out=tmp_path / "j.jsonl")
-    assert [(j.example_id, j.index) for j in found] == [(f"e{i}", k) for i in range(3) for k in range(2)]
-    assert {(j.text, j.rationale, j.score) for j in found if j.index == 1} == {("Draw 1. [RESULT] 2", "Draw 1.", 2.0)}
-    assert store.read_rows(tmp_path / "j.jsonl", Judgment) == found
+def ids(rows):
+    return [row.id for row in rows]
 
 
-def test_only_what_is_missing_is_asked_for(tmp_path):
+def test_in_order_on_disk_in_order_and_nothing_twice(tmp_path):
+    found = collect(out=tmp_path / "j.jsonl")
+    assert ids(found) == [f"e{i}#{k}" for i in range(3) for k in range(2)]
+    assert {(j.text, j.rationale, j.score) for j in found if j.index} == {("Draw 1. [RESULT] 2", "Draw 1.", 2.0)}
+    assert files.read_rows(tmp_path / "j.jsonl", Judgment) == found
+
+
+def test_only_missing_draws_are_asked_for_and_others_stay(tmp_path):
     asked, path = [], tmp_path / "j.jsonl"
-    collect(place([]), n=1, out=path)
-    whole = collect(place(asked), n=2, out=path)
-    assert asked == [(e.id, 1) for e in ITEMS]
+    assert ids(collect(n=1, out=path, left_out="e1")) == ["e0#0", "e2#0"]
+    whole = collect(n=3, out=path, asked=asked)
+    assert sorted(asked) == ["e0#1", "e0#2", "e1#0", "e1#1", "e1#2", "e2#1", "e2#2"]
+    assert files.read_rows(path, Judgment) == whole
     asked.clear()
-    assert collect(place(asked), n=2, out=path) == whole
+    assert ids(collect(n=2, items=ITEMS[1:2], out=path, asked=asked)) == ["e1#0", "e1#1"], "fewer items and draws"
     assert asked == []
-
-
-def test_what_another_call_drew_stays(tmp_path):
-    """Fewer draws, or fewer examples, and the file keeps the rest behind them."""
-    asked, path = [], tmp_path / "j.jsonl"
-    whole = collect(place([]), n=3, out=path)
-    found = draws.collect(place(asked), ITEMS[1:2], n=2, temperature=1.0, out=path)
-    assert [(j.example_id, j.index) for j in found] == [("e1", 0), ("e1", 1)]
-    assert asked == []
-    kept = store.read_rows(path, Judgment)
-    assert kept[:2] == found
+    kept = files.read_rows(path, Judgment)
+    assert ids(kept[:2]) == ["e1#0", "e1#1"]
     assert sorted(kept, key=str) == sorted(whole, key=str)
 
 
-def test_a_place_that_repeats_itself_doubles_nothing(tmp_path):
-    path = tmp_path / "j.jsonl"
-
-    def twice(work):
-        yield from place([])(work)
-        yield from place([])(work)
-
-    assert len(collect(twice, out=path)) == 6
-    assert len(store.read_rows(path, Judgment)) == 6
-
-
-def test_what_a_place_leaves_out_is_missing_and_what_it_drew_is_kept(tmp_path):
-    path = tmp_path / "j.jsonl"
-    found = collect(place([], leaves_out=("e1",)), out=path)
-    assert {j.example_id for j in found} == {"e0", "e2"}
-    assert len(store.read_rows(path, Judgment)) == 4
-    assert len(collect(place([]), out=path)) == 6
-
-
-def test_several_at_temperature_0_are_refused():
+def test_several_greedy_judgments_are_refused():
     with pytest.raises(ValueError, match="n=2 judgments at temperature 0"):
-        draws.collect(place([]), ITEMS, n=2, temperature=0.0)
+        draws.Sampling(n=2)
 
 
-@pytest.mark.parametrize(("text", "finished", "failure"), [("Fine.", True, "no_verdict"), ("[RESULT] 2", False, "cut_off"), ("[RESULT] 9", True, "off_scale")])  # fmt: skip
-def test_what_cannot_be_read_has_a_name_and_no_score(text, finished, failure):
-    found = draws.judgment(ITEMS[0], 0, text, finished, likely=[(" 2", -0.1, {})], distributions=True, tokens=4)
-    assert (found.failure, found.score, found.distribution, found.tokens, found.logprob) == (
-        failure,
-        None,
-        None,
-        4,
-        -0.1,
-    )
+def test_uniform_numbers_depend_on_seed_name_and_index_alone():
+    first = draws.uniforms(0, "a", 0, 50)
+    assert (first == draws.uniforms(0, "a", 0, 80)[:50]).all()
+    assert all((first != draws.uniforms(*other, 50)).all() for other in ((1, "a", 0), (0, "b", 0), (0, "a", 1)))
 
 
-def test_seeds_fit_everywhere_and_differ():
-    seeds = [draws.seed_of(s, e, i) for s in range(3) for e in ("a", "b") for i in range(9)]
-    assert len(set(seeds)) == 54
-    assert all(0 <= s < 2**31 for s in seeds)
-    assert draws.seed_of(1, "a", 2) == draws.seed_of(1, "a", 2)
+def judged(score, distribution=None, name="e", index=0):
+    failure = "no_verdict" if score is None else None
+    return Judgment(example_id=name, index=index, text="x", score=score, failure=failure, distribution=distribution)
 
 
-# ---------------------------------------------------------------- likely tokens
+def test_entropy_and_flip_rate_come_from_the_distribution():
+    even, sure = draws.redraw([judged(4, {3: 0.5, 4: 0.5}), judged(5, {4: 0.0, 5: 1.0}, index=1)], k=10, seed=0)
+    assert (even.entropy, even.flip_rate) == (pytest.approx(math.log(2)), 0.5)
+    assert (sure.id, sure.entropy, sure.flip_rate, sure.flips) == ("e#1", 0, 0, False)
+    assert draws.redraw([judged(None)], k=3, seed=0) == []
+    with pytest.raises(ValueError, match="judgment e#0 holds no distribution of its verdict"):
+        draws.redraw([judged(4)], k=3, seed=0)
 
 
-def at_verdict(token, top, *, before=("[RESULT]",), behind=()):
-    plain = [(t, -0.1, {}) for t in before], [(t, -0.1, {}) for t in behind]
-    return [*plain[0], (token, math.log(top[token]), {t: math.log(p) for t, p in top.items()}), *plain[1]]
+def test_redraws_follow_the_distribution_and_depend_on_seed_and_judgment_alone():
+    def flips(rows, k, seed):
+        return np.array([r.flips for r in draws.redraw(rows, k, seed)])
+
+    rows = [judged(1, {1: 0.3, 2: 0.5, 3: 0.2}, index=i) for i in range(2000)]
+    half = [judged(1, {1: 0.5, 2: 0.5}, index=i) for i in range(2000)]
+    assert flips(rows, 1, 3).mean() == pytest.approx(0.7, abs=0.03)  # three standard errors
+    assert flips(rows, 9, 3).mean() == pytest.approx(0.901, abs=0.03)  # five or more of nine
+    assert flips(half, 2, 3).mean() == pytest.approx(0.25, abs=0.03), "more than half"
+    assert (flips(rows, 1, 3) != flips(rows, 1, 4)).any()
+    assert flips(rows[7:8], 1, 3) == flips(rows, 1, 3)[7]
 
 
-FIVE = (1.0, 2.0, 3.0, 4.0, 5.0)
-
-
-def test_the_distribution_is_that_of_the_listed_scores():
-    top = {" 3": 0.5, " 4": 0.25, "2": 0.1, " 2": 0.1, " 1": 0.03, " 5": 0.01}
-    found = draws.distribution(at_verdict(" 3", top, behind=("<eos>",)), FIVE, 3.0)
-    assert found == pytest.approx(
-        {1: 0.03 / 0.99, 2: 0.2 / 0.99, 3: 0.5 / 0.99, 4: 0.25 / 0.99, 5: 0.01 / 0.99}, abs=1e-5
-    )
-    assert sum(found.values()) == pytest.approx(1, abs=1e-5)
-
-
-def test_a_score_that_is_not_listed_counts_as_none_only_where_it_hardly_could_be_one():
-    sure = draws.distribution(at_verdict(" 3", {" 3": 0.7, " 2": 0.295}), FIVE, 3.0)
-    assert sure[5.0] == 0.0
-    assert draws.distribution(at_verdict(" 3", {" 3": 0.7, " 2": 0.2}), FIVE, 3.0) is None
-
-
-def test_the_token_that_was_drawn_counts_although_it_is_not_among_the_likely():
-    tokens = [("[RESULT]", -0.1, {}), (" 5", math.log(0.02), {" 3": math.log(0.9), " 4": math.log(0.075)})]
-    assert draws.distribution(tokens, FIVE, 5.0)[5.0] == pytest.approx(0.02 / 0.995, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "scale", "score"),
-    [
-        (at_verdict(" 3", {" 3": 1.0}), FIVE, None),
-        (at_verdict(" 1", {" 1": 1.0}), (1.0, 10.0), 1.0),
-        (at_verdict("25", {"25": 1.0}, before=(" 2", ".")), (1.0, 2.25), 2.25),
-        (at_verdict(" 3", {" 3": 1.0}), FIVE, 4.0),
-        ([("[RESULT] 3", -0.1, {}), (" of 3", -0.1, {})], FIVE, 3.0),
-        ([("2 and", -0.1, {}), (" 3", -0.1, {" 3": -0.1}), (": fail. [RESULT] 3", -0.1, {})], FIVE, 3.0),
-        ([], FIVE, 3.0),
-    ],
-)
-def test_where_the_tokens_do_not_tell_there_is_none(tokens, scale, score):
-    assert draws.distribution(tokens, scale, score) is None
-
-
-@pytest.mark.parametrize(
-    ("values", "mean"), [([-1.0, -2.0], -1.5), ([], None), ([-1.0, -math.inf], None), ([math.nan], None)]
-)
-def test_mean_logprob(values, mean):
-    assert draws.mean_logprob([("t", v, {}) for v in values]) == mean
+def test_the_summary_counts_each_example_once():
+    stays, flips = {3: 0.0, 4: 1.0}, {3: 1.0, 4: 0.0}
+    rows = [judged(4, flips if e == "a" else stays, e, i) for e in "abcd" for i in range(5 if e == "a" else 2)]
+    found = draws.flip_summary(draws.redraw(rows, k=4, seed=0))
+    assert [found[name].value for name in ("flip_rate", "flips", "entropy")] == [0.25, 0.25, 0]
+    assert found["flips"].n == 4
+    assert found["flips"].high >= 0.75  # four prompts, not eleven judgments, are what is resampled
+    grouped = draws.flip_summary(draws.redraw(rows, k=4, seed=0), group={"a": "x", "b": "x", "c": "y", "d": "y"})
+    assert grouped["flips"].high == 0.5, "two clusters"

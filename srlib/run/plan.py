@@ -23,6 +23,8 @@ from srlib.hardware import machine, memory, shapes
 from srlib.hardware.machine import Card
 from srlib.hardware.memory import Job
 from srlib.run import stages
+from srlib.sample import decoding as sample
+from srlib.schema import Example
 
 GIB = 2**30
 LIBRARIES = {
