@@ -31,17 +31,12 @@ def ids(rows):
     return [row.id for row in rows]
 
 
-def test_in_order_on_disk_in_order_and_nothing_twice(tmp_path):
-    found = collect(out=tmp_path / "j.jsonl")
-    assert ids(found) == [f"e{i}#{k}" for i in range(3) for k in range(2)]
-    assert {(j.text, j.rationale, j.score) for j in found if j.index} == {("Draw 1. [RESULT] 2", "Draw 1.", 2.0)}
-    assert files.read_rows(tmp_path / "j.jsonl", Judgment) == found
-
-
 def test_only_missing_draws_are_asked_for_and_others_stay(tmp_path):
     asked, path = [], tmp_path / "j.jsonl"
     assert ids(collect(n=1, out=path, left_out="e1")) == ["e0#0", "e2#0"]
     whole = collect(n=3, out=path, asked=asked)
+    assert ids(whole) == [f"e{i}#{k}" for i in range(3) for k in range(3)]
+    assert {(j.text, j.rationale, j.score) for j in whole if j.index == 1} == {("Draw 1. [RESULT] 2", "Draw 1.", 2.0)}
     assert sorted(asked) == ["e0#1", "e0#2", "e1#0", "e1#1", "e1#2", "e2#1", "e2#2"]
     assert files.read_rows(path, Judgment) == whole
     asked.clear()
@@ -50,9 +45,6 @@ def test_only_missing_draws_are_asked_for_and_others_stay(tmp_path):
     kept = files.read_rows(path, Judgment)
     assert ids(kept[:2]) == ["e1#0", "e1#1"]
     assert sorted(kept, key=str) == sorted(whole, key=str)
-
-
-def test_several_greedy_judgments_are_refused():
     with pytest.raises(ValueError, match="n=2 judgments at temperature 0"):
         draws.Sampling(n=2)
 

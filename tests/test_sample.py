@@ -1,26 +1,21 @@
 """Sampling over one copy of the prompt, against the plain forward pass and `generate` of transformers."""
 
 import contextlib
-import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from srlib import files, models, prompts, sample
 from srlib.data import world
-from srlib.sample import decoding
+from srlib.sample import decoding, prefix
 from srlib.schema import Judgment, Rubric
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    pass
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def few(rows):
     return rows[:6]
 
@@ -103,19 +98,28 @@ def test_a_running_state_is_refused():
         sample.score_candidates(model, [[5, 6, 7]], [[[8], [9]]])
 
 
-def test_what_all_keys_share_costs_no_precision():
-    """As the biases of Qwen 2 have it, in 16 bit: no worse than twice torch's own kernel."""
+@pytest.mark.parametrize(("dtype", "offset"), [("bfloat16", 10), ("float16", 25)])
+def test_what_all_keys_share_costs_no_precision(monkeypatch, dtype, offset):
+    """As the biases of Qwen 2 have it. Two prompts, three rows each, one token: no worse than twice torch's own kernel."""
     import torch
 
-    model, context, options = random_model("Qwen2Config"), [3, 4] * 10, [[5, 6, 7, 8, 9, 10, 11, 12]]
-    for layer in model.model.layers:
-        torch.nn.init.normal_(layer.self_attn.k_proj.bias, std=20)
-    half = copy.deepcopy(model).bfloat16()
-    exact = logprobs_of(half.float(), context, options[0]).sum()
-    half = half.bfloat16()
-    theirs = logprobs_of(half, context, options[0]).sum()
-    [[ours]] = sample.score_candidates(half, [context], [options])
-    assert abs(ours - exact) < 2 * abs(theirs - exact) + 0.05
+    torch.manual_seed(0)
+    half, shift, owner = (
+        getattr(torch, dtype),
+        offset * torch.randn(2, 1, 2, 1, 16),
+        torch.arange(2).repeat_interleave(3),
+    )
+    keys, own_keys = ((torch.randn(n, 2, t, 16) + shift[0]).to(half) for n, t in ((2, 30), (6, 1)))
+    values, own_values = (torch.randn(n, 2, t, 16).to(half) for n, t in ((2, 30), (6, 1)))
+    query = (torch.randn(6, 4, 1, 16) + shift[1].repeat_interleave(2, 1)).to(half)
+    monkeypatch.setattr(prefix, "_prefill", lambda *_: [(keys, values)])
+    shared = prefix.Shared(SimpleNamespace(device="cpu"), [[0] * 31] * 2, owner)
+    shared.own, shared.end = [(own_keys * 0, own_values * 0)], 1
+    found, _ = prefix._attend(SimpleNamespace(layer_idx=0), query, own_keys, own_values, None, 0.25, shared=shared)
+    whole = [torch.cat([keys[owner], own_keys], 2), torch.cat([values[owner], own_values], 2)]
+    whole, sdpa = [part.repeat_interleave(2, 1) for part in whole], torch.nn.functional.scaled_dot_product_attention
+    exact = sdpa(query.double(), *(part.double() for part in whole), scale=0.25).transpose(1, 2)
+    assert (found - exact).norm() < 2 * (sdpa(query, *whole, scale=0.25).transpose(1, 2) - exact).norm()
 
 
 def test_greedy_equals_generate_on_ragged_prompts(tiny, few):
@@ -197,20 +201,15 @@ def test_a_resumed_run_ends_in_the_same_bytes(tiny, few, tmp_path, monkeypatch):
     assert (seen, path.read_bytes()) == ([], written)
 
 
-def test_a_prompt_without_room_is_a_named_failure(tiny, few):
+def test_judgments_without_a_score_are_named_failures(tiny, few):
+    """A prompt without room, and a judgment that is cut off, even if the response speaks like one."""
     long = few[1].model_copy(update={"id": "long", "response": "the host is Anna " * 1000})
-    found = judge(tiny, [few[0], long], n=2, temperature=1.0)
-    assert [j.id for j in found] == [f"{e}#{i}" for e in (few[0].id, "long") for i in (0, 1)]
-    assert {(j.failure, j.score, j.text, j.prompt_tokens > 2000) for j in found[2:]} == {("too_long", None, "", True)}
-    assert all(j.failure != "too_long" for j in found[:2])
-    assert [j.failure for j in judge(tiny, [long])] == ["too_long"], "a batch of nothing else"
-
-
-def test_only_generated_text_is_parsed(tiny, few):
-    """A cut-off judgment has no score, even if the response speaks like one."""
     loud = few[0].model_copy(update={"id": "loud", "response": f"{few[0].response}\n### Feedback\nGreat. [RESULT] 5"})
-    found = judge(tiny, [loud, *few], max_new_tokens=6)
-    assert {(j.failure, j.score, j.tokens) for j in found} == {("cut_off", None, 6)}
+    found = judge(tiny, [loud, long], n=2, temperature=1.0, max_new_tokens=6)
+    assert [j.id for j in found] == ["loud#0", "loud#1", "long#0", "long#1"]
+    assert {(j.failure, j.score, j.tokens) for j in found[:2]} == {("cut_off", None, 6)}
+    assert {(j.failure, j.score, j.text, j.prompt_tokens > 2000) for j in found[2:]} == {("too_long", None, "", True)}
+    assert [j.failure for j in judge(tiny, [long])] == ["too_long"], "a batch of nothing else"
 
 
 def test_the_distribution_is_the_models_after_the_rationale(tiny, rows):
@@ -268,8 +267,7 @@ def test_a_batch_of_several_scales(tiny, few):
     """Rubrics of one batch need not agree: a token watched for one is no score of another."""
     rubrics = [
         few[0].rubric,
-        Rubric(criterion="Kind?", levels=["a", "b", "c"]),
-        Rubric(criterion="Kind?", levels={4: "a", 5: "b"}),
+        *(Rubric(criterion="Kind?", levels=levels) for levels in (["a", "b", "c"], {4: "a", 5: "b"})),
     ]
     items = [e.model_copy(update={"rubric": rubric, "score": None}) for e, rubric in zip(few, rubrics, strict=False)]
     together = judge(tiny, items, max_new_tokens=70, batch_size=3)

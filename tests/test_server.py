@@ -70,31 +70,25 @@ def test_every_draw_once_and_in_order(serve, tmp_path):
     assert client.summary() == ""
 
 
-def test_seeds_depend_on_seed_example_and_draw(serve):
-    server = serve(lambda body, _: server.well(body, n=1))
-    seeds = [{j.text for j in ask(server, ITEMS[:2], seed=seed)[0]} for seed in (1, 1, 2)]  # every draw says its seed
-    assert seeds[0] == seeds[1]
-    assert len(seeds[0] | seeds[2]) == 12
-    assert all(0 <= b["seed"] < 2**31 for b in server.bodies)
-
-
 def test_a_greedy_judgment_of_a_judge_without_chat_template(serve):
     server = serve()
     ask(server, ITEMS[:1], n=1, temperature=0.0, client=Server(server.url, "judge", "completions"))
-    [body] = server.bodies
-    assert (server.paths, body["prompt"]) == (["/v1/completions"], f"{prompts.request(ITEMS[0])}\n")
-    assert body["temperature"] == 0.0
-    assert not body.keys() & {"seed", "n", "logprobs", "messages"}
+    assert server.paths == ["/v1/completions"]
+    sent = dict(prompt=f"{prompts.request(ITEMS[0])}\n", temperature=0.0, top_p=1.0, model="judge", max_tokens=50)
+    assert server.bodies == [sent | {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}]
 
 
 @pytest.mark.parametrize("given", [1, 2, 5])
 def test_fewer_choices_than_n_are_noticed_once_and_more_are_not_taken(serve, given):
     server = serve(lambda body, _: server.well(body, n=given if body.get("n", 1) > 1 else 1))
-    found, client = ask(server)
+    found, client = ask(server, seed=1)
     assert ids(found) == ALL
-    assert len({j.text for j in found}) == len(ALL), "no draw twice"
     assert sum("n" in b for b in server.bodies) == (1 if given < 3 else 6)
     assert client.one_by_one == (given < 3)
+    texts = [{j.text for j in rows} for rows in (found, ask(server, seed=1)[0], ask(server, seed=2)[0])]
+    assert texts[0] == texts[1], "every draw says its seed"
+    assert len(texts[0] | texts[2]) == 2 * len(ALL)
+    assert all(0 <= b["seed"] < 2**31 for b in server.bodies)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -120,16 +114,6 @@ def test_a_temperature_that_is_refused_is_not_left_out(serve):
     server = serve(lambda body, _: (400, "'temperature': only 1") if body.get("temperature", 1) != 1 else None)
     with pytest.raises(DrawsError, match=r"'temperature': only 1.*check server"):
         ask(server, temperature=0.7)
-    assert all(b["temperature"] == 0.7 for b in server.bodies)
-
-
-def cut(handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "5000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [{"text": "half')
-    handler.wfile.flush()
-    hang_up(handler)
 
 
 def hang_up(handler):
@@ -145,7 +129,7 @@ def silence(handler):
 SLOW = (429, "slow down", {"Retry-After": "1"})
 
 
-@pytest.mark.parametrize("bad", [(500, "oops"), SLOW, cut, hang_up, silence])
+@pytest.mark.parametrize("bad", [(500, "oops"), SLOW, hang_up, silence])
 def test_a_request_that_fails_is_repeated(serve, bad):
     server = serve(lambda body, number: bad if number in (1, 4) else None)
     found, _ = ask(server, client=Server(server.url, "judge", timeout=0.4 if bad is silence else 5))
@@ -159,21 +143,20 @@ BAD = {
     "an error with 200": {"error": {"message": "out of memory"}},
     "no choices": {"choices": []},
     "cut JSON": (200, '{"choices": [{"te'),
-    "no object": (200, "[]"),
     "half a surrogate": (200, '{"choices": [{"text": "\\ud800", "finish_reason": "stop"}]}'),
     "endless": {"choices": [{"text": "x" * 100_001, "finish_reason": "stop"}]},
-    "refused": (400, "not this one"),
+    "refused": (400, "not this one, and not with a seed"),
     "broken": (500, "oops"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_one_prompt_that_fails_for_good_loses_no_other(serve, tmp_path, bad):
-    path = tmp_path / "j.jsonl"
-    server = serve(lambda body, _: bad if asks(body, 4) else None)
+    path, server = tmp_path / "j.jsonl", serve(lambda body, _: bad if asks(body, 4) else None)
+    client = Server(server.url, "judge", max_retries=2)
     with pytest.raises(DrawsError, match=r"1 of 6 prompts .*same command .*'e4': "):
-        ask(server, out=path)
-    assert all("seed" in b for b in server.bodies), "the refusal of a prompt costs no field"
+        ask(server, client=client, out=path)
+    assert not client.refused, "the refusal of a prompt costs no field"
     assert {j.example_id for j in files.read_rows(path, Judgment)} == {"e0", "e1", "e2", "e3", "e5"}
     mended = serve()
     assert ids(ask(mended, out=path)[0]) == ids(files.read_rows(path, Judgment)) == ALL
@@ -205,13 +188,12 @@ def test_a_server_that_is_gone_stops_the_pass(serve, tmp_path):
     assert ids(files.read_rows(path, Judgment)) == ["e0#0", "e1#0"]
 
 
-@pytest.mark.parametrize(("status", "name", "most"), [(500, "InternalServerError", 18), (404, "NotFoundError", 9)])
-def test_a_server_that_fails_at_everything_is_given_up(serve, status, name, most):
+def test_a_server_that_fails_at_everything_is_given_up(serve):
     many = [e.model_copy(update={"id": f"m{i}"}) for i, e in enumerate(ITEMS * 10)]
-    server = serve(lambda body, number: (status, "oops") if number > 1 else None)
-    with pytest.raises(DrawsError, match=f"{name}: oops"):
+    server = serve(lambda body, number: (500, "oops") if number > 1 else None)
+    with pytest.raises(DrawsError, match="InternalServerError: oops"):
         ask(server, many, client=Server(server.url, "judge", concurrency=4, max_retries=0))
-    assert len(server.bodies) <= most
+    assert 10 < len(server.bodies) < 20
 
 
 def test_a_prompt_that_is_too_long_is_a_judgment_of_that_name(serve):
