@@ -29,8 +29,9 @@ from srlib.schema import Item, Judgment
 
 KEYS = ("SRLIB_API_KEY", "OPENAI_API_KEY")
 HINT = f"check server, URL, model name, {KEYS[0]} and api (chat needs a chat template), then the same command resumes"
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 UNSEEN = 0.01  # most probability that verdicts outside the list of likely tokens may have together
-UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 _TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|too long|max_(model_len|total_tokens)|inputs. tokens", re.I)
 Token = tuple[str, float, dict[str, float]]  # text, log-probability, the same of likely tokens in its place
 
@@ -108,12 +109,11 @@ class Server:
         import httpx
         import openai
 
-        path = "/chat/completions" if self.api == "chat" else "/completions"
         known, response = self.refused, None
         while response is None:
             body, optional = self._body(item, indices, s)
             try:
-                response = self._client.post(path, cast_to=httpx.Response, body=body | optional)
+                response = self._client.post(PATHS[self.api], cast_to=httpx.Response, body=body | optional)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 named = {name for name in optional if re.search(rf"(?<![\\\w]){name}\b", str(error))}
                 unwanted = named or (set() if self.answered else set(optional))
