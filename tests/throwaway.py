@@ -12,7 +12,7 @@ import srlib
 from srlib import config
 
 OWN = {
-    "01_data": ["seed", "data"], "02_sft": ["seed", "arm", "model", "sft_steps"], "03_sample": ["iteration", "n_samples"],
+    "01_data": ["seed", "data"], "02_sft": ["run_dir", "arm", "model", "sft_steps"], "03_sample": ["iteration", "n_samples"],
     "04_curate": ["iteration", "margin"], "05_dpo": ["iteration", "beta"], "06_eval": ["arms"], "07_diagnose": ["n_boot"],
 }  # fmt: skip
 OPEN = 'from srlib.run import open_stage\nstage = open_stage("{name}", globals())\ncfg = stage.cfg\n'

@@ -10,8 +10,7 @@ import sys
 import tempfile
 import threading
 
-# Optional, not needed here, and slow: a grammar of URIs compiled for JSON schemas, HDFS.
-sys.modules |= dict.fromkeys(["rfc3987_syntax", "isoduration", "pyarrow"])
+sys.modules |= dict.fromkeys(["rfc3987_syntax", "isoduration", "pyarrow"])  # optional, slow, and not needed here
 import papermill  # noqa: E402
 from jupyter_client import AsyncKernelManager  # noqa: E402
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402

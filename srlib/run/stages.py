@@ -25,7 +25,8 @@ FROM_PAIRS = ("sft_continued", "rft")  # SFT arms that need the pairs of all ite
 MAY_BE_PATHS = {"model", "data", "data_pairwise"}  # of a local path the content counts, not the name
 NO_RESULTS = ("srlib.run.", "srlib.report.")  # code that decides no number
 NOT_IDENTITY = {"run_dir", "wandb_mode", "workers", "keep", "diagnose", "stop_on_alarm"}  # nor do these parameters
-NOT_IDENTITY |= {name for name in config.FIELDS if name.startswith(("endpoint", "alarm_"))}
+NOT_IDENTITY |= {"endpoint", "endpoint_concurrency", "endpoint_left_out"}  # a server may move
+NOT_IDENTITY |= {name for name in config.FIELDS if name.startswith("alarm_")}
 
 
 class RunError(SrlibError):
