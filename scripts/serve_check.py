@@ -80,11 +80,11 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, help="also write the JSON there")
     a = arguments.parse_args()
 
-    from srlib.stats import metrics
     from srlib import files as store
     from srlib.data import world
     from srlib.judge import Judge
     from srlib.schema import Example
+    from srlib.stats import metrics
 
     examples = store.read_rows(a.data, Example)[: a.prompts] if a.data else world.examples("train", 0, a.prompts)
     how: dict[str, Any] = dict(n=a.n, temperature=1.0, distributions=False)

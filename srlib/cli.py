@@ -81,7 +81,7 @@ def run(
 
 @app.command()
 def plan(yaml: Yaml, p: Overrides = None) -> None:
-    """Forecast memory, tokens and disk of a run, and which GPU it fits; nothing is loaded."""
+    """Forecast memory and tokens of a run, and which GPU it fits; nothing is loaded."""
     from srlib.run import plan
 
     _console().print(plan.show(plan.forecast(config.load(yaml, p or []))))

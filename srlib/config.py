@@ -8,8 +8,6 @@ Traceback (most recent call last):
 srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib
@@ -226,6 +224,12 @@ def resolve_backend(backend: str = "auto") -> str:
             raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
         return "transformers"
     return "unsloth"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 natively; others emulate it, slowly. Then fp32 weights train under autocast."""
+    flags = cpuinfo.read_text() if (cpuinfo := Path("/proc/cpuinfo")).exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def project_root(start: Path | None = None) -> Path:

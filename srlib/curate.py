@@ -11,8 +11,6 @@ Preferences (A, B, tie) have no margin: any other one is rejected. Another rule 
 notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import runpy
@@ -24,6 +22,7 @@ from statistics import fmean, multimode
 
 from srlib import prompts
 from srlib.schema import Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
+from srlib.stats import agreement
 
 Pairs = list[tuple[Judgment, Judgment]]  # (chosen, rejected)
 Rule = Callable[[Item, list[Judgment], float], Pairs | str]  # item, judgments, margin -> pairs or a reason
@@ -64,8 +63,11 @@ def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pair
 
 def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
     """Like correct_answer, with the most frequent verdict in place of the gold one."""
-    mode = majority([j.verdict for j in judgments])
-    return "no_majority" if mode is None else _against(mode, judgments, margin)
+    verdicts = [j.verdict for j in judgments]
+    if not isinstance(verdicts[0], str):
+        return _against(agreement.majority(verdicts), judgments, margin)
+    modes = multimode(verdicts)
+    return _against(modes[0], judgments, margin) if len(modes) == 1 else "no_majority"
 
 
 def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: dict | None = None) -> Pairs | str:
@@ -104,14 +106,6 @@ def _against(right: Verdict, judgments: list[Judgment], margin: float) -> Pairs 
 def distance(verdict: Verdict, right: Verdict) -> float:
     """How far off a verdict is: `(4, 1) -> 3`; a wrong preference is beyond every margin: `("tie", "A") -> inf`."""
     return (0.0 if verdict == right else math.inf) if isinstance(right, str) else abs(verdict - right)
-
-
-def majority(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The mode. Of equally frequent scores the nearest to the mean, the lower if two are; of such preferences, None."""
-    modes = multimode(verdicts)
-    if isinstance(modes[0], str):
-        return modes[0] if len(modes) == 1 else None
-    return min(modes, key=lambda score: (abs(score - fmean(verdicts)), score))
 
 
 def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:

@@ -4,8 +4,6 @@ rows = rows_of(tokenizer, examples, pairs, template)       # [{"prompt": ..., "c
 trainer = DPOTrainer(..., callbacks=[StartsAtLn2()])
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

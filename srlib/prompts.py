@@ -12,8 +12,6 @@ Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
 'two_verdicts'
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, NamedTuple
 
@@ -101,11 +99,6 @@ def defused(text: str, tokenizer: Any) -> str:
 def completion(rationale: str | None, verdict: Verdict) -> str:
     """A judgment as training shows it: `("Polite: pass.", 4) -> "Polite: pass. [RESULT] 4"`, `(None, 4) -> "[RESULT] 4"`."""
     return f"{(rationale or '').strip()} {MARKER} {spelled(verdict)}".lstrip()
-
-
-def completion_text(tokenizer: Any, rationale: str | None, verdict: Verdict) -> str:
-    """The same for a training row: without control tokens."""
-    return defused(completion(rationale, verdict), tokenizer)
 
 
 def completion_ids(tokenizer: Any, text: str) -> list[int]:

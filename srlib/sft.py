@@ -7,14 +7,12 @@ A row is text, so any trainer reads it. Its ids are those that sampling uses, an
 refused: a judge is trained on exactly what it reads and writes later.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from srlib import prompts
 from srlib.models import ModelError
-from srlib.schema import Item, Pair
+from srlib.schema import Item
 
 TextRow = dict[str, str]
 
@@ -30,23 +28,11 @@ def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: boo
     return [
         {
             "prompt": prompts.prompt_text(tokenizer, item, template),
-            "completion": prompts.completion_text(tokenizer, item.rationale if rationale else None, item.gold),
+            "completion": prompts.defused(
+                prompts.completion(item.rationale if rationale else None, item.gold), tokenizer
+            ),
         }
         for item in items
-    ]
-
-
-def chosen_rows(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], template: str) -> list[TextRow]:
-    """The chosen side of each pair as a row: rejection-sampling fine-tuning, the control without a contrast.
-
-    `items` maps an id to its example or comparison.
-    """
-    return [
-        {
-            "prompt": prompts.prompt_text(tokenizer, items[pair.example_id], template),
-            "completion": prompts.defused(pair.chosen, tokenizer),
-        }
-        for pair in pairs
     ]
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface
@@ -79,16 +80,12 @@ def _longest(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Row]:
 @torch.no_grad()
 def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """(2n,) mean log-probabilities of a token of each completion, in nats."""
-    was_training, batch = model.training, _to(batch, model.device)
+    was_training, batch = model.training, send_to_device(batch, model.device)
     completion = batch.pop("completion_mask")[:, 1:]
     model.eval()
     logprobs = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
     model.train(was_training)
     return (logprobs.gather(2, batch["input_ids"][:, 1:, None])[..., 0] * completion).sum(1) / completion.sum(1)
-
-
-def _to(value: Any, device: Any) -> Any:
-    return {name: _to(part, device) for name, part in value.items()} if isinstance(value, dict) else value.to(device)
 
 
 class Collator(DataCollatorForPreference):

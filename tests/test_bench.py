@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 
 import pytest
+from bench.workload import Work
 
 from bench import bench, bench_sharing, bench_stages, roofline, workload
-from bench.workload import Work
 from srlib import files as store
 from srlib.hardware import shapes
 from srlib.hardware.machine import Card

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from srlib import prompts
 from srlib.prompts import completion, parse, request
-from srlib.sample import decoding as sample
 from srlib.schema import PREFERENCES, Comparison, Example, Rubric, format_score
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])

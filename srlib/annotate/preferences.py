@@ -1,7 +1,5 @@
 """Which of two arms' rationales is better: items to compare, a judge's preferences, win rates; A is the first arm."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple

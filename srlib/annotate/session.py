@@ -5,8 +5,6 @@ hashes of the two texts. So it is a preference only beside the run's judgments, 
 Each annotator has one append-only file; the last answer to a question holds.
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import re

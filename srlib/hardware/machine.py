@@ -36,12 +36,6 @@ def found() -> Card:
     return Card("this machine's RAM", ram, gpu=False)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 natively; then fp32 weights train under autocast (models.training)."""
-    flags = cpuinfo.read_text() if (cpuinfo := Path("/proc/cpuinfo")).exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def environment(threads: int | str | None = None) -> dict[str, str]:
     """Environment of a process that computes with so many threads (None: torch decides), none of which spins idly."""
     variables = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}

@@ -4,8 +4,6 @@ not_shareable(model, longest=320)    # None, or "MistralForCausalLM attends to 2
 not_copyable(model)                  # None, or "Lfm2ForCausalLM keeps a running state (LinearAttentionLayer)"
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from transformers import DynamicCache

@@ -9,8 +9,6 @@ same on every machine, and the trainer resumes at any step from a checkpoint wit
     trainer.train(resume_from_checkpoint=training.last_checkpoint(args.output_dir))
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -26,7 +24,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from srlib import files
-from srlib.config import Parameters
+from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
 WINDOW = 32  # steps whose rows are sorted by length together
@@ -84,14 +82,6 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
         remove_unused_columns=False, save_strategy="steps", save_steps=50, save_total_limit=1, logging_steps=1,
         logging_first_step=True, report_to="wandb" if tracked else "none", disable_tqdm=True,
     )  # fmt: skip
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies in bf16 natively (avx512_bf16 or AMX); others emulate it, slowly."""
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
 
 
 class Progress(TrainerCallback):

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srlib import config as params
-from srlib import files as store
-from srlib import prompts, sample
-from srlib.models import adapters
-from srlib.models import load as models
+import httpx
+import torch
+from huggingface_hub import HfApi
+
+from srlib import config, files, models, prompts, sample
+from srlib.models import adapters, loading
 from srlib.report import card
-from srlib.run import stages
 from srlib.schema import Example, Judgment, SrlibError
 
 ITEMS, TOLERANCE = 32, 0.02  # nats a token, in each of the judgments

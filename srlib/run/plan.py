@@ -1,4 +1,4 @@
-"""The needs of a run, computed before anything is loaded: memory of each stage, tokens, disk, and the GPUs that it fits.
+"""The needs of a run, computed before anything is loaded: memory of each stage, tokens, and the GPUs that it fits.
 
 The formulas of memory are in srlib.hardware.memory. Tokens are upper bounds: every row is as long as max_length and
 max_new_tokens allow, and there are as many pairs as there can be. DPO reads both sides of a pair twice, for the reference
@@ -23,14 +23,10 @@ from srlib.hardware import machine, memory, shapes
 from srlib.hardware.machine import Card
 from srlib.hardware.memory import Job
 from srlib.run import stages
-from srlib.sample import decoding as sample
-from srlib.schema import Example
 
 GIB = 2**30
-LIBRARIES = {
-    True: 0.8 * GIB,
-    False: 0.7 * GIB,
-}  # of a GPU: CUDA context and workspaces; of RAM: torch, transformers, TRL
+# On a GPU, CUDA's context and workspaces; in RAM, torch, transformers and TRL
+LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 
 
@@ -38,16 +34,13 @@ ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast
 class Plan:
     shape: shapes.Shape
     jobs: dict[str, Job]  # the largest of each kind of stage: sft, dpo, sample, eval
-    merged: bool  # judge_format is merged
     tokens: dict[str, float]  # of each stage, at most
-    judgments: float  # that sampling writes
-    judges: int
     workers: int  # processes in which 06 judges on a CPU
     card: Card  # the machine at hand
 
     def parts(self, gpu: bool) -> dict[str, dict[str, float]]:
         """Bytes by kind of stage and part, on a GPU or a CPU: `{"sft": {"weights": ..., "logits": ...}, ...}`."""
-        jobs = {name: replace(job, gpu=gpu, bf16=gpu or machine.cpu_has_bf16()) for name, job in self.jobs.items()}
+        jobs = {name: replace(job, gpu=gpu, bf16=gpu or config.cpu_has_bf16()) for name, job in self.jobs.items()}
         parts = {k: memory.forecast(self.shape, job) | {"libraries": LIBRARIES[gpu]} for k, job in jobs.items()}
         times = {"eval": 1 if gpu else self.workers}
         return {k: {part: n * times.get(k, 1) for part, n in sizes.items()} for k, sizes in parts.items()}
@@ -61,29 +54,13 @@ class Plan:
         need, _ = self.need(card.gpu)
         return "does not fit" if need > card.bytes else "tight" if need > ROOM * card.bytes else "fits"
 
-    def disk(self) -> dict[str, float]:
-        """Bytes that a run leaves here, and of one checkpoint while it trains."""
-        job = replace(self.jobs["sft"], gpu=self.card.gpu)
-        adapter, whole = 4.0 * self.shape.lora(job.lora_rank, job.targets), float(job.bytes * self.shape.parameters)
-        merges = self.merged or not job.lora_rank or (job.bytes == 4 and not job.four_bit)
-        return {
-            f"{self.judges} {'merged judges' if merges else 'adapters'}": self.judges * (whole if merges else adapter),
-            "judgments": self.judgments * (6.0 * self.jobs["sample"].new_tokens + 300),
-            "checkpoint": 4 * adapter if job.lora_rank else 3 * whole,
-        }
-
 
 def forecast(cfg: Parameters, root: Path | None = None, card: Card | None = None) -> Plan:
     """The plan of a run on `card` (the machine at hand). Raises ShapeError, or RunError on arms that no stage makes."""
     shape = shapes.of_model(cfg.model, root or config.project_root())
     steps = stages.of(cfg)
-    tokens = {
-        stage.name: tokens_of(stage, cfg) for stage in steps if stage.notebook[:2] in ("02", "03", "05", "06", "07")
-    }
-    judgments = cfg.n_samples * sum(_prompts(cfg, s.fixed["iteration"]) for s in steps if s.notebook == "03_sample")
-    judges = 1 + sum(stage.output.startswith("judges/") for stage in steps)  # and the one to take home
-    merged = cfg.judge_format == "merged"
-    return Plan(shape, jobs_of(cfg, shape), merged, tokens, judgments, judges, cfg.workers, card or machine.found())
+    tokens = {s.name: tokens_of(s, cfg) for s in steps if s.notebook[:2] in ("02", "03", "05", "06", "07")}
+    return Plan(shape, jobs_of(cfg, shape), tokens, cfg.workers, card or machine.found())
 
 
 def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None) -> str | None:
@@ -169,15 +146,14 @@ def _pairs_read(cfg: Parameters, iteration: int) -> int:
 
 
 def show(plan: Plan) -> Any:
-    """The plan as rich tables: memory by part, tokens by stage, disk, and the cards that it fits."""
+    """The plan as rich tables: memory by part, tokens by stage, and the cards that it fits."""
     job, card = plan.jobs["sft"], plan.card
     lora = plan.shape.lora(job.lora_rank, job.targets)
     sizes = f"{plan.shape.name}: {plan.shape.parameters / 1e6:,.1f} M parameters, adapter {lora / 1e6:,.2f} M"
     fits = [f"  {c.name:<24}{c.bytes / GIB:6.1f} GiB  {plan.verdict(c)}" for c in (*machine.CARDS, card)]
     tokens = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in plan.tokens.items())
-    disk = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.disk().items())
     tables = [_memory_table(plan, gpu) for gpu in ((True,) if card.gpu else (True, False))]
-    notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}\nDisk, GiB: {disk}"
+    notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
     return Group(Text(sizes), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
 
 

@@ -134,6 +134,8 @@ def code_of(notebook: Path, package: Path) -> tuple[dict[str, str], set[str]]:
             inside = module if path.stem == "__init__" else module.rpartition(".")[0]
             digests[module], modules, read = _examined(path.read_text("utf-8"), inside)
             queue, names = queue + modules, names | read
+            if (tables := path.with_suffix(".yaml")).is_file():  # data of the module, such as the words of the world
+                digests[f"{module}, tables"] = hashlib.sha256(tables.read_bytes()).hexdigest()
     return digests, names
 
 

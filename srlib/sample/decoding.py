@@ -5,8 +5,6 @@ A prompt is several times longer than a judgment: the N rows that continue it at
 judgments are the same for any batch size and after any interruption.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

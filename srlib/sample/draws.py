@@ -3,8 +3,6 @@
 A source gets [(item, indices of its missing draws), ...] and yields lists of judgments, each on disk before the next.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -8,8 +8,6 @@ Defaults that would change the draws (top-k, penalties) are switched off. The ke
     rows = server_judgments(server, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
