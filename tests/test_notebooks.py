@@ -14,8 +14,10 @@ from srlib.run import stages
 
 pytestmark = pytest.mark.torch
 
-# One iteration: data, sft, sample_1, curate_1, dpo_1, eval. Sampling goes in twelve batches.
-SMALL = SHRUNKEN | {"iterations": 1, "arms": "base,sft,sre_1", "sample_batch_size": 4}
+# One iteration: data, sft, sample_1, curate_1, dpo_1, eval. Sampling goes in six batches of sixteen.
+SIZES = {"validation": 5, "test": 12, "ood": 5, "pairwise": 3}
+SMALL = SHRUNKEN | {"iterations": 1, "arms": "base,sft,sre_1", "n_train": 24, "sample_batch_size": 4}
+SMALL |= {f"n_{split}": n for split, n in SIZES.items()}
 
 
 @pytest.fixture
@@ -46,12 +48,12 @@ def results(run):
 def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
     run = project / "runs" / "t"
     samples = run / "judgments" / "1.partial" / "judgments.jsonl"
-    stop(start("runs/t", diagnose="true"), lambda: lines(samples) >= 32)
-    assert 32 <= lines(samples) < 48 * 4
+    stop(start("runs/t", diagnose="true"), lambda: lines(samples) >= 16)
+    assert 16 <= lines(samples) < 24 * 4
     assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t", diagnose="true")))
     found = results(run)
     for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
-        for split, n in {"validation": 10, "test": 24, "ood": 10, "pairwise": 6}.items():
+        for split, n in SIZES.items():
             value, low, high, *rest = found[arm, split, "accuracy"]
             assert 0 <= low <= value <= high <= 1
             assert rest == [n, iteration]
@@ -91,7 +93,7 @@ def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project
         ]
 
     stop(start("runs/killed"), lambda: trains("sft"))
-    stop(start("runs/killed"), lambda: lines(run / "judgments" / "1.partial" / "judgments.jsonl") >= 32)
+    stop(start("runs/killed"), lambda: lines(run / "judgments" / "1.partial" / "judgments.jsonl") >= 16)
     stop(start("runs/killed"), lambda: trains("dpo_1"))
     stop(start("runs/killed"), lambda: any(lines(path) for path in (run / "eval.partial").rglob("*.jsonl")))
     finished(start("runs/killed"))

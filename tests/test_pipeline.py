@@ -69,7 +69,9 @@ import time
 from srlib import files
 (stage.run / f"here_{arm}").touch()
 with files.progress(total=1200, desc="waits"):
+    begin = time.monotonic()
     while len(list(stage.run.glob("here_*"))) < 2:
+        assert time.monotonic() < begin + 60, "alone"
         time.sleep(0.05)
     time.sleep(1)
 if arm == "sft":
@@ -78,8 +80,8 @@ time.sleep(1)
 """
     root = project(n02_sft=work)
     monkeypatch.setattr(pipeline, "PLAIN_EVERY", 0.0)
-    reports, printed = go(root, "arms=sft,sft_score_only", workers=2)
-    assert [status for _, status, _ in reports] == ["done", "failed", "done", "left"]
+    reports, printed = go(root, "arms=sft,sft_score_only,sft_careful_only", workers=2)
+    assert [status for _, status, _ in reports] == ["done", "failed", "done", "left", "left"]
     notebook = root / "runs" / "t" / "notebooks" / "sft.ipynb"
     for word in ("sft (notebook 02_sft) failed in cell 4: ValueError", "at [red]sea", str(notebook), "waits 0/1200"):
         assert word in printed
@@ -87,21 +89,31 @@ time.sleep(1)
     assert not (root / "runs" / "t" / "judge").exists()
 
 
-def test_a_stage_alone_dies_does_not_finish_and_is_forced(project, monkeypatch):
+def test_a_stage_alone_is_forced_dies_and_does_not_finish(project, monkeypatch):
     of = stages.of
     monkeypatch.setattr(stages, "of", lambda cfg: of(cfg)[:1])
     monkeypatch.setattr(pipeline, "take_home", lambda run, cfg: None)
+    root = project()
+    for force, expected in ((False, ("done", "new")), (False, ("cached", None)), (True, ("done", "forced"))):
+        assert go(root, force=force)[0] == [("data", *expected)]
+    assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "data"]
     for work, word in (
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "(Kernel died)"),
         ("stage.finish = lambda **facts: None\n", "does it call stage.finish()?"),
     ):
         reports, printed = go(project(n01_data=work))
-        assert reports == [("data", "failed", "new")]
+        assert reports == [("data", "failed", "code of 01_data changed")]
         assert word in printed
-    root = project()
-    for force, expected in ((False, ("done", "new")), (False, ("cached", None)), (True, ("done", "forced"))):
-        assert go(root, force=force)[0] == [("data", *expected)]
-    assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "data"]
+
+    def interrupted(job):
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    jobs = []
+    monkeypatch.setattr(pipeline.Job, "watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(root)
+    assert jobs[0].process.wait(10) == -signal.SIGKILL
 
 
 SLOW = """\
