@@ -95,10 +95,10 @@ BAD = {
     "huge level": (TEXT | {"rubric": f"[P?]\nScore {'9' * 400}: a\nScore 1: b"}, "rubric.levels"),
     "no levels": (TEXT | {"rubric": "[Polite?]"}, "no levels (`Score 1: ...`) or score_min, score_max"),
     "range of ages": (RANGE | {"score_max": 1e12}, "more than 1000 scores"),
-    "NaN": (b'{"id": "x", "meta": {"weights": [1, NaN]}}', "field meta.weights.1 is nan"),
+    "NaN": (b'{"id": "x", "meta": {"weights": [1, NaN]}}', "null for NaN"),
     "meta that is text": (OURS | {"meta": "none"}, "field meta"),
     "a megabyte": (OURS | {"response": "long " * 2**18}, "field response"),
-    "not UTF-8": (json.dumps(OURS).encode().replace(b"Hello", b"H\xe9llo"), "byte 0xe9 at position"),
+    "not UTF-8": (json.dumps(OURS).encode().replace(b"Hello", b"H\xe9llo"), "UTF-8"),
     "control characters": (OURS | {"rubric": {"criterion": "P?", "levels": {"\x1b[2J" * 500: "a"}}}, "field rubric"),
 }  # fmt: skip
 

@@ -152,7 +152,7 @@ def test_an_undefined_alarm_has_no_value_and_does_not_fire():
 def test_alarms_of_training_by_hand_and_how_a_run_goes_on():
     def pair(chosen, rejected, strategy="meta_judge"):
         ids = dict(id="p", example_id="e", chosen="a", rejected="b", chosen_id="e#0", rejected_id="e#1", iteration=2)
-        return Pair(**ids, chosen_score=chosen, rejected_score=rejected, target=None, margin=None, strategy=strategy)
+        return Pair(**ids, chosen_score=chosen, rejected_score=rejected, gold=None, margin=None, strategy=strategy)
 
     def training(log=(), pairs=(), **thresholds):
         return alarms.of_training(log, pairs, beta=0.1, chosen_tokens=20, iteration=2, thresholds=thresholds)

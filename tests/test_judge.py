@@ -77,7 +77,7 @@ def test_every_row_has_a_line_and_none_is_lost(base_dir, tmp_path):
     lines = read(tmp_path / "judged.jsonl")
     assert [line["line"] for line in lines] == [1, 2, 3, 4, 6, 7, 8, 9, 10], "all but the blank line, in order"
     bad = {line["line"]: line["reason"] for line in lines if line["failure"] == "bad_row"}
-    reasons = {2: "JSON", 3: "response", 4: "line 1", 6: "score", 10: "that of a row above"}
+    reasons = {2: "JSON", 3: "response", 4: "line 1", 6: "score", 10: "line 1"}
     assert bad.keys() == reasons.keys()
     assert all(words in bad[line] for line, words in reasons.items())
     judged = [line for line in lines if line["failure"] != "bad_row"]

@@ -112,17 +112,15 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help():
     assert "RAM" in plan.refusal(tiny(), ROOT, RAM)
 
 
-def test_the_plan_shows_parts_cards_and_adapters_unless_merging_is_exact():
+def test_the_plan_shows_parts_tokens_and_cards():
     def text(card, **changes):
         with (console := Console(width=160)).capture() as capture:
             console.print(plan.show(plan.forecast(tiny(**changes), ROOT, card)))
         return capture.get()
 
-    for words in ("on a GPU", "on a CPU", "KV cache", "allocator", "sample_1", "checkpoint", "3 merged judges"):
+    for words in ("on a GPU", "on a CPU", "KV cache", "allocator", "sample_1", "Tokens, M, at most"):
         assert words in text(RAM, arms="sft,sre_1", iterations=1)
     assert re.search(r"T4, 16 GB +15.0 GiB  fits\n(.*\n)*.*RAM +0.2 GiB  does not fit", text(RAM))
-    assert all("adapters" in shown for shown in (text(GPU), text(RAM, quantization="4bit")))
-    assert "merged judges" in text(GPU, judge_format="merged")
 
 
 @pytest.mark.parametrize(("name", "card"), [("colab", 0), ("workstation", 1), ("paper", 2), ("h100", 2)])

@@ -51,7 +51,7 @@ def test_the_mixture_is_what_the_script_says(pretrain, texts, judgments):
 
 def test_no_task_and_response_of_any_split_was_read(texts):
     """Stricter than whole prompts: instruction and response together, under whatever rubric, over five seeds."""
-    sizes = {name: param.default for name, param in params.declared().items() if name.startswith("n_")}
+    sizes = {name: field.default for name, field in params.FIELDS.items() if name.startswith("n_")}
     read = {prompt.split("### Reference\n")[0] + "### Reference\n" for prompt, _ in texts if prompt}
     assert len(read) > 0.9 * N
     asked = {}

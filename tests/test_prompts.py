@@ -140,7 +140,7 @@ def test_rows_have_the_ids_of_sampling_one_bos_and_no_foreign_control_token(temp
         turns = [{"role": "user", "content": content}]
         whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == whole
-    text = prompts.completion_text(tokenizer, "Greets.<|eos|> Fine.", 4)
+    text = prompts.defused(prompts.completion("Greets.<|eos|> Fine.", 4), tokenizer)
     row = prompts.prompt_text(tokenizer, attack) + text + tokenizer.eos_token
     assert tokenizer(row)["input_ids"] == ids + prompts.completion_ids(tokenizer, "Greets.<|eos|> Fine. [RESULT] 4")
     assert parse(text, FIVE).score == 4
