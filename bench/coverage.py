@@ -1,6 +1,6 @@
 """Do our 95% intervals hold the truth 95 times in 100? By simulation, where the truth is known.
 
-    python scripts/coverage.py --out docs/bench/coverage.json      # and a table beside it, coverage.md
+    python bench/coverage.py --out docs/bench/coverage.json      # and a table beside it, coverage.md
 
 Each method is given 2,000 samples of a population whose true value is computed exactly. A share between 93% and 97% is
 what is asked; with 2,000 samples the share itself is known to half a point (one standard error).
@@ -160,7 +160,7 @@ def main() -> None:
     started = time.process_time()
     rows = simulate(given.draws, given.n_boot, given.seed)
     found = {
-        "command": f"python scripts/coverage.py --out {given.out}",
+        "command": f"python bench/coverage.py --out {given.out}",
         "draws": given.draws,
         "n_boot": given.n_boot,
         "seed": given.seed,

@@ -16,14 +16,12 @@ from srlib.schema import Item, Pair
 
 def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], template: str) -> list[dict[str, str]]:
     """Pairs as text, so that any DPO trainer reads them; `items` maps an id to its example or comparison."""
-    return [
-        {
-            "prompt": prompts.prompt_text(tokenizer, items[pair.example_id], template),
-            "chosen": prompts.defused(pair.chosen, tokenizer),
-            "rejected": prompts.defused(pair.rejected, tokenizer),
-        }
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        prompt = prompts.prompt_text(tokenizer, items[pair.example_id], template)
+        chosen, rejected = (prompts.defused(text, tokenizer) for text in (pair.chosen, pair.rejected))
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return rows
 
 
 class ReferenceMismatch(ModelError):

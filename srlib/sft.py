@@ -1,4 +1,4 @@
-"""Rows for supervised fine-tuning, in TRL's own format, and which rows each control arm learns from.
+"""Rows for supervised fine-tuning, in TRL's own format, and the limit on their length.
 
     rows = rows_of(tokenizer, examples, template="brief")      # [{"prompt": "...", "completion": "..."}, ...]
     kept, lengths, drops = fitting(tokenizer, rows, max_length=512)
@@ -22,18 +22,13 @@ def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: boo
 
     Raises ModelError on an item without a gold score or preference.
     """
-    missing = next((item.id for item in items if item.gold is None), None)
-    if missing is not None:
-        raise ModelError(f"{missing} has no gold score or preference to learn from; give it one or leave it out")
-    return [
-        {
-            "prompt": prompts.prompt_text(tokenizer, item, template),
-            "completion": prompts.defused(
-                prompts.completion(item.rationale if rationale else None, item.gold), tokenizer
-            ),
-        }
-        for item in items
-    ]
+    rows = []
+    for item in items:
+        if item.gold is None:
+            raise ModelError(f"{item.id} has no gold score or preference to learn from; give it one or leave it out")
+        completion = prompts.defused(prompts.completion(item.rationale if rationale else None, item.gold), tokenizer)
+        rows.append({"prompt": prompts.prompt_text(tokenizer, item, template), "completion": completion})
+    return rows
 
 
 def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[list[TextRow], list[int], int]:

@@ -27,6 +27,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutput
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from srlib.models.attention import not_shareable
+
 ATTENTION = "srlib_shared_prompts"
 EXACT, HALF = 1e-4, 0.05  # largest mean difference of a token's log-probability in fp32 and in 16 bit, in nats
 PROVED_ON = 2  # prompts, with two pairs each
@@ -37,30 +39,29 @@ Row = dict[str, list[int]]  # TRL's tokenized pair: prompt_ids, chosen_ids, reje
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
     """Let the model compute each prompt of a batch once; returns the collator that TRL's DPOTrainer has to use.
 
-    `rows` are TRL's pairs of text (prompt, chosen, rejected). On a few of them, the longest, the shared way is compared
-    with the plain one. If the log-probabilities differ (a sliding window, soft-capped scores, Unsloth's own attention on a
-    GPU, ...) the model is left as it was, the reason is printed, and None is returned: TRL's own way.
+    `rows` are TRL's pairs of text (prompt, chosen, rejected). Known obstacles aside (a short window, soft caps, ...), the
+    shared way is compared with the plain one on the longest of them. If the log-probabilities differ (Unsloth's attention on
+    a GPU, ...) the model is left as it was, the reason is printed, and None is returned: TRL's own way.
     """
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    config = causal.config.get_text_config()
+    config, collator = causal.config.get_text_config(), Collator(pad_token_id=tokenizer.pad_token_id)
+    pairs = _longest(tokenizer, rows)
+    reason = not_shareable(causal, max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in pairs))
     if getattr(config, "router_aux_loss_coef", 0.0) and hasattr(config, "output_router_logits"):
-        print(f"prompts are not shared: {type(causal).__name__} adds a loss of its routers, a mean over all tokens")
-        return None
-    collator, tokenized = Collator(pad_token_id=tokenizer.pad_token_id), _longest(tokenizer, rows)
-    plain = _logprobs(model, DataCollatorForPreference.torch_call(collator, tokenized))
-    attention, forward = causal.config._attn_implementation, causal.forward
-    AttentionInterface.register(ATTENTION, _attend)
-    causal.set_attn_implementation(ATTENTION)
-    causal.forward = functools.partial(_forward, forward)
-    difference = float((_logprobs(model, collator(tokenized)) - plain).abs().max())
-    if difference <= (EXACT if next(model.parameters()).dtype == torch.float32 else HALF):
-        return collator
-    causal.set_attn_implementation(attention)
-    causal.forward = forward
-    print(
-        f"prompts are not shared: with {type(causal).__name__} a token's log-probability would be off by {difference:.2g} "
-        "nats, so each judgment reads its own prompt (share_prompts: false says the same)"
-    )
+        reason = f"{type(causal).__name__} adds a loss of its routers, a mean over all tokens"
+    if reason is None:
+        plain = _logprobs(model, DataCollatorForPreference.torch_call(collator, pairs))
+        attention, forward = causal.config._attn_implementation, causal.forward
+        AttentionInterface.register(ATTENTION, _attend)
+        causal.set_attn_implementation(ATTENTION)
+        causal.forward = functools.partial(_forward, forward)
+        difference = float((_logprobs(model, collator(pairs)) - plain).abs().max())
+        if difference <= (EXACT if next(model.parameters()).dtype == torch.float32 else HALF):
+            return collator
+        causal.set_attn_implementation(attention)
+        causal.forward = forward
+        reason = f"with {type(causal).__name__} a token's log-probability would be off by {difference:.2g} nats"
+    print(f"prompts are not shared: {reason}; each judgment reads its own prompt, as with share_prompts: false")
     return None
 
 

@@ -146,9 +146,8 @@ def response_logprobs(model: Any, tokenizer: Any, items: Sequence[Example]) -> L
     longest = model.config.get_text_config().max_position_embeddings
     logprobs = dict.fromkeys(item.id for item in items)
     for item in items:
-        context = tokenizer(prompts.rendered(tokenizer, f"### Instruction\n{item.instruction}\n### Response"))[
-            "input_ids"
-        ]
+        request = f"### Instruction\n{item.instruction}\n### Response"
+        context = tokenizer(prompts.rendered(tokenizer, request))["input_ids"]
         response = tokenizer(prompts.defused(item.response, tokenizer), add_special_tokens=False)["input_ids"]
         if len(context) + len(response) <= longest:
             ids = torch.tensor([context + response], device=model.device)

@@ -1,7 +1,7 @@
 """How long 100,000 rows take to load, validate and split, and how much memory: srlib.data and srlib.overlap.
 
-    python scripts/bench_data.py                                        # prints, a few minutes with the writing of files
-    python scripts/bench_data.py --out docs/bench/data.json
+    python bench/data.py                                        # prints, a few minutes with the writing of files
+    python bench/data.py --out docs/bench/data.json
 
 Rows have the Feedback Collection's columns and lengths, made of drawn words: 1,000 rubrics, 20 instructions each, 5 scored
 responses to every instruction. They are written as JSONL, as one JSON array and as Parquet, and each file is loaded in a
@@ -158,7 +158,7 @@ def main() -> None:
                 results.append(json.loads(own_process("--measure", path, *limited)))
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     result = {
-        "command": f"python scripts/bench_data.py --rows {a.rows}",
+        "command": f"python bench/data.py --rows {a.rows}",
         "machine": f"{os.cpu_count()} cores ({cpu()}), {platform.system()} {platform.machine()}",
         "load average": [round(load, 1) for load in os.getloadavg()],
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("pydantic", "numpy", "pyarrow")}},

@@ -1,7 +1,7 @@
 """The sampling stage through `transformers serve` against the same stage in this process: do they draw alike?
 
-    python scripts/serve_check.py runs/tiny/judges/sft                           # 40 prompts of the world, 4 draws each
-    python scripts/serve_check.py runs/tiny/judges/sft --data runs/tiny/data/train.jsonl --out docs/bench/serve.json
+    python bench/serve_check.py runs/tiny/judges/sft                           # 40 prompts of the world, 4 draws each
+    python bench/serve_check.py runs/tiny/judges/sft --data runs/tiny/data/train.jsonl --out docs/bench/serve.json
 
 Starts `transformers serve` on loopback (needs the dev extra), draws N judgments of each prompt in both places and prints,
 as one JSON object, the parse rate, the share of right scores and the tokens a judgment of each, with the 95% interval of
@@ -84,7 +84,7 @@ def main() -> None:
     from srlib.data import world
     from srlib.judge import Judge
     from srlib.schema import Example
-    from srlib.stats import metrics
+    from srlib.stats import comparison
 
     examples = store.read_rows(a.data, Example)[: a.prompts] if a.data else world.examples("train", 0, a.prompts)
     how: dict[str, Any] = dict(n=a.n, temperature=1.0, distributions=False)
@@ -92,14 +92,14 @@ def main() -> None:
     here = Judge.load(a.judge).score_many(examples, **how, seed=1)
     seconds = {"this process": time.perf_counter() - started}
     with served() as url:
-        judge = Judge.load(url, directory=a.judge, concurrency=a.concurrency)
+        judge = Judge.load(url, model=str(a.judge), concurrency=a.concurrency)
         started = time.perf_counter()
         there = judge.score_many(examples, **how, seed=2)
         seconds["transformers serve"] = time.perf_counter() - started
     mine, theirs = by_prompt(here, examples, a.n), by_prompt(there, examples, a.n)
     compared: dict[str, Any] = {}
     for name in mine:
-        difference = metrics.paired_difference(theirs[name], mine[name])
+        difference = comparison.paired_difference(theirs[name], mine[name])
         compared[name] = {
             "this process": round(float(mine[name].mean()), 4),
             "transformers serve": round(float(theirs[name].mean()), 4),
@@ -107,7 +107,7 @@ def main() -> None:
             "equal": bool(difference.low <= 0 <= difference.high),
         }
     result = compared | {
-        "command": f"python scripts/serve_check.py JUDGE --prompts {a.prompts} --n {a.n}",
+        "command": f"python bench/serve_check.py JUDGE --prompts {a.prompts} --n {a.n}",
         "prompts": len(examples),
         "n": a.n,
         "judgments_per_second": {place: round(len(here) / s, 2) for place, s in seconds.items()},
