@@ -48,9 +48,9 @@ def results(run):
 def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
     run = project / "runs" / "t"
     samples = run / "judgments" / "1.partial" / "judgments.jsonl"
-    stop(start("runs/t", diagnose="true"), lambda: lines(samples) >= 16)
+    stop(start("runs/t"), lambda: lines(samples) >= 16)
     assert 16 <= lines(samples) < 24 * 4
-    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t", diagnose="true")))
+    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t")))
     found = results(run)
     for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
         for split, n in SIZES.items():
@@ -64,17 +64,13 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
         assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
     assert not [*run.rglob("*.partial"), *(run / ".checkpoints").glob("*")]
     report = (run / "report.html").read_text()
-    assert [word in report for word in ("sre_1", "diagnose.ipynb", "<script", str(project))] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert "sre_1" in report
+    assert not [word for word in ("<script", str(project)) if word in report]
     weights = [(run / path / "model.safetensors").read_bytes() for path in ("judge", "judges/sre_1", "judges/sft")]
     assert weights[0] == weights[1] != weights[2]
 
     begin, before = time.monotonic(), {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
-    assert finished(start("runs/t", diagnose="true")).count(" cached") == 7
+    assert finished(start("runs/t")).count(" cached") == 6
     assert time.monotonic() - begin < 20
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
     monkeypatch.chdir(project)  # another beta makes another judge; what came before, and what never sees it, stays
@@ -85,12 +81,11 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
 
 @pytest.mark.slow
 def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project, start):
-    run, whole = project / "runs" / "killed", start("runs/whole")
+    run, whole = project / "runs" / "killed", start("runs/whole", diagnose="true")
 
     def trains(stage):
-        return [
-            beat for beat in run.glob(f".progress/{stage}.json") if re.search(r'train.*"done": [1-9]', beat.read_text())
-        ]
+        beats = [path.read_text() for path in run.glob(f".progress/{stage}.json")]
+        return [beat for beat in beats if re.search(r'train[^}]*"done": [1-9]', beat)]
 
     stop(start("runs/killed"), lambda: trains("sft"))
     stop(start("runs/killed"), lambda: lines(run / "judgments" / "1.partial" / "judgments.jsonl") >= 16)
@@ -100,6 +95,7 @@ def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project
     finished(whole)
     assert len(results(run)) > 50
     assert results(run) == results(project / "runs" / "whole")
+    assert "diagnose.ipynb" in (project / "runs" / "whole" / "report.html").read_text()
 
 
 @pytest.mark.slow
