@@ -1,5 +1,6 @@
 """The notebooks for real: the whole method through papermill in its smallest form, with a kill in it."""
 
+import itertools
 import json
 import re
 import resource
@@ -52,11 +53,10 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     assert 16 <= lines(samples) < 24 * 4
     assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t")))
     found = results(run)
-    for arm, iteration in {"base": 0, "sft": 0, "sre_1": 1}.items():
-        for split, n in SIZES.items():
-            value, low, high, *rest = found[arm, split, "accuracy"]
-            assert 0 <= low <= value <= high <= 1
-            assert rest == [n, iteration]
+    for arm, split in itertools.product(("base", "sft", "sre_1"), SIZES):
+        value, low, high, *rest = found[arm, split, "accuracy"]
+        assert 0 <= low <= value <= high <= 1
+        assert rest == [SIZES[split], int(arm == "sre_1")]
     for path in (run / "notebooks").iterdir():
         text = path.read_text()
         outputs = {output["output_type"] for cell in json.loads(text)["cells"] for output in cell.get("outputs", [])}

@@ -1,10 +1,8 @@
 """What a run consists of, when a part of it has to run again, and a stage from inside its notebook."""
 
+import fcntl
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from throwaway import make_project, write_notebook
@@ -51,23 +49,19 @@ def test_all_arms_need_all_stages_and_inputs_come_first():
     assert inputs["rft"] == ("data", "judges/sft", "pairs/1", "pairs/2")
 
 
-@pytest.mark.parametrize(
-    ("arms", "expected"),
-    [
-        ("base", "data sft eval"),
-        ("sft_score_only,sft_best_of_n", "data sft sft_score_only eval"),
-        ("sre_1_self_consistency", "data sft sample_1 curate_1 dpo_1 eval"),
-        ("rft", "data sft sample_1 curate_1 dpo_1 rft eval"),
-    ],
-)
-def test_only_the_stages_that_the_arms_need(arms, expected):
-    cfg = config.load(None, ["iterations=1", f"arms={arms}"])
-    assert " ".join(one.name for one in stages.of(cfg)) == expected
-    merging = [one.name for one in stages.of(cfg.model_copy(update={"sft_mode": "merge"}))]
-    assert merging[:4] == ["data", "sft_pointwise", "sft_pairwise", "sft"]
+def test_only_the_stages_that_the_arms_need():
+    def names(arms, **changes):
+        cfg = config.load(None, ["iterations=1", f"arms={arms}"]).model_copy(update=changes)
+        return " ".join(one.name for one in stages.of(cfg))
+
+    assert names("base") == "data sft eval"
+    assert names("sft_score_only,sft_best_of_n") == "data sft sft_score_only eval"
+    assert names("sre_1_self_consistency") == "data sft sample_1 curate_1 dpo_1 eval"
+    assert names("rft") == "data sft sample_1 curate_1 dpo_1 rft eval"
+    assert names("sft", sft_mode="merge") == "data sft_pointwise sft_pairwise sft eval"
     for unknown in ("sre_2", "dpo_1", "sft_pointwise"):
         with pytest.raises(RunError, match=rf"'{unknown}', and with iterations=1 there are base, sft, sre_1, "):
-            stages.of(config.load(None, ["iterations=1", f"arms={arms},{unknown}"]))
+            names(f"sft,{unknown}")
 
 
 def test_a_stage_is_partial_until_it_is_finished(root, capsys):
@@ -166,16 +160,13 @@ def test_a_missing_input_names_the_notebook_that_makes_it(root):
 
 
 def test_a_stage_is_open_in_one_process(root, monkeypatch):
-    code = "from test_run import opened; opened('01_data'); print('open', flush=True); input()"
-    env = {"PYTHONPATH": f"{root}:{Path(__file__).parent}", "PATH": "/usr/bin:/bin"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    acquire = files.acquire
+    lock, acquire = root / "runs" / "tiny" / ".locks" / "data", files.acquire
+    files.write_text(lock, "4711")
     monkeypatch.setattr(files, "acquire", lambda path, timeout: acquire(path, 0.1))
-    with subprocess.Popen([sys.executable, "-c", code], cwd=root, env=env, **pipes) as other:
-        assert other.stdout.readline() + other.stdout.readline() == "data: runs (new)\nopen\n"
-        with pytest.raises(RunError, match=f"stage data of tiny is open in process {other.pid}"):
+    with open(lock) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="stage data of tiny is open in process 4711"):
             opened("01_data")
-        other.communicate("\n")
     assert not opened("01_data").done
 
 
