@@ -107,7 +107,7 @@ def judge_file(
     if not is_served(judge):
         models.check_model(judge)
     files.make_dir(out.resolve().parent)
-    lines = _rows(rows)[:limit]
+    lines = [(line, row) for line, _, row, *_ in data.read_rows(rows)][:limit]
     if not lines:
         raise data.DataError(f"{rows}: holds no rows; give a .jsonl or .jsonl.gz file with one row a line")
     items = [row for _, row in lines if isinstance(row, Item)]
@@ -145,16 +145,3 @@ def judge_file(
         "judgments_per_second": (len(judged) - resumed) / (time.monotonic() - started),
         "server": loaded.server.summary() if loaded.server else "",
     }
-
-
-def _rows(path: str | Path) -> list[tuple[int, Item | data.RowFailure]]:
-    """Every row of a file with its line. An id stands for one judgment, so an example and a comparison cannot share it."""
-    lines: list[tuple[int, Item | data.RowFailure]] = []
-    ids: set[str] = set()
-    for line, where, row, *_ in data.read_rows(path):
-        if isinstance(row, Item) and row.id in ids:
-            reason = f"{where}: id {files.shorten(row.id)} is that of a row above; ids must be unique"
-            row = data.RowFailure(line, row.id, reason)
-        ids.add(row.id)
-        lines.append((line, row))
-    return lines
