@@ -21,8 +21,7 @@ import common
 def ours(model: Any, prompts: list[list[int]], n: int, tokens: int) -> None:
     import numpy as np
 
-    from srlib.sample import uniforms
-    from srlib.sample.decode import decode
+    from srlib.sample import decode, uniforms
 
     owner = [i for i in range(len(prompts)) for _ in range(n)]
     draws = np.stack([uniforms(0, str(i), k, tokens) for k, i in enumerate(owner)])

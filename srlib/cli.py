@@ -141,7 +141,7 @@ def judge(
         f"{done['rows']} rows, {done['scored']} with a score; parse rate {done['parse_rate']:.1%} of the judged, "
         f"{done['judgments_per_second']:.1f} judgments/s; failures: {failures}"
     )
-    _say(done["told"])
+    _say(done["server"])
 
 
 @app.command(name="eval")

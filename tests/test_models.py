@@ -3,7 +3,6 @@
 import json
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -144,17 +143,6 @@ def test_4bit_trains_after_a_forward_in_eval_mode(ids, tiny, monkeypatch):
         model(ids, labels=ids).loss.backward()
         optimizer.step()
     assert model(ids, labels=ids).loss.item() < before - 0.1
-
-
-def test_unsloth_is_required_only_by_name_and_never_after_trl(monkeypatch):
-    resolve = loading.resolve_backend.__wrapped__
-    monkeypatch.setitem(sys.modules, "trl", sys)
-    monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    assert resolve("auto") == "transformers"
-    monkeypatch.setitem(sys.modules, "unsloth", None)  # then `import unsloth` fails
-    assert resolve("auto") == "transformers"
-    with pytest.raises(ModelError, match="backend unsloth does not work here"):
-        resolve("unsloth")
 
 
 def test_targets_are_named_and_never_the_output_head():
