@@ -83,6 +83,7 @@ class OpenStage:
 def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. Parameters that it does not set come from
     params.yaml of the run. Raises ParamError, and RunError if an input is missing or another process has the stage open."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     values = config.in_namespace(notebook, namespace)
     recorded = open_run(values) / "params.yaml"
     cfg = config.load(recorded if recorded.exists() else None).model_copy(update=values)
