@@ -71,7 +71,11 @@ with files.progress(total=1200, desc="waits"):
     time.sleep(1)
 if arm == "sft":
     raise ValueError("lost \\x1b[31m at [red]sea")
-time.sleep(1)
+failed = stage.run / "notebooks" / "sft.ipynb"
+while arm == "sft_score_only" and '"output_type": "error"' not in failed.read_text():
+    assert time.monotonic() < begin + 60, "the other arm did not fail"
+    time.sleep(0.05)
+time.sleep(4)
 """
     monkeypatch.setattr(pipeline, "PLAIN_EVERY", 0.0)
     root = project(n02_sft=work)
