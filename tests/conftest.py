@@ -35,6 +35,7 @@ def pytest_collection_modifyitems(items):
 def _no_hub(monkeypatch):
     """A test that would ask a hub fails at once instead."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(Path.cwd())  # opening a stage goes to its project; come back afterwards
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from throwaway import make_project, write_notebook
@@ -212,3 +213,10 @@ def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):
     one.finish()
     with one.track() as run:
         assert (run, modes) == (None, ["online", "offline"])
+
+
+def test_a_notebook_opened_beside_its_file_works_in_the_project(root, monkeypatch):
+    """JupyterLab starts a kernel in notebooks/; a model's path is relative to the project."""
+    monkeypatch.chdir(root / "notebooks")
+    opened("01_data")
+    assert Path.cwd() == root

@@ -105,6 +105,7 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
 def open_run(namespace: Mapping[str, Any], needs: Sequence[str] = ()) -> Path:
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`. Before the first run,
     runs/last is runs/tiny. Raises RunError if a directory that the notebook needs is not complete."""
+    os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
     last = config.project_root() / "runs" / "last"
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
     run = last.with_name("tiny") if run == last and not last.exists() else run.resolve()
