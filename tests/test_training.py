@@ -40,6 +40,10 @@ def test_order_keeps_prompts_together_and_lengths_alike():
     assert all(len({names[i] for i in step}) == 2 for step in steps)
     assert sum(max(lengths[i] for i in s) - min(lengths[i] for i in s) for s in steps) <= 8
     assert order != training.order(lengths, names, batch_size=8, steps=8, seed=1)
+    longest = [max(lengths[i] for i in s) for s in steps]
+    assert longest != sorted(longest, reverse=True), (
+        "steps are shuffled, or training would go from long rows to short ones"
+    )
     with pytest.raises(models.ModelError, match="nothing to train on"):
         training.order([], batch_size=8, steps=8, seed=0)
 
