@@ -71,8 +71,8 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map="cuda" if gpu else None).eval()
     model.generation_config.eos_token_id = None
-    texts = [common.words(tokenizer, given.prompt - 1, str(i)) for i in range(given.rows)]
-    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    texts = [common.words(tokenizer, given.prompt, str(i)) for i in range(given.rows)]
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert {len(ids) for ids in prompts} == {given.prompt}
     ways, clock = (
         {"srlib": ours, "generate": generate, "prefilled": prefilled},
