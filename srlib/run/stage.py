@@ -50,7 +50,7 @@ class OpenStage:
         manifest = self._head | {
             "params": {k: v for k, v in self.cfg.model_dump(mode="json").items() if k in self._head["parts"]},
             "versions": {"python": sys.version.split()[0], **packages},
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),  # tells two runs apart
             "seconds": round(time.monotonic() - self._started, 3),  # of a resumed stage, those of its last session
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
