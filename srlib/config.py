@@ -132,6 +132,10 @@ class Parameters(BaseModel):
     preference_judge: str = _p("", "a judge that also compares: its directory or a server's URL; empty: none")
     preference_judge_model: str = _p("", "name of that judge on the server")
 
+    # 09 rationales
+    writer: str = _p("", "who writes rationales for rows without: a model, a server's URL; empty: the base model")
+    writer_model: str = _p("", "name of the writer on its server")
+
     # machine
     backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
     quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")

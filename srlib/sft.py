@@ -7,14 +7,17 @@ A row is text, so any trainer reads it. Its ids are those that sampling uses, an
 refused: a judge is trained on exactly what it reads and writes later.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from srlib import prompts
 from srlib.models import ModelError
-from srlib.schema import Item
+from srlib.schema import Item, format_score
 
 TextRow = dict[str, str]
+HINT = "(Hint: the right verdict is {}. Explain it by the rubric, and do not mention this hint.)"
+ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for a judge to learn to write them
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
@@ -54,3 +57,38 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
             kept.append(row)
             lengths.append(length)
     return kept, lengths, dropped
+
+
+def hinted(item: Item) -> Item:
+    """The item with its gold verdict as a hint behind the instruction, for whoever writes its rationale."""
+    gold = item.gold if isinstance(item.gold, str) else format_score(item.gold)
+    return item.model_copy(update={"instruction": f"{item.instruction}\n\n{HINT.format(gold)}"})
+
+
+def mentions_hint(rationale: str) -> bool:
+    """Whether a rationale speaks of the hint, which a judge will not have."""
+    return re.search(r"\bhint|right verdict", rationale, re.IGNORECASE) is not None
+
+
+def too_few(n_rows: int, n_rationales: int) -> list[str]:
+    """A sentence if so few rows have a rationale that a judge cannot learn to write them, else nothing."""
+    if n_rationales >= max(10, ENOUGH * n_rows):
+        return []
+    return [
+        f"{n_rationales} of {n_rows} training rows have a rationale, which is too few to learn from: the judge learns verdicts alone. "
+        "Name a `writer` that can judge, such as a server, or write some rationales"
+    ]
+
+
+def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:
+    """(items with a rationale, where the rationales come from in words); `written` maps ids to rationales of a writer.
+
+    Items without one are left out. If too few have one, all items stay as they are, with their verdicts alone.
+    """
+    own = sum(bool(item.rationale) for item in items)
+    items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
+    having = [item for item in items if item.rationale]
+    if problem := too_few(len(items), len(having)):
+        return items, problem[0]
+    out = len(items) - len(having)
+    return having, f"rationales: {own} came with the data, {len(having) - own} were written; rows left out: {out}"

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from srlib import config, files
 from srlib.hardware import machine
-from srlib.run import stages
+from srlib.run import forecast, stages
 from srlib.run.stage import take_home
 
 EXECUTE = Path(__file__).with_name("execute.py")
@@ -24,16 +24,20 @@ PLAIN_EVERY = 30.0  # seconds between two progress lines of a stage without a te
 
 class Job:
     """A stage of this run. `reason` says why it runs; `status` is left (nothing started any more, or an input failed),
-    running, cached, done or failed."""
+    running, cached, done, skipped (the run cannot have it) or failed."""
 
     def __init__(self, stage: stages.Stage, run: Path, bars: Progress) -> None:
         self.stage, self.output, self.bars, self.status, self.reason = stage, run / stage.output, bars, "left", None
         self.notebook = run / "notebooks" / f"{stage.name}.ipynb"
         self.log, self.beat = run / ".logs" / f"{stage.name}.txt", run / ".progress" / f"{stage.name}.json"
 
+    def runs(self, cfg: config.Parameters, run: Path, force: bool) -> str | None:
+        """Why the stage has to run, None if it is current."""
+        return "forced" if force else stages.reason(self.output, stages.parts(self.stage, cfg, run))
+
     def start(self, cfg: config.Parameters, run: Path, threads: int, force: bool) -> None:
         """Start a process for the stage, unless it is current."""
-        self.reason = "forced" if force else stages.reason(self.output, stages.parts(self.stage, cfg, run))
+        self.reason = self.runs(cfg, run, force)
         self.say(f"runs: {self.reason}" if self.reason else "cached")
         self.status = "running" if self.reason else "cached"
         if not self.reason:
@@ -70,6 +74,8 @@ class Job:
         failure = f"{self.stage.name} (notebook {self.stage.notebook}) failed {problem}"
         failure += f"\nThe notebook as far as it came: {self.notebook}\nIts log: {self.log}"
         self.say(failure if problem else f"done in {time.monotonic() - self.started:.1f} s")
+        for note in [] if problem else stages.manifest(self.output).get("facts", {}).get("notes", []):
+            self.say(printable(note))
         self.bars.remove_task(self.bar)
 
     def say(self, text: str) -> None:
@@ -101,15 +107,24 @@ def run(
         with contextlib.suppress(OSError):  # a convenience: some file systems have no links, or it is a directory
             last.unlink(missing_ok=True)
             last.symlink_to(os.path.relpath(run, last.parent))
-        whole, running = bars.add_task("stages", total=len(jobs)), []
+        whole, running, foreseen = bars.add_task("stages", total=len(jobs)), [], None
         try:
             while True:
                 running = [job for job in jobs if job.status == "running"]
-                made = {job.stage.output for job in jobs if job.status in ("cached", "done")}
+                made = {job.stage.output for job in jobs if job.status in ("cached", "done", "skipped")}
                 failed = any(job.status == "failed" for job in jobs)
                 ready = [job for job in jobs if job.status == "left" and made.issuperset(job.stage.inputs)]
                 bars.update(whole, completed=len(made))
                 if ready and not failed and len(running) < workers:
+                    if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
+                        ready[0].status = "skipped"
+                        ready[0].say(f"skipped: {problem}")
+                        continue
+                    if jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
+                        foreseen = forecast.of_run(cfg, run)  # other parameters may have changed
+                        foreseen.check()
+                        for note in foreseen.notes:
+                            jobs[0].say(printable(note))
                     ready[0].start(cfg, run, max(1, cores // workers), force)
                 elif running:
                     time.sleep(0.1)

@@ -21,16 +21,18 @@ from srlib.run import stages
 from srlib.run.stages import RunError, Stage
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "numpy")
-MAKES = {"data": "01", "judges": "02 or 05", "judgments": "03", "pairs": "04", "eval": "06"}
+MAKES = {"data": "01", "judges": "02 or 05", "judgments": "03", "pairs": "04", "eval": "06", "rationales": "09"}
 
 
 class OpenStage:
     """A stage while its notebook runs: its parameters `cfg`, the directories `inputs` that it reads, by name, and the
     directory `path` for its files, which is partial until `finish`. `done` says that all of it has been computed, and
-    `facts` is what `finish` was given then. `checkpoints` is a directory that goes when the stage is finished."""
+    `facts` is what `finish` was given then. `checkpoints` is a directory that goes when the stage is finished, and
+    `skipped` maps what the run cannot have to the reason: `{"judges/sre_1": "pairs/1 holds no pair"}`."""
 
     def __init__(self, stage: Stage, run: Path, cfg: config.Parameters, parts: dict[str, Any], lock: Path) -> None:
-        self.name, self.run, self.cfg, self.inputs = stage.name, run, cfg, {name: run / name for name in stage.inputs}
+        self.name, self.run, self.cfg, self.skipped = stage.name, run, cfg, stages.skipped(cfg, run)
+        self.inputs = {name: run / name for name in stage.inputs if name not in self.skipped}
         self._head = {"stage": stage.name, "key": stages.key(parts), "parts": parts}
         self._output, self._lock, self._started = run / stage.output, lock, time.monotonic()
         self.checkpoints, force = run / ".checkpoints" / stage.name, "SRLIB_FORCE" in os.environ
@@ -89,7 +91,11 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     cfg = config.load(recorded if recorded.exists() else None).model_copy(update=values)
     every = [*stages.before_eval(cfg), *stages.of(cfg.model_copy(update={"diagnose": True}))[-2:]]
     stage = next(one for one in every if one.notebook == notebook and one.fixed.items() <= values.items())
-    run = open_run(values, stage.inputs)
+    run = open_run(values)
+    skipped = stages.skipped(cfg, run)
+    if stage.output in skipped:
+        raise RunError(f"{stage.output} cannot be made: {skipped[stage.output]}; go on with the next notebook")
+    open_run(values, [name for name in stage.inputs if name not in skipped])
     lock = run / ".locks" / stage.name
     if not files.acquire(lock, timeout=20):  # the kernel of a killed pipeline is gone within two seconds
         raise RunError(f"stage {stage.name} of {run.name} is open in process {files.holder(lock)}; stop it first")
@@ -120,6 +126,7 @@ def kept(run: Path, cfg: config.Parameters) -> str:
     """The judge that a run takes home, `"judges/sre_2"`: the last one of the chain, or with `keep: best` the one with the
     highest accuracy on the validation split, on ties the earlier. Raises RunError if none of them was evaluated there."""
     judges = [stage.output for stage in stages.of(cfg) if stage.notebook == "05_dpo" or stage.name == "sft"]
+    judges = [judge for judge in judges if judge not in stages.skipped(cfg, run)]
     if cfg.keep == "last":
         return judges[-1]
     rows = [r for r in files.read_json(run / "results.json") if (r["split"], r["metric"]) == ("validation", "accuracy")]

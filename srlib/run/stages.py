@@ -63,7 +63,8 @@ def of(cfg: config.Parameters) -> list[Stage]:
 def before_eval(cfg: config.Parameters) -> list[Stage]:
     """All stages before `eval`, whatever the arms; the chain of iterations comes before the arms beside it."""
     merged = ("sft_pointwise", "sft_pairwise") if cfg.sft_mode == "merge" else ()  # the two halves of sft
-    needs = {**dict.fromkeys(merged, ("data",)), "sft": ("data", *(f"judges/{half}" for half in merged))}
+    rows = ("data", "rationales") if cfg.data else ("data",)  # the built-in world has a rationale in every row
+    needs = {**dict.fromkeys(merged, rows), "sft": (*rows, *(f"judges/{half}" for half in merged))}
     chain, judge, iterations = [], "judges/sft", range(1, max(cfg.iterations, cfg.iteration) + 1)
     for t in iterations:
         before = [f"judgments/{t - 1}"] if t > 1 else []  # the alarms compare with the iteration before
@@ -74,9 +75,32 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
         ]
         judge = f"judges/sre_{t}"
     needs |= {"sft_score_only": ("data",), "sft_careful_only": ("data",)}
-    needs |= dict.fromkeys(FROM_PAIRS, ("data", "judges/sft", *(f"pairs/{t}" for t in iterations)))
+    needs |= dict.fromkeys(FROM_PAIRS, (*rows, "judges/sft", *(f"pairs/{t}" for t in iterations)))
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
-    return [Stage("data", "01_data", {}, (), "data"), *sft[: len(merged) + 1], *chain, *sft[len(merged) + 1 :]]
+    first = [
+        Stage("data", "01_data", {}, (), "data"),
+        Stage("rationales", "09_rationales", {}, ("data",), "rationales"),
+    ]
+    return [*first[: len(rows)], *sft[: len(merged) + 1], *chain, *sft[len(merged) + 1 :]]
+
+
+def skipped(cfg: config.Parameters, run: Path) -> dict[str, str]:
+    """Outputs that this run cannot have, each with the reason, as far as its finished stages tell:
+    `{"judges/sre_1": "pairs/1 holds no pair", ...}`. Every other stage does without them."""
+    data, reasons = manifest(run / "data").get("facts", {}), {}
+    for stage in before_eval(cfg):
+        pairs = [name for name in stage.inputs if name.startswith("pairs/")]
+        empty = [name for name in pairs if name in reasons or manifest(run / name).get("facts", {}).get("pairs") == 0]
+        missing = [name for name in stage.inputs if name in reasons and stage.notebook in ("03_sample", "04_curate")]
+        if stage.name == "rationales" and data.get("without_rationale") == 0:
+            reasons[stage.output] = "every training row has a rationale"
+        elif stage.name == "sft_careful_only" and data.get("careful") == 0:
+            reasons[stage.output] = "no training row says that its annotator is careful (meta.annotator)"
+        elif pairs and empty == pairs:
+            reasons[stage.output] = f"{empty[0]} holds no pair" if empty[0] not in reasons else reasons[empty[0]]
+        elif missing:
+            reasons[stage.output] = reasons[missing[0]]
+    return reasons
 
 
 def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
@@ -87,7 +111,8 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     values = {name: values[name] for name in {*declared, *read} & values.keys() - NOT_IDENTITY} | stage.fixed
     values |= {name: content(values[name], root) for name in values.keys() & MAY_BE_PATHS}
     values |= {f"code of {module}": digest for module, digest in code.items()}
-    return values | {f"input {name}": manifest(run / name).get("key") for name in stage.inputs}
+    inputs = [name for name in stage.inputs if name not in skipped(cfg, run)]
+    return values | {f"input {name}": manifest(run / name).get("key") for name in inputs}
 
 
 def key(parts: dict[str, Any]) -> str:

@@ -1,0 +1,110 @@
+"""What a run on some rows can show, known before anything is trained: notes to print, and reasons to refuse.
+
+forecast = of_rows(rows, cfg)
+print(*forecast.notes, sep="\\n")
+forecast.check()                            # RunError, if the run cannot end well
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from srlib import config, files, prompts
+from srlib.data import splits
+from srlib.run import stages
+from srlib.run.stages import RunError
+from srlib.schema import Comparison, Example, Item, format_score
+
+FEW_TEST_ITEMS = 30  # fewer make intervals that hardly tell one arm from another
+LEAST_ROWS = 10  # as of n_train
+
+
+class Forecast(NamedTuple):
+    notes: list[str]
+    refusals: list[str]
+
+    def check(self) -> None:
+        """Raise RunError with all reasons to refuse, if there are any."""
+        if self.refusals:
+            raise RunError("this run cannot end well:\n- " + "\n- ".join(self.refusals))
+
+
+def of_run(cfg: config.Parameters, run: Path) -> Forecast:
+    """The forecast of a run from its rows on disk."""
+    kinds = {name: Comparison if "pairwise" in name else Example for name in splits.NAMES}
+    rows = {name: files.read_rows(run / "data" / f"{name}.jsonl", kind) for name, kind in kinds.items()}
+    return of_rows(rows, cfg)
+
+
+def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Forecast:
+    """What is known from the splits (splits.NAMES), the parameters and the tokenizer of the base model, which is loaded."""
+    from srlib import models
+
+    tokenizer = models.load_tokenizer(cfg.model)
+    train, test, forecast = rows["train"], rows["test"], Forecast([], [])
+    notes, refusals = forecast
+    if len(train) < LEAST_ROWS:
+        refusals.append(f"train has {len(train)} rows, and {LEAST_ROWS} are the least; give more graded answers")
+    if train and len({e.score for e in train}) == 1:
+        score = f"all {len(train)} training scores are {format_score(train[0].score)}"
+        refusals.append(f"{score}, so there is nothing to learn; add answers with other scores")
+    _measure(test, notes, refusals)
+    _lengths([*train, *rows["train_pairwise"]], cfg, tokenizer, notes, refusals)
+    _pairs(train, cfg, notes, refusals)
+    if without := sum(not e.rationale for e in train):
+        writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
+        notes.append(
+            f"{without} of {len(train)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each, and "
+            "those that end in the right score are learned from (notebook 09)"
+        )
+    if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
+        notes.append("the arm sft_careful_only is left out: no training row says that its annotator is careful")
+    return forecast
+
+
+def _measure(test: Sequence[Example], notes: list[str], refusals: list[str]) -> None:
+    if not test:
+        refusals.append("there are no test rows to measure a judge on; add rows with `split_hint: test`")
+        return
+    points = 98 / len(test) ** 0.5  # 1.96 standard errors of a share of one half
+    if len(test) < FEW_TEST_ITEMS:
+        notes.append(f"test has {len(test)} rows: an accuracy near 50% will have an interval of ±{points:.0f} points")
+    if (instructions := len({e.cluster for e in test})) < min(FEW_TEST_ITEMS, len(test)):
+        notes.append(f"test has {instructions} instructions, and intervals resample instructions: they will be wide")
+    if len({e.score for e in test}) == 1:
+        notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them do not exist")
+
+
+def _lengths(
+    items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: list[str], refusals: list[str]
+) -> None:
+    """Tokens of prompt and gold judgment, against max_length."""
+    texts = [
+        prompts.prompt_text(tokenizer, item, cfg.template) + prompts.completion(item.rationale, item.gold)
+        for item in items
+    ]
+    lengths = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]] if texts else []  # the end-of-sequence token
+    longer = [n for n in lengths if n > cfg.max_length]
+    if not longer:
+        return
+    text = f"{len(longer)} of {len(items)} training rows are longer than max_length ({cfg.max_length} tokens)"
+    if len(items) - len(longer) < LEAST_ROWS:
+        advice = f"set -p max_length={max(longer)}" if max(longer) <= 4 * cfg.max_length else "shorten the texts"
+        refusals.append(f"{text}, the longest by {max(longer) - cfg.max_length}; {advice}")
+    else:
+        notes.append(f"{text}, the longest by {max(longer) - cfg.max_length}, and are left out")
+
+
+def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: list[str], refusals: list[str]) -> None:
+    """Whether a judgment can be so far off that it is rejected."""
+    needed = any(name.startswith("pairs/") for stage in stages.of(cfg) for name in stage.inputs)
+    if not needed or cfg.strategy not in ("correct_answer", "majority_vote"):
+        return
+    farthest = [max(abs(s - e.score) for s in (e.rubric.scale[0], e.rubric.scale[-1])) for e in train]
+    possible = sum(distance >= cfg.margin for distance in farthest)
+    if possible < len(train):
+        text = f"{len(train) - possible} of {len(train)} training rows cannot give a pair: no score of their scale is "
+        text += f"{format_score(cfg.margin)} (margin) off the gold score"
+        step = min(b - a for e in train for a, b in zip(e.rubric.scale, e.rubric.scale[1:], strict=False))
+        text += f"; set -p margin={format_score(step)} for pairs of any two scores" if step < cfg.margin else ""
+        (notes if possible else refusals).append(text)
