@@ -8,19 +8,19 @@ import judged
 import pytest
 
 import srlib.run
-from srlib import files
+from srlib import config, files
 from srlib.schema import Example
 
 pytest.importorskip("matplotlib").use("agg")
 CELLS = json.loads((Path(__file__).parent.parent / "notebooks" / "01_data.ipynb").read_text())["cells"]
 SIZES = {"n_train": 40, "n_validation": 10, "n_test": 20, "n_ood": 10, "n_train_pairwise": 12, "n_pairwise": 5}
-OTHERS = dict(data_revision="", data_pairwise="", data_pairwise_revision="", bad_rows="drop", score_step=0.25)
+OTHERS = dict(bad_rows="drop")
 
 
 def execute(path, monkeypatch, done=False, facts=None, **changes):
     """Run every code cell but the set-up; returns the facts that the stage is finished with, or the namespace if done."""
     parameters, kept, space = SIZES | OTHERS | {"balance_classes": True} | changes, {}, {}
-    options = {"cfg": SimpleNamespace(**parameters), "finish": lambda **facts: kept.update(facts)}
+    options = {"cfg": config.load().model_copy(update=parameters), "finish": lambda **facts: kept.update(facts)}
     stage = SimpleNamespace(path=path, done=done, facts=facts, **options)
     monkeypatch.setattr(srlib.run, "open_stage", lambda name, values: stage, raising=False)
     for cell in (cell for cell in CELLS if cell["cell_type"] == "code" and cell["metadata"].get("tags") != ["setup"]):

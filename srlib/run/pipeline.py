@@ -120,8 +120,10 @@ def run(
                         ready[0].status = "skipped"
                         ready[0].say(f"skipped: {problem}")
                         continue
-                    if jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
-                        foreseen = forecast.of_run(cfg, run)  # other parameters may have changed
+                    if cfg.data and jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
+                        foreseen = forecast.of_run(
+                            cfg, run
+                        )  # 01 printed it, but other parameters may have changed since
                         foreseen.check()
                         for note in foreseen.notes:
                             jobs[0].say(printable(note))
