@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 Value = TypeVar("Value")
 MAX_CHARACTERS = 100_000  # a longer text in one field is an error in the file, not something to judge
 
-Failure = Literal["no_verdict", "two_verdicts", "off_scale", "cut_off", "too_long"]
+Failure = Literal["no_verdict", "two_verdicts", "off_scale", "cut_off", "too_long", "refused", "tool_call"]
 Preference = Literal["A", "B", "tie"]
 Verdict = float | Preference  # the score of one response, or the better of two
 PREFERENCES: tuple[Preference, ...] = ("A", "B", "tie")

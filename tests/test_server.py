@@ -3,7 +3,9 @@
 import json
 import math
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from servers import Scripted, transformers_serve
@@ -11,7 +13,7 @@ from servers import Scripted, transformers_serve
 from srlib import Judge, files, prompts, sample
 from srlib.sample import DrawsError, Server
 from srlib.sample.server import KEYS
-from srlib.schema import Example, Judgment, Rubric
+from srlib.schema import Example, Judgment, Rubric, SrlibError
 
 POLITE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 ITEMS = [Example(id=f"e{i}", instruction=f"Greet {i}.", response="Hi.", rubric=POLITE) for i in range(6)]
@@ -23,8 +25,9 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(autouse=True)
 def _quick_and_without_key(monkeypatch):
-    for name in (*KEYS, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in (*KEYS, "SSL_CERT_FILE", *(f"{kind}_proxy" for kind in ("http", "https", "all", "no"))):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
@@ -103,17 +106,62 @@ def test_refused_fields_are_not_sent_again(serve, named):
     found, client = ask(server, distributions=True)
     assert ids(found) == ALL
     refused = {"top_k", "min_p", "repetition_penalty", "logprobs", "top_logprobs", "max_tokens", "n"}
-    assert client.refused == (refused if named else refused | {"temperature", "top_p", "seed"})
+    assert client.refused == (refused if named else refused | {"top_p", "seed"})
     assert len(server.bodies) == len(ALL) + 1
     assert server.bodies[-1]["max_completion_tokens"] == 50
     config = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     assert json.loads(server.bodies[-1]["generation_config"]) == config
 
 
-def test_a_temperature_that_is_refused_is_not_left_out(serve):
-    server = serve(lambda body, _: (400, "'temperature': only 1") if body.get("temperature", 1) != 1 else None)
-    with pytest.raises(DrawsError, match=r"'temperature': only 1.*check server"):
-        ask(server, temperature=0.7)
+TAKES_NO = {
+    "max_tokens": "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "top_p": "`temperature` and `top_p` cannot both be specified for this model.",
+    "logprobs": "This model does not support logprobs.",
+}
+
+
+@pytest.mark.parametrize(("field", "message"), TAKES_NO.items())
+def test_a_field_that_real_models_refuse_is_renamed_or_left_out(serve, field, message):
+    server = serve(lambda body, _: (400, {"error": {"message": message, "param": field}}) if field in body else None)
+    found, client = ask(server, n=1, temperature=0.0)
+    assert [j.score for j in found] == [3.0] * len(ITEMS)
+    assert client.summary() == f"fields not taken: ['{field}']"
+    assert sum(field in b for b in server.bodies) == 1
+    assert all(b["temperature"] == 0 for b in server.bodies), "what is refused beside top_p alone is still sent"
+    assert server.bodies[-1].get("max_completion_tokens") == (50 if field == "max_tokens" else None)
+
+
+def test_a_refused_temperature_is_left_out_at_1_and_else_said_once(serve):
+    refusal = {"message": "'temperature' does not support this value. Only the default (1) is supported."}
+    server = serve(lambda body, _: (400, {"error": refusal}) if body.get("temperature") not in (None, 1) else None)
+    assert ids(ask(server)[0]) == ALL
+    for temperature, n in ((0.0, 1), (0.7, 3)):
+        server.bodies.clear()
+        with pytest.raises(DrawsError, match=rf"refuses temperature={temperature:g} .*Only the default.*set it to 1"):
+            ask(server, temperature=temperature, n=n)
+        assert len(server.bodies) == 1, "no other prompt is tried"
+    server.answer = lambda body, _: (400, "no temperature") if "temperature" in body else None
+    found, client = ask(server)
+    assert (ids(found), client.refused) == (ALL, {"temperature"})
+
+
+@pytest.mark.parametrize("name", ["judge-2024-11-20", "vendor/judge", "judge:latest", None])
+def test_a_renamed_model_is_taken_and_noted(serve, name):
+    server = serve(lambda body, _: server.well(body) | {"model": name})
+    found, client = ask(server)
+    assert (ids(found), client.summary()) == (ALL, f"judge answers as: ['{name or '(no name)'}']")
+
+
+def test_what_cannot_succeed_is_asked_once(serve):
+    spent = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+    page = (200, "<!doctype html><title>UI</title>", {"Content-Type": "text/html"})
+    for answer, words in ((page, "answers with a page, '<!doctype .*/v1"), ((429, spent), "insufficient_quota")):
+        server = serve(lambda body, _, answer=answer: answer)
+        with pytest.raises(DrawsError, match=words):
+            ask(server)
+        assert len(server.bodies) == 1
+    server.answer = lambda body, number: (429, "slow down") if number == 2 else None
+    assert ids(ask(server)[0]) == ALL, "a limit of the rate passes"
 
 
 def hang_up(handler):
@@ -147,6 +195,7 @@ BAD = {
     "endless": {"choices": [{"text": "x" * 100_001, "finish_reason": "stop"}]},
     "refused": (400, "not this one, and not with a seed"),
     "broken": (500, "oops"),
+    "aborted": {"choices": [{"text": "[RESULT] 1", "finish_reason": "abort"}]},
 }
 
 
@@ -205,12 +254,22 @@ def test_a_prompt_that_is_too_long_is_a_judgment_of_that_name(serve):
     assert not client.refused, "a message about length refuses no field"
 
 
-ENDS = [({"finish_reason": end}, "cut_off") for end in ("length", "abort")]
-ENDS += [({"finish_reason": end}, None) for end in ("STOP", "end_turn", None)]
-ENDS += [
-    ({"message": {"content": [{"type": "text", "text": "[RESULT] 3"}]}}, None),
-    ({"message": {"content": None}}, "no_verdict"),
+ENDS = [({"finish_reason": end}, "cut_off") for end in ("length", "MAX_TOKENS", "model_length")]
+ENDS += [({"finish_reason": end}, None) for end in ("STOP", "end_turn", "eos", None)]
+ENDS += [({"finish_reason": end}, "refused") for end in ("content_filter", "SAFETY", "refusal")]
+ENDS += [({"finish_reason": end}, "tool_call") for end in ("tool_calls", "tool_use", "function_call")]
+SAID = [
+    ({"content": [{"type": "text", "text": "[RESULT] 3"}, {"type": "reasoning", "text": "[RESULT] 1"}]}, None),
+    ({"content": None}, "no_verdict"),
+    ({"content": None, "refusal": "I cannot help with that."}, "refused"),
+    ({"tool_calls": [{"id": "1"}]}, "tool_call"),
+    ({"content": "<think>First [RESULT] 1, but it is kind.</think>\nKind. [RESULT] 3"}, None),
+    ({"content": "It may be [RESULT] 1.\n</think>\n\n<thinking>No.</thinking>Kind. [RESULT] 3"}, None),
+    ({"content": "The tags <think> and </think> are there. [RESULT] 3"}, None),
+    ({"content": "<think>It is kind. [RESULT] 3"}, "cut_off"),
+    ({"content": "[RESULT] 3", "reasoning_content": "[RESULT] 1"}, None),
 ]
+ENDS += [({"message": message}, failure) for message, failure in SAID]
 
 
 @pytest.mark.parametrize(("changes", "failure"), ENDS)
@@ -218,6 +277,16 @@ def test_ends_and_texts_of_real_servers(serve, changes, failure):
     server = serve(lambda body, _: server.well(body, **changes))
     found, _ = ask(server, ITEMS[:1])
     assert {(j.failure, j.score) for j in found} == {(failure, None if failure else 3.0)}
+    kept = failure or "It may be" not in str(changes)
+    assert kept or {j.text for j in found} == {"Kind. [RESULT] 3"}, "a thought is no part of the judgment"
+
+
+def test_a_prompt_that_a_filter_refuses_is_a_judgment_of_that_name(serve):
+    refusal = {"message": "The response was filtered", "code": "content_filter"}
+    server = serve(lambda body, _: (400, {"error": refusal}) if asks(body, 0) else None)
+    found, client = ask(server)
+    assert (ids(found), client.summary()) == (ALL, "")
+    assert [j.failure for j in found if j.failure] == ["refused"] * 3
 
 
 LISTED = [
@@ -275,6 +344,76 @@ def test_keys_and_urls_that_cannot_be_used_are_not_shown(monkeypatch):
         with pytest.raises(DrawsError, match="OPENAI_API_KEY holds characters") as caught:
             Server("http://localhost:1", "judge")
         assert "sk-" not in str(caught.value)
+
+
+def test_variables_of_the_environment_are_named_and_loopback_needs_none(serve, monkeypatch):
+    server = serve()
+    here = server.url.replace("127.0.0.1", "localhost")
+    broken = [
+        (
+            "all_proxy",
+            "socks5://me:secret@h:1",
+            "http://judge.invalid",
+            r"all_proxy: this proxy .*judge.invalid to NO_PROXY",
+        ),
+        ("HTTPS_PROXY", "http://[::1", "https://judge.invalid", "HTTPS_PROXY: this proxy"),
+        ("HTTP_PROXY", "ftp://h", "http://judge.invalid", "HTTP_PROXY: this proxy"),
+        (
+            "http_proxy",
+            "http://127.0.0.1:9",
+            "http://judge.invalid",
+            "through the proxy of http_proxy: cannot be reached",
+        ),
+        ("SSL_CERT_FILE", "/none.pem", "https://judge.invalid", "SSL_CERT_FILE: no certificates .No such file"),
+        ("NO_PROXY", "[::1]", "http://127.0.0.1:9", "127.0.0.1:9/v1, model 'judge': cannot be reached .*refused"),
+    ]
+    for name, value, url, words in broken:
+        monkeypatch.setenv(name, value)
+        started = time.monotonic()
+        with pytest.raises(DrawsError, match=words) as caught:
+            ask(url, client=Server(url, "judge"))
+        assert time.monotonic() - started < 5
+        assert "secret" not in str(caught.value)
+        assert ids(ask(here)[0]) == ALL
+        monkeypatch.setenv("no_proxy", "judge.invalid")
+        assert name in ("SSL_CERT_FILE", "NO_PROXY") or Server(url, "judge")
+        for variable in (name, "no_proxy"):
+            monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("http_proxy", server.url.removeprefix("http://").removesuffix("/v1"))
+    assert ids(ask("http://judge.invalid", client=Server("http://judge.invalid", "judge"))[0]) == ALL, "a proxy is used"
+
+
+def test_items_of_one_id_are_refused_before_any_request(serve):
+    server = serve()
+    for entry in (
+        Judge(lambda *a, **k: ask(server, *a, n=1)[0]).score_many,
+        lambda items: sample.collect(None, items, 1),
+    ):
+        with pytest.raises(SrlibError, match="id 'e0' is that of several items") as caught:
+            entry([*ITEMS, ITEMS[0]])
+        assert (caught.value.exit_status, server.bodies) == (2, [])
+
+
+def test_one_judge_in_two_threads(serve):
+    """While one waits, the other loses a prompt: each hears of its own prompts alone."""
+    lost, asked = threading.Event(), threading.Event()
+
+    def answer(body, _):
+        if asks(body, 4):
+            lost.set()
+            return 500, "oops"
+        if asks(body, 0):
+            asked.set()
+        return None if not asks(body, 5) or asked.wait(5) else (500, "nobody else asked")
+
+    server = serve(answer)
+    judge = Judge.load(server.url, model="judge", max_retries=0)
+    with ThreadPoolExecutor(2) as threads:
+        loses = threads.submit(judge.score_many, ITEMS[4:])
+        assert lost.wait(5)
+        assert ids(judge.score_many(ITEMS[:3])) == ["e0#0", "e1#0", "e2#0"]
+        with pytest.raises(DrawsError, match="1 of 2 prompts"):
+            loses.result()
 
 
 @pytest.mark.slow

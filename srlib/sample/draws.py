@@ -4,7 +4,7 @@ A source gets [(item, indices of its missing draws), ...] and yields lists of ju
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,12 @@ class Sampling:
 
 def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = None, desc: str = "") -> list[Judgment]:
     """The N judgments of each item, ordered by item, then index, without those that the source left out. Judgments in the
-    JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last."""
+    JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last.
+    Raises SrlibError if two items have one id."""
+    if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
+        raise SrlibError(
+            f"id {files.shorten(twice[0])} is that of several items (of {len(twice)} such ids); rename them"
+        )
     have: dict[tuple[str, int], Judgment] = {}
     if out is not None and out.exists():
         have = {(row.example_id, row.index): row for row in files.read_rows(out, Judgment, drop_torn_tail=True)}
