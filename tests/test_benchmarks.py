@@ -3,14 +3,19 @@
 import io
 import json
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import judged
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from srlib import benchmarks
 from srlib.benchmarks import named, protocol, run
 from srlib.benchmarks.suite import DECLARED, SUMMARY_CRITERIA
+from srlib.cli import app
 from srlib.files import RowError
 from srlib.schema import Judgment, SrlibError
 
@@ -116,8 +121,10 @@ def test_a_row_that_does_not_fit_is_refused_with_its_line(tmp_path):
 def test_a_missing_column_a_repeated_id_no_pinned_set_and_no_such_benchmark(tmp_path):
     with pytest.raises(RowError, match="column label is missing"):
         load(tmp_path, "llmbar", {k: v for k, v in PAIR.items() if k != "label"})
-    with pytest.raises(RowError, match="line 2: id 'x#A' is there twice"):
+    with pytest.raises(RowError, match=r"line 2: id 'x' is that of .*line 1; make ids unique"):
         load(tmp_path, "llmbar", PAIR | {"id": "x#A"}, PAIR | {"id": "x"})
+    with pytest.raises(RowError, match=r"line 2: id 'tied:7' is that of .*line 1"):  # not Ties/tied:7
+        load(tmp_path, "reward_bench_2", *[ROWS["reward_bench_2"]] * 2)
     with pytest.raises(SrlibError, match=r"total_dataset.json\), or name a commit of THU-KEG/RM-Bench with --revision"):
         protocol.load(named("rm_bench"))
     with pytest.raises(SrlibError, match="there are feedback_bench, biggen_bench"):
@@ -153,7 +160,7 @@ def test_a_missing_order_counts_only_if_both_were_asked(pairs, tmp_path):
 
 def test_an_answer_that_does_not_fit_is_refused_with_its_line(pairs, tmp_path):
     cases = [
-        ({"id": "9", "order": "AB", "verdict": "A"}, "id '9' is not in the benchmark"),
+        ({"id": "9", "order": "AB", "verdict": "A"}, r"id '9' is not in the benchmark; it has \['1', '2'\]"),
         ({"id": "1", "order": "AB", "verdict": "A", "score": 1}, "does not fit"),
         ({"id": "1", "order": "AB", "verdict": "first"}, "'verdict': 'first'.* does not fit.* 'AB' A or B or tie"),
         ({"id": "1", "order": "A", "verdict": "A"}, "does not fit; this item takes, by order, 'A' a score"),
@@ -169,7 +176,7 @@ def test_repeated_mixed_and_off_scale_answers_are_refused(pairs, tmp_path):
     answer = {"id": "1", "order": "AB", "verdict": "A"}
     with pytest.raises(RowError, match=r"line 2: id '1', order 'AB' is there twice"):
         told(pairs, tmp_path, answer, answer)
-    with pytest.raises(RowError, match="'1', order 'A' is there twice"):
+    with pytest.raises(RowError, match="id '1#A', order 'A' is there twice"):
         told(pairs, tmp_path, judgment("1#A", score=3), judgment("1#A", score=3, index=1))
     with pytest.raises(RowError, match="both scores and verdicts"):
         told(pairs, tmp_path, answer, {"id": "1", "order": "A", "score": 1})
@@ -183,16 +190,111 @@ def test_every_row_has_its_protocol_and_prints_what_others_reported(tmp_path):
     rows = [PAIR | {"id": str(i), "subset": ("Natural", "[/red]")[i // 2], "label": 1 + i % 2} for i in range(4)]
     data = write(tmp_path / "rows.jsonl", rows)
     lines = [{"id": str(i), "order": order, "verdict": "A"} for i in range(4) for order in ("AB", "BA")]
-    found = benchmarks.score(named("llmbar"), write(tmp_path / "answers.jsonl", lines[:-1]), data=data)
+    benchmark = replace(named("llmbar"), sizes={"Natural": 2})
+    found = benchmarks.score(benchmark, write(tmp_path / "answers.jsonl", lines[:-1]), data=data)
     fields = "benchmark revision judge part subset metric value ci_low ci_high n parse_rate failures seed left_out"
     method = "mode reference samples aggregate temperature orders ties parse_failures interval"
     assert all({*row} == {*fields.split(), "protocol", "published"} for row in found)
     assert {*found[0]["protocol"]} == {*method.split()}
+    assert "the authors' code counts two unread orders as agreement" in found[0]["protocol"]["parse_failures"]
     assert (found[0]["value"], found[0]["parse_rate"], found[0]["failures"]) == (0.5, 0.875, {"missing": 1})
     console = Console(width=200, file=io.StringIO())
     console.print(benchmarks.table(found))
     printed = console.file.getvalue()
     assert all(text in printed for text in ("orders: both", "0.955 GPT-4", "[/red]", "rows.jsonl sha256:"))
+
+
+def test_figures_of_others_stand_beside_their_split_only(tmp_path):
+    """JudgeBench: 350 pairs by GPT-4o, which the figures are of, and 270 by Claude."""
+    for n, judges in ((350, ["o1-mini, Arena-Hard prompt", "Skywork-Reward-Llama-3.1-8B"]), (270, []), (349, [])):
+        data = write(tmp_path / "rows.jsonl", [ROWS["judge_bench"] | {"pair_id": f"p{i}"} for i in range(n)])
+        answers = write(tmp_path / "answers.jsonl", [{"id": "p1", "order": "AB", "verdict": "A"}])
+        found = benchmarks.score(named("judge_bench"), answers, data=data)
+        assert [other["judge"] for row in found if row["subset"] == "all" for other in row["published"]] == judges
+    for name in (name for name in DECLARED if named(name).published):
+        subsets = {key.split(maxsplit=1)[1] for key in named(name).published}
+        assert named(name).sizes.keys() in ({"all"}, subsets), f"{name} says how many items its figures are of"
+
+
+def test_the_authors_files_as_they_lie_in_their_repositories(tmp_path):
+    llmbar, rm = tmp_path / "LLMBar", tmp_path / "data"
+    for subset, n in (("Natural", 2), ("Adversarial/Manual", 1), ("Adversarial/GPTOut", 3)):
+        results = llmbar / subset / "evaluators" / "GPT-4"
+        results.mkdir(parents=True)
+        (results / "statistics.json").write_text('{"correct_average": "95%"}')
+        (llmbar / subset / "statistics.json").write_text("[1, 2]")
+        (llmbar / subset / "dataset.json").write_text(json.dumps([PAIR] * n, indent=2))
+    for folder, sizes in (("", {"GPTOut": 3, "Manual": 1, "Natural": 2}), ("Natural/dataset.json", {"Natural": 2})):
+        questions, *_ = protocol.load(named("llmbar"), llmbar / folder)
+        assert Counter(question.subset for question in questions) == sizes
+        assert questions[-1].id == "Natural/2"
+    (llmbar / "Natural" / "dataset.json").write_text(json.dumps([PAIR, PAIR | {"label": 3}]))
+    with pytest.raises(RowError, match=r"Natural/dataset.json, row 2: not a row of llmbar .KeyError: '3'"):
+        protocol.load(named("llmbar"), llmbar)
+    rm.mkdir()
+    for domain in ("chat", "safety-refuse", "safety-response"):
+        row = ROWS["rm_bench"] | {"domain": domain}
+        (rm / f"{domain}_filtered.json").write_text(json.dumps([row]))
+    (rm / "chat_filtered.json").write_text(json.dumps([{k: v for k, v in row.items() if k != "domain"}]))
+    (rm / "total_dataset.json").write_text(json.dumps([row, row | {"domain": "chat"}]))
+    found = [(question.id, question.subset) for question in protocol.load(named("rm_bench"), rm)[0]]
+    assert found == [("chat/5", "chat"), ("safety-refuse/5", "safety"), ("safety-response/5", "safety")]
+    assert len(protocol.load(named("rm_bench"), rm / "total_dataset.json")[0]) == 2
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """An empty hub cache, and a hub that refuses every connection."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path / "hub"
+
+
+@pytest.mark.torch
+def test_a_pinned_set_in_the_cache_needs_no_network_and_a_missing_one_is_one_message(no_network, tmp_path):
+    answers = write(tmp_path / "answers.jsonl", [{"id": "3", "order": "AB", "verdict": "A"}])
+    commands = (["score", str(answers)], ["eval", str(tmp_path), "-o", str(tmp_path / "out.json")])
+    for command in (*commands, ["score", str(answers), "--revision", "main"]):
+        result = CliRunner().invoke(app, [*command, "--bench", "reward_bench"])
+        assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True)
+        assert "Connection refused" in result.output
+        revision = "main" if "main" in command else named("reward_bench").revision
+        assert f"\n    hf download allenai/reward-bench --repo-type dataset --revision {revision}\n" in result.output
+    snapshot = no_network / "datasets--allenai--reward-bench" / "snapshots" / named("reward_bench").revision
+    (snapshot / "data").mkdir(parents=True)
+    for split in ("raw", "filtered"):  # as the hub has them
+        judged.write(snapshot / "data" / f"{split}-00000-of-00001.parquet", [ROWS["reward_bench"] | {"prompt": split}])
+    paths = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split in ("raw", "filtered"))
+    (snapshot / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{paths}---\n")
+    questions, origin, _ = protocol.load(named("reward_bench"))
+    assert [question.group for question in questions] == ["filtered"]
+    assert origin == f"allenai/reward-bench@{snapshot.name}"
+
+
+def test_scored_twice_into_a_file_beside_gives_the_same_table(tmp_path):
+    """Results that lie where `evaluate` keeps its note would be read as one."""
+    data = write(tmp_path / "llmbar.jsonl", [PAIR | {"id": "1"}])
+    for name in ("X", "X.judgments"):
+        judgments = write(tmp_path / f"{name}.jsonl", [{"id": "1", "order": "AB", "verdict": "A"}])
+        note = {"judge": "runs/tiny/judge", "sampling": run.GREEDY}
+        (tmp_path / f"{name}.note.json").write_text(json.dumps(note))
+        command = [
+            "score",
+            str(judgments),
+            "--bench",
+            "llmbar",
+            "--data",
+            str(data),
+            "-o",
+            str(tmp_path / f"{name}.json"),
+        ]
+        first, second = (CliRunner().invoke(app, command) for _ in range(2))
+        assert (first.exit_code, first.output) == (second.exit_code, second.output)
+        assert first.exit_code == 0
+        assert ("runs/tiny/judge" in first.output) == (name == "X.judgments")
 
 
 @pytest.mark.torch

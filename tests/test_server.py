@@ -389,7 +389,7 @@ def test_items_of_one_id_are_refused_before_any_request(serve):
         Judge(lambda *a, **k: ask(server, *a, n=1)[0]).score_many,
         lambda items: sample.collect(None, items, 1),
     ):
-        with pytest.raises(SrlibError, match="id 'e0' is that of several items") as caught:
+        with pytest.raises(SrlibError, match="several items have id 'e0'") as caught:
             entry([*ITEMS, ITEMS[0]])
         assert (caught.value.exit_status, server.bodies) == (2, [])
 

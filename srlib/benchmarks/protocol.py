@@ -5,8 +5,9 @@
 
 `items` are what a judge gets: every response alone, or two together, in both orders."""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +50,9 @@ class Benchmark:
     revision: str = ""  # commit of the hub set
     split: str = ""
     where: str = ""  # where to get the rows if no commit is pinned
+    files: str = ""  # pattern of the authors' files in a folder; its group is the subset of their rows
     published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # "part metric subset" -> figures
+    sizes: Mapping[str, int] = field(default_factory=dict)  # items of the published subsets, or of "all"
 
 
 class Question(NamedTuple):
@@ -72,22 +75,23 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
         advice += f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
         raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {advice}")
     questions: list[Question] = []
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # id of a question or of an item of it -> its row
     left_out: Counter[str] = Counter()
-    for row in sources.rows(source, revision):
+    for file, subset, row in _rows(benchmark, source, revision):
         if row.problem is not None:
-            raise RowError(f"{source}, {row.problem}")
+            raise RowError(f"{file}, {row.problem}")
         if row.split and benchmark.split and row.split != benchmark.split:
             continue
-        where = f"{source}, {row.where}"
-        expanded = _expand(benchmark, row.values, where)
+        where = f"{file}, {row.where}"
+        expanded = _expand(benchmark, ({benchmark.columns["subset"]: subset} if subset else {}) | row.values, where)
         left_out["of another split"] += not expanded
         for values in expanded:
-            question = _question(benchmark, {"id": f"{benchmark.name}-{row.number}"} | values, where)
-            names = {question.id, *(item.id for item in question.items.values())}
-            if twice := names & seen:
-                raise RowError(f"{where}: id {files.shorten(min(twice))} is there twice; ids must be unique")
-            seen |= names
+            name = f"{subset}/{row.number}" if subset else f"{benchmark.name}-{row.number}"
+            question = _question(benchmark, {"id": name} | values, where)
+            for name in (question.id, *(item.id for item in question.items.values())):
+                if seen.setdefault(name, where) != where:
+                    given = row.values.get(benchmark.columns.get("id", "id"), name)
+                    raise RowError(f"{where}: id {files.shorten(given)} is that of {seen[name]}; make ids unique")
             questions.append(question)
             left_out.update(f"without a gold score {p}".strip() for p, gold in question.gold.items() if gold is None)
     if not questions:
@@ -95,6 +99,16 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
     on_hub = sources.is_hub_id(source)
     commit = sources.fetch(source, revision).name if on_hub else files.sha256(source)[:16]
     return questions, f"{source}@{commit}" if on_hub else f"{Path(source).name} sha256:{commit}", dict(+left_out)
+
+
+def _rows(benchmark: Benchmark, source: str, revision: str) -> Iterator[tuple[str, str, sources.SourceRow]]:
+    """(file, subset, row), file by file if the authors keep each subset in one of its own."""
+    path = Path(source).expanduser()
+    paths = sorted(path.rglob("*.json")) if benchmark.files and path.is_dir() else [path]
+    names = {p: re.search(benchmark.files, p.absolute().as_posix()) for p in paths if benchmark.files}
+    subsets = {str(p): name[1] for p, name in names.items() if name}
+    for file, subset in (subsets or {source: ""}).items():
+        yield from ((file, subset, row) for row in sources.rows(file, revision))
 
 
 def _expand(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:

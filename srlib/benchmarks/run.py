@@ -7,6 +7,7 @@
 and that A is better (docs/guides/benchmarks.md).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def evaluate(
     if kept.exists() and _note(kept) != note:
         raise SrlibError(f"{kept}: holds judgments of another judge or of other rows; name another -o, or delete it")
     loaded = Judge.load(judge, model=model)
-    files.write_json(kept.with_suffix(".json"), note)
+    files.write_json(kept.with_suffix(".note.json"), note)
     loaded.score_many(items, out=kept, desc=benchmark.name)
     rows = score(benchmark, kept, data=data, revision=revision)
     files.write_json(out, rows)
@@ -76,7 +77,7 @@ def evaluate(
 
 def _note(judgments: Path) -> dict[str, Any]:
     """What `evaluate` wrote beside its judgments: the judge, the rows, and how it sampled."""
-    note = judgments.with_suffix(".json")
+    note = judgments.with_suffix(".note.json")
     return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and note.exists() else {}
 
 
@@ -97,10 +98,13 @@ def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "",
         "interval": INTERVAL,
     }
     rows: Rows = []
+    sizes = {**Counter(question.subset for question in questions), "all": len(questions)}
     for part in benchmark.parts or [""]:
         head = {"benchmark": benchmark.name, "revision": origin, "judge": note["judge"], "part": part}
         for row in benchmark.rule(judged(questions, answers, part)):
             published = benchmark.published.get(f"{part} {row['metric']} {row['subset']}".strip(), [])
+            whole = row["subset"] if row["subset"] in benchmark.sizes else "all"
+            published = published if sizes[whole] == benchmark.sizes.get(whole) else []  # else of other items
             rows.append(head | row | {"seed": 0, "left_out": left_out, "protocol": method, "published": published})
     return rows
 
@@ -119,8 +123,9 @@ def read(questions: Sequence[Question], path: str | Path) -> Answers:
         else:
             answer = files.validate(where, values, Answer)
         name, order = str(answer.id), answer.order
+        given = files.shorten(values.get("example_id", name))
         if name not in by_id:
-            raise RowError(f"{where}: id {files.shorten(name)} is not in the benchmark; ids are those of its rows")
+            raise RowError(f"{where}: id {given} is not in the benchmark; it has {files.shorten([*by_id][:3])}, ...")
         verdicts = by_id[name].choices.get(order)
         if verdicts is None or answer.verdict not in (None, *verdicts) or (verdicts and answer.score is not None):
             forms = [f"'{o}' {' or '.join(names[:4]) or 'a score'}" for o, names in by_id[name].choices.items()]
@@ -131,7 +136,7 @@ def read(questions: Sequence[Question], path: str | Path) -> Answers:
             if not low <= answer.score <= high:
                 raise RowError(f"{where}: score {answer.score:g} is outside the item's scale, {low:g} to {high:g}")
         if answers.setdefault(name, {}).setdefault(order, answer) is not answer:
-            raise RowError(f"{where}: id {files.shorten(name)}, order '{order}' is there twice; keep one")
+            raise RowError(f"{where}: id {given}, order '{order}' is there twice; keep one")
     return answers
 
 

@@ -49,9 +49,7 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
     JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last.
     Raises SrlibError if two items have one id."""
     if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
-        raise SrlibError(
-            f"id {files.shorten(twice[0])} is that of several items (of {len(twice)} such ids); rename them"
-        )
+        raise SrlibError(f"several items have id {files.shorten(twice[0])} ({len(twice)} ids in all); make ids unique")
     have: dict[tuple[str, int], Judgment] = {}
     if out is not None and out.exists():
         have = {(row.example_id, row.index): row for row in files.read_rows(out, Judgment, drop_torn_tail=True)}
