@@ -59,6 +59,21 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
     return kept, lengths, dropped
 
 
+def by_annotator(items: Sequence[Item]) -> list[Item]:
+    """One item for each annotator where `meta` has lists of `ratings` and `rationales`: the same prompt with the score and
+    the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
+    rows: list[Item] = []
+    for item in items:
+        ratings, texts = item.meta.get("ratings"), item.meta.get("rationales")
+        both = isinstance(ratings, list) and isinstance(texts, list) and len(ratings) == len(texts) > 1
+        if not both or not all(rating in item.verdicts for rating in ratings):
+            rows.append(item)
+            continue
+        for number, (rating, text) in enumerate(zip(ratings, texts, strict=True), start=1):
+            rows.append(item.model_copy(update={"id": f"{item.id}#{number}", "score": rating, "rationale": text}))
+    return rows
+
+
 def hinted(item: Item) -> Item:
     """The item with its gold verdict as a hint behind the instruction, for whoever writes its rationale."""
     gold = item.gold if isinstance(item.gold, str) else format_score(item.gold)

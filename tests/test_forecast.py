@@ -131,3 +131,15 @@ def test_a_hint_names_the_verdict_and_never_gets_into_a_rationale():
     assert sft.mentions_hint("The Hint says 1.")
     assert sft.mentions_hint("So the right verdict is given.")
     assert not sft.mentions_hint("It whines; the verdict is right.")
+
+
+def test_every_annotator_of_a_row_is_a_row_of_its_prompt():
+    several = {"ratings": [1, 3], "rationales": ["It whines.", "It greets."]}
+    items = rows(2, meta=lambda i: several if i else {"ratings": [1, 2], "rationales": ["No list of two."]})
+    first, *others = sft.by_annotator(items)
+    assert first == items[0]
+    assert [(e.id, e.score, e.rationale) for e in others] == [("1#1", 1, "It whines."), ("1#2", 3, "It greets.")]
+    assert {e.instruction for e in others} == {"Greet 1."}
+    assert sft.by_annotator(rows(1, meta={"ratings": [1, 9], "rationales": ["a", "b"]})) == rows(
+        1, meta={"ratings": [1, 9], "rationales": ["a", "b"]}
+    ), "a rating that is off the scale is nobody's score"
