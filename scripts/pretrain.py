@@ -2,6 +2,7 @@
 
     python scripts/pretrain.py models/tiny-base                # the shipped model, see its README.md for time and hash
     python scripts/pretrain.py runs/try --steps 300             # a look
+    python scripts/pretrain.py runs/notes --notes 0.95          # no judgments: SFT has to teach judging, see docs/LOG.md
 
 What a base model has read is broad and imperfect, and so is this text: half of it are reviewers' notes (many single
 checks in random order, after instruction, response and reference), 45% judgments in the sections of srlib.prompts, 5%
@@ -54,8 +55,8 @@ def noisy(rng: random.Random, case: world.Case, check: dict) -> dict:
     return check | {"ok": not check["ok"], "found": found}
 
 
-def text(rng: random.Random) -> tuple[str, str]:
-    """(prompt, completion) of one pretraining text."""
+def text(rng: random.Random, notes: float = NOTES) -> tuple[str, str]:
+    """(prompt, completion) of one pretraining text; `notes` is the share of reviewers' notes."""
     kind = rng.random()
     if kind < DOCUMENTS:
         genre = rng.choice(list(lexicon.ATTRIBUTES))
@@ -71,7 +72,7 @@ def text(rng: random.Random) -> tuple[str, str]:
     def phrase(kind: str) -> str:
         return rng.choice([lexicon.EVIDENCE[kind], PHRASES[kind]])
 
-    if kind < DOCUMENTS + NOTES:
+    if kind < DOCUMENTS + notes:
         labels = {"completeness": list(case.truth), "accuracy": list(case.truth)} | lexicon.LABELS
         demands = [(criterion, label) for criterion, names in labels.items() for label in names]
         demands = rng.sample(demands, rng.randint(9, 14))
@@ -179,12 +180,12 @@ def build_model(vocab_size: int, seed: int):
     return model
 
 
-def batches(tokenizer, seed: int, batch_size: int) -> Iterator[list[tuple[list[int], list[int]]]]:
+def batches(tokenizer, seed: int, batch_size: int, notes: float) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Endless batches of (prompt ids, completion ids), of similar length within a batch."""
     rng = random.Random(f"world pretraining {seed}")
     while True:
         window = []
-        for prompt, completion in itertools.islice(iter(lambda: text(rng), None), batch_size * 16):
+        for prompt, completion in itertools.islice(iter(lambda: text(rng, notes), None), batch_size * 16):
             ids = tokenizer(prompt)["input_ids"]
             window.append(([tokenizer.bos_token_id, *ids], prompts.completion_ids(tokenizer, completion)))
         window.sort(key=lambda row: len(row[0]) + len(row[1]))
@@ -245,6 +246,7 @@ def main() -> None:
     arguments.add_argument("--batch-size", type=int, default=16)
     arguments.add_argument("--lr", type=float, default=3e-3)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--notes", type=float, default=NOTES, help="share of notes; the rest are judgments")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument(
         "--check-every", type=int, default=1000, help="steps between looks at the accuracy; 0: never"
@@ -257,7 +259,7 @@ def main() -> None:
     print(f"{n_parameters:,} parameters, {len(tokenizer):,} tokens in the vocabulary", flush=True)
     opts, start, seen, running = optimizers(model, a.lr), time.time(), 0, []
     model.train()
-    for step, rows in enumerate(itertools.islice(batches(tokenizer, a.seed, a.batch_size), a.steps)):
+    for step, rows in enumerate(itertools.islice(batches(tokenizer, a.seed, a.batch_size, a.notes), a.steps)):
         schedule = min(1.0, (step + 1) / 200) * max(0.02, 1 - step / a.steps)
         for opt in opts:
             for group in opt.param_groups:
