@@ -227,3 +227,13 @@ def test_baselines_are_rows_like_any(tmp_path):
     assert {(row["arm"], row["split"]) for row in rows} == {("question_mean", "test"), ("word_overlap", "test")}
     assert next(row["value"] for row in rows if row["metric"] == "accuracy") == round(2 / 3, 6)
     assert all(row["protocol"].startswith("no judge") and row["seed"] == 3 for row in rows)
+
+
+def test_annotators_are_held_against_each_other():
+    ratings = {"a": [1, 3], "b": [2, 2], "c": [3]}
+    rated = [e.model_copy(update={"meta": {"ratings": ratings[e.id]}}) for e in examples(1, 2, 3)]
+    rows = {row["metric"]: row for row in results.annotators({"test": rated}, seed=0, n_boot=100)}
+    assert (rows["accuracy"]["value"], rows["accuracy"]["n"]) == (0.5, 2), "two items have two ratings"
+    assert rows["mae"]["value"] == 1
+    assert rows["accuracy"]["protocol"] == "one annotator's rating against another's, 2 pairs; resampled by item"
+    assert results.annotators({"test": examples(1, 2), "pairwise": comparisons("A")}, seed=0) == []

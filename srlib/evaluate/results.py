@@ -6,6 +6,7 @@ A judgment without a score is wrong, is left out of correlations and errors, and
 two splits: `pairwise` compares the scores of both responses, `pairwise_compared` shows the judge both, in both orders.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -186,6 +187,22 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
             found = _agreement(items, np.array(values), dict(n_boot=n_boot, group=groups(items)))
             base = dict(arm=name, split=split, seed=seed, iteration=0, protocol="no judge; see srlib.data.baselines")
             rows += as_rows(base, found)
+    return rows
+
+
+def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[str, Any]]:
+    """Rows of how well annotators agree with each other, as the arm `annotators`: each rating of an item (meta["ratings"])
+    against each other one, resampled by item. About as much as a judge can reach on these labels."""
+    rows = []
+    for split, items in splits.items():
+        rated = [e for e in items if isinstance(e, Example) and len(e.meta.get("ratings") or []) > 1]
+        pairs = [(e.id, a, b) for e in rated for a, b in itertools.permutations(e.meta["ratings"], 2)]
+        if rated:
+            ids, one, other = zip(*pairs, strict=True)
+            found = agreement.measure(one, other, n_boot=n_boot, group=list(ids))
+            found = {name: interval._replace(n=len(rated)) for name, interval in found.items()}
+            how = f"one annotator's rating against another's, {len(pairs) // 2} pairs; resampled by item"
+            rows += as_rows(dict(arm="annotators", split=split, seed=seed, iteration=0, protocol=how), found)
     return rows
 
 
