@@ -33,9 +33,14 @@ class SrlibError(Exception):
     exit_status = 2
 
 
+def rounded(score: float) -> float:
+    """A score as rows keep it, to six decimals and never -0: `1 / 3 -> 0.333333`, `0.1 + 0.2 -> 0.3`."""
+    return round(score, 6) + 0.0
+
+
 def format_score(score: float) -> str:
-    """A score as prompts and judgments spell it: `4.0 -> "4"`, `2.5 -> "2.5"`, `0.25 -> "0.25"`."""
-    return f"{score:.6f}".rstrip("0").rstrip(".")
+    """A score as prompts and judgments spell it: `4.0 -> "4"`, `2.5 -> "2.5"`, `1 / 3 -> "0.333333"`."""
+    return f"{rounded(score):.6f}".rstrip("0").rstrip(".")
 
 
 def _not_blank(text: str) -> str:
@@ -49,7 +54,8 @@ def _spell_scores(by_score: dict[float, Any]) -> dict[str, Any]:
 
 
 Text = Annotated[str, AfterValidator(_not_blank)]
-ByScore = Annotated[dict[float, Value], PlainSerializer(_spell_scores)]  # JSON has only strings for keys: "4", "2.5"
+Score = Annotated[float, AfterValidator(rounded)]
+ByScore = Annotated[dict[Score, Value], PlainSerializer(_spell_scores)]  # JSON has only strings for keys: "4", "2.5"
 
 
 class Row(BaseModel):
@@ -93,7 +99,10 @@ class Rubric(Row):
         if self.step is None:
             return tuple(sorted(self.levels))
         low, high = min(self.levels), max(self.levels)
-        return tuple(round(low + i * self.step, 6) for i in range(int((high - low) / self.step + 1e-6) + 1))
+        n = round((high - low) / self.step)
+        if abs(high - low - n * self.step) <= n * 1e-6:  # 0.333333 is a third
+            return tuple(rounded(low + i * (high - low) / n) for i in range(n + 1))
+        return tuple(rounded(low + i * self.step) for i in range(int((high - low) / self.step) + 1))
 
     @property
     def text(self) -> str:
@@ -134,7 +143,7 @@ class Example(_ItemFields):
     """One response to judge, with its gold score if there is one."""
 
     response: Text
-    score: float | None = None
+    score: Score | None = None
 
     @model_validator(mode="after")
     def _check_score(self) -> Example:
@@ -174,7 +183,7 @@ class Judgment(Row):
     index: int = 0  # number of the sample; 0 for a greedy judgment
     text: str  # the generated text only, without the prompt
     rationale: str = ""
-    score: float | None = None
+    score: Score | None = None
     preference: Preference | None = None
     failure: Failure | None = None
     tokens: int = 0  # generated tokens

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
 import judged
 import pytest
 
-from srlib import data
+from srlib import data, files, prompts
 from srlib.data import columns
 from srlib.data.splits import hinted
+from srlib.files import RowError
 from srlib.schema import Comparison, Example, Rubric
 
 OURS = {
@@ -23,6 +25,9 @@ PAIR = {k: v for k, v in OURS.items() if k not in ("response", "score")}
 PAIR |= {"id": "p", "response_a": "Hi", "response_b": "Yo", "preference": "A"}
 [FEEDBACK], [PREFERENCE] = judged.feedback(1), judged.preference(1)
 PROMPT = judged.prompt(FEEDBACK)
+COUNTS = {"rows": 0, "bad rows": 0, "over a limit": 0, "left out for balance": 0}
+COUNTS |= {"moved to test": 0, "moved to validation": 0}
+CASES = Path(__file__).parents[2] / "shared" / "cases"
 REAL = Path(os.environ.get("SRLIB_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
@@ -87,7 +92,7 @@ BAD = {
     "preference": (PREFERENCE | {"orig_preference": "C"}, "field orig_preference: Input should be 'A', 'B' or 'tie'"),
     "no response B": (PREFERENCE | {"orig_response_B": ""}, "field orig_response_B is missing"),
     "malformed JSON": (b'{"id": "x", ', "malformed JSON"),
-    "no columns": (b"{}", "field rubric is missing"),
+    "no columns": (b"{}", "field instruction, response, rubric are missing. The columns are none"),
     "blank response": (OURS | {"id": "x", "response": "  \n "}, "field response: is empty"),
     "same id": (PAIR | {"id": "good"}, "id 'good' is already in line 1"),  # of an example: judgments go by id
     "one level": (OURS | {"rubric": {"criterion": "P?", "levels": {"1": "a"}}}, "field rubric: a rubric needs"),
@@ -117,10 +122,12 @@ def test_bad_rows_are_refused_or_dropped_and_counted(tmp_path):
     bad = [OURS | {"id": "x", "response": ""}, OURS | {"score": None}, PAIR | {"preference": None}]
     bad += [OURS | {"id": "z", "split_hint": "food"}]
     path = write(tmp_path / "rows.jsonl", many(20, split_hint="train") + bad)
-    with pytest.raises(data.DataError, match=r"line 21: field response is missing.* \(and 3 more bad rows\)"):
+    with pytest.raises(
+        data.DataError, match=r"(?s)^4 of 24 rows .*line 21: field response is missing.*, line 24: field"
+    ):
         data.load(path, n_validation=2)
     loaded = data.load(path, n_validation=2, bad_rows="drop")
-    assert loaded.counts == {"rows": 24, "bad rows": 4, "over a limit": 0, "left out for balance": 0}
+    assert loaded.counts == COUNTS | {"rows": 24, "bad rows": 4, "moved to test": 3, "moved to validation": 2}
     reasons = [f"{f.line}: {f.reason.partition(': field ')[2][:16]}" for f in loaded.failures]
     assert reasons[1:] == ["22: score is missing", "23: preference is mi", "24: split_hint: 'foo"]
     bad = [line for line, _, row, _ in data.read_rows(path) if isinstance(row, data.RowFailure)]
@@ -134,13 +141,15 @@ def test_every_layout_in_every_format(tmp_path, kind):
     path = judged.write(tmp_path / f"a.{kind}", rows)
     pairs = judged.write(tmp_path / f"b.{kind}", judged.preference(40))
     loaded = data.load(path, n_validation=20, pairwise=pairs, bad_rows="drop")
-    assert loaded.counts == {"rows": 340, "bad rows": 1, "over a limit": 0, "left out for balance": 0}
-    place = "line" if kind.startswith("jsonl") else "row"
-    assert loaded.failures[0].reason.startswith(f"{path}, {place} 4: field orig_score: 'four' is not a number")
+    assert loaded.counts == COUNTS | {"rows": 340, "bad rows": 1}
+    place, header = "line" if kind.startswith("jsonl") else "row", kind == "csv"  # as a spreadsheet counts
+    assert loaded.failures[0].reason.startswith(
+        f"{path}, {place} {4 + header}: field orig_score: 'four' is not a number"
+    )
     examples = [e for name in ("train", "validation", "test") for e in loaded.splits[name]]
     assert (len(examples), len(loaded.splits["train_pairwise"] + loaded.splits["pairwise"])) == (299, 40)
     for e in examples:
-        row = rows[int(e.id.removeprefix("row-")) - 1]
+        row = rows[int(e.id.removeprefix("row-")) - 1 - header]
         assert [e.response, f"{e.score:g}"] == [row["orig_response"], row["orig_score"]]
     lines = {line["column"]: (line["our field"], line["rows"]) for line in loaded.columns}
     assert (lines["orig_score"], lines["orig_preference"]) == (("score", 300), ("preference", 40))
@@ -196,8 +205,8 @@ def test_validation_is_carved_from_train_with_its_comparisons(tmp_path):
     assert data.load(path, n_validation=6, seed=1).splits["validation"] != first["validation"]
     assert len(data.load(path, n_validation=1000).splits["validation"]) == 6  # a fifth at most: two instructions
     two = [OURS | {"id": str(i), "instruction": f"Greet {i % 2}.", "split_hint": "train"} for i in range(40)]
-    found = data.load(write(tmp_path / "two.jsonl", two), n_validation=5).splits  # each instruction is larger
-    assert sizes(found) == {"train": 35, "validation": 5}
+    found = data.load(write(tmp_path / "two.jsonl", [*two, *many(3, split_hint="test")]), n_validation=5).splits
+    assert sizes(found) == {"train": 35, "validation": 5, "test": 3}  # each instruction is larger
 
 
 def test_a_limit_is_a_sample_by_seed_and_id_in_the_order_of_the_file(tmp_path):
@@ -218,9 +227,15 @@ def test_a_limit_is_a_sample_by_seed_and_id_in_the_order_of_the_file(tmp_path):
 
 def test_classes_are_balanced_within_source_and_scale(tmp_path):
     wide = {"criterion": "Polite?", "levels": {"0": "rude", "1": "kind"}}
-    rows = [OURS | {"id": f"a{i}", "score": 1 + (i % 6 > 0) + (i % 6 > 2), "source": "a"} for i in range(60)]
+    rows = [
+        OURS | {"id": f"a{i}", "instruction": f"Greet {i}.", "score": 1 + (i % 6 > 0) + (i % 6 > 2), "source": "a"}
+        for i in range(60)
+    ]
     rows += [OURS | {"id": f"b{i}", "score": int(i % 4 > 0), "rubric": wide, "source": "b"} for i in range(40)]
-    path = write(tmp_path / "r.jsonl", [row | {"split_hint": "train"} for row in rows] + many(9, split_hint="dev"))
+    path = write(
+        tmp_path / "r.jsonl",
+        [row | {"split_hint": "train"} for row in rows] + many(9, split_hint="dev") + many(3, split_hint="test"),
+    )
     natural = data.load(path, n_validation=0).splits["train"]
     assert data.describe_scale(natural) == "1, 2, 3 (60 rows); 0, 1 (40 rows)"
     assert data.class_balance(natural) == [
@@ -229,7 +244,7 @@ def test_classes_are_balanced_within_source_and_scale(tmp_path):
     ]
     few = data.load(path, n_validation=0, balance_classes=True, limits={"train": 25})
     assert [list(line.values())[3:] for line in data.class_balance(few.splits["train"])] == [[5, 5, 5], [5, 5]]
-    assert few.counts == {"rows": 109, "bad rows": 0, "over a limit": 25, "left out for balance": 50}
+    assert few.counts == COUNTS | {"rows": 112, "over a limit": 25, "left out for balance": 50}
     assert len(few.splits["validation"]) == 9  # only training is evened out
 
 
@@ -247,6 +262,247 @@ def test_baselines_by_hand():
     found = dict(data.baselines(train, test))
     assert found["question_mean"] == [0.75, 4, 2, 0.5]  # new: the mean of all, (1 + .5 + 1 + 0) / 4, of 4: 2.5 -> 2
     assert found["word_overlap"] == [0.5, 3, 1, 0]
+
+
+GRADED = {"Question": "Where?", "Answer": "Here", "Grade": "2 ", "Comment": "Vague."}
+POLITE = {"criterion": "Polite?", "levels": {"1": "rude", "2": "cool", "3": "kind"}}
+
+
+def read(path, rows, **options):
+    return [row for _, _, row, _ in data.read_rows(write(path, rows), **options)]
+
+
+def reasons(path, rows, **options):
+    return [row.reason for row in read(path, rows, **options)]
+
+
+@pytest.fixture
+def rubric(tmp_path):
+    path = tmp_path / "rubric.yaml"
+    path.write_text("criterion: Polite?\nlevels:\n  1: no\n  2: cool\n  3: yes\n")
+    return path
+
+
+def test_columns_are_found_by_synonyms_and_by_hand(tmp_path, rubric):
+    path = tmp_path / "a.jsonl"
+    [e] = read(path, [GRADED | {"Reference answer": "Left", "ID": 7, "Split Hint": "dev"}], rubric=rubric)
+    assert (e.id, e.instruction, e.response, e.score, e.rationale) == ("7", "Where?", "Here", 2, "Vague.")
+    assert (e.reference_answer, e.meta["split_hint"], e.rubric.levels) == (
+        "Left",
+        "dev",
+        {1: "no", 2: "cool", 3: "yes"},
+    )
+    row = {"Frage": "Where?", "OUTPUT": "Here", "Note": "2", "Criterion": "Polite?", "score_min": 1, "Max score": 3}
+    by_hand = ["instruction:Frage", "score:Note"]
+    [e] = read(path, [row], columns=by_hand)
+    assert (e.instruction, e.response, e.score, e.rubric.scale) == (
+        "Where?",
+        "Here",
+        2,
+        tuple(i / 4 for i in range(4, 13)),
+    )
+    row = {
+        "query": "Where?",
+        "completion": "Here",
+        "rating": 1,
+        "criteria": "Polite?",
+        "Level 1": "rude",
+        "level_2": "kind",
+    }
+    assert read(path, [row])[0].rubric == Rubric(criterion="Polite?", levels=["rude", "kind"])
+    [c] = read(path, [{"Question": "Where?", "Answer A": "Here", "Answer B": "There", "Winner": "b"}], rubric=rubric)
+    assert (c.response_a, c.response_b, c.preference) == ("Here", "There", "B")
+    own = OURS | {"label": 1, "output": "No", "prompt": "No", "feedback": "No", "gold": "No"}
+    assert read(path, [own])[0] == Example(**OURS, reference_answer="No", rationale="No", meta={"source": "a.jsonl"})
+    assert read(path, [OURS | {"gold": "4"}], columns=["reference_answer:gold"])[0].reference_answer == "4"
+    assert read(path, [OURS | {"input": ""}])[0].instruction == "Greet me."
+    [e] = read(path, [FEEDBACK | {"answer": "No", "Grade": 5}])
+    assert (e.response, e.score) == (FEEDBACK["orig_response"], 1)
+
+
+ASKED = {
+    "two answers": (GRADED | {"Output": "x"}, "columns 'Answer', 'Output' all fit response.*columns response:Answer"),
+    "Alpaca": (OURS | {"input": "Say why."}, "columns 'instruction', 'input' all fit instruction"),
+    "gold": (OURS | {"gold": "4"}, "field gold is '4': set columns=score:gold, or columns=reference_answer:gold"),
+    "gold tie": (PAIR | {"gold": " tie "}, "field gold is ' tie '"),
+    "messages": (
+        GRADED | {"Question": [{"role": "user", "content": "Hi"}]},
+        "field Question: a list .of chat messages",
+    ),
+    "a character in meta": (OURS | {"meta": {"x": "\ud83d"}}, "field meta: 'utf-8' codec can't encode"),
+    "surrogate": (OURS | {"source": "cut \ud83d"}, "field source: 'utf-8' codec"),
+    "surrogate in a rubric": (OURS | {"rubric": "P \ud83d\nScore 1: a\nScore 2: b"}, "field rubric"),
+    "surrogate in an id": (OURS | {"id": "\ud83d"}, "field id: 'utf-8' codec"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), ASKED.values(), ids=ASKED)
+def test_what_is_in_doubt_is_asked(tmp_path, rubric, row, message):
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    [reason] = [row.reason for _, _, row, _ in data.read_rows(tmp_path / "a.json", rubric=rubric)]
+    assert re.search(f"row 1: .*{message}", reason)
+    reason.encode()
+
+
+def test_missing_columns_are_asked_for_in_one_message(tmp_path, rubric):
+    rows = [{"Nr": str(i), "Questions": f"Where {i}?", "Text": "Here", "Grades": "2"} for i in range(30)]
+    path = judged.write(tmp_path / "a.csv", rows)
+    asked = r"(?s)^30 of 30 rows.* row 2, row 3,.* row 21: field instruction, response, rubric, score are missing\. "
+    asked += r"The columns are 'Nr', 'Questions', 'Text', 'Grades'; name columns: "
+    asked += r"-p columns=instruction:Questions,response:COLUMN,score:Grades; -p rubric=FILE gives .*\n  and 10 more$"
+    with pytest.raises(data.DataError, match=asked):
+        data.load(path, n_validation=2, bad_rows="drop")
+    named = ["instruction:Questions", "response:Text", "score:Grades"]
+    loaded = data.load(path, n_validation=2, columns=named, rubric=rubric)
+    assert {line["column"]: line["our field"] for line in loaded.columns} == {
+        "Nr": "(not used)", "Questions": "instruction", "Text": "response", "Grades": "score", "(rubric file)": "rubric",
+    }  # fmt: skip
+    for by_hand, message in [
+        (["instruction:Question"], "no row has the column 'Question' that `columns` names, but 'Questions'"),
+        (["instruktion:Questions"], "columns: 'instruktion:Questions' is not FIELD:COLUMN"),
+        (["score:Nr", "score:Grades"], "columns: 'score:Grades' is not FIELD:COLUMN, once"),
+        (["score"], "columns: 'score' is not FIELD:COLUMN"),
+    ]:
+        with pytest.raises(RowError, match=message):
+            data.load(path, n_validation=2, columns=by_hand)
+        with pytest.raises(RowError, match=message):
+            list(data.read_rows(path, columns=by_hand))
+
+
+def test_a_rubric_file_is_for_rows_without_their_own(tmp_path, rubric):
+    path = tmp_path / "a.jsonl"
+    assert [e.rubric.criterion for e in read(path, [GRADED, OURS], rubric=rubric)] == ["Polite?", "Polite?"]
+    assert [e.rubric.levels[1] for e in read(path, [GRADED, OURS], rubric=rubric)] == ["no", "rude"]
+    (tmp_path / "r.json").write_text(json.dumps(POLITE | {"step": 0.5}))
+    assert read(path, [GRADED], rubric=tmp_path / "r.json")[0].rubric == Rubric(**POLITE, step=0.5)
+    for text, message in [
+        ("criterion: a\nlevels: {1: a, 2: b, 1: c}", "two of 1, 2, 1 are equal"),
+        ("criterion: a\nlevels: {1: a}", "at least two levels"),
+        ("criterion: a\nlevels: {one: a, two: b}", "levels.one"),
+        ("criterion: a\nlevels: {1: a, 2: b}\nsteps: 1", "unknown field 'steps'"),
+        ("Polite?", "has no `criterion"), ("", "has no `criterion"), ("a: [", "cannot be read"), ("[a]: b", "cannot be read"),
+        ("x: {criterion: a, levels: [b]}", ", x: a rubric needs"),
+    ]:  # fmt: skip
+        rubric.write_text(text)
+        with pytest.raises(RowError, match=f"^rubric .*rubric.yaml.*{message}"):
+            read(path, [GRADED], rubric=rubric)
+    with pytest.raises(RowError, match=r"none\.yaml: cannot be read"):
+        read(path, [GRADED], rubric=tmp_path / "none.yaml")
+
+
+def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
+    path, file = tmp_path / "a.jsonl", tmp_path / "r.yaml"
+    clear = {"criterion": "Clear?", "levels": {"0": "no", "1": "yes"}}
+    rows = [{"id": i, "question": f"Where {i // 2}?", "answer": "Here"} for i in range(60)]
+    nested = [
+        row | {"scores": {"polite": 1 + i % 3, "clear": i % 2}, "rationale": {"clear": "So."}}
+        for i, row in enumerate(rows)
+    ]
+    file.write_text(
+        "polite: {criterion: Polite, levels: {1: rude, 2: cool, 3: kind}}\nclear: {criterion: Clear, levels: {0: no, 1: yes}}"
+    )
+    [reason] = reasons(path, nested[:1])
+    assert "field scores: no rubric for 'polite', 'clear'; give each dimension its own" in reason
+    wide = [row | {"polite": 1 + i % 3, "clear": i % 2} for i, row in enumerate(rows)]
+    for form in ([row | {"rubrics": {"polite": POLITE, "clear": clear}} for row in nested], nested, wide):
+        loaded = data.load(write(path, form), n_validation=5, rubric="" if "rubrics" in form[0] else file)
+        assert loaded.counts["rows"] == 120
+        found = {e.id: e for name in ("train", "validation", "test") for e in loaded.splits[name]}
+        assert (found["7#polite"].score, found["7#polite"].rubric.scale) == (2, (1, 2, 3))
+        assert (found["7#clear"].score, found["7#clear"].rubric.scale) == (1, (0, 1))
+        assert (found["7#polite"].rationale, found["7#clear"].rationale) == (None, None if form is wide else "So.")
+        for name in ("validation", "test"):
+            inside = {e.cluster for e in loaded.splits[name]}
+            assert not inside & {e.cluster for e in loaded.splits["train"]}
+    part = [nested[0] | {"scores": {"polite": 4, "clear": None}}]
+    assert [getattr(row, "id", None) for row in read(path, part, rubric=file)] == ["0", "0#clear"]
+    with pytest.raises(
+        data.DataError, match=r"line 1, polite: score 4 is not on .*\n.*line 1, clear: field scores.clear is missing"
+    ):
+        data.load(path, n_validation=1, rubric=file)
+
+
+def test_numbers_are_rounded_once_and_a_run_reads_its_own_rows(tmp_path):
+    thirds = {"criterion": "P?", "levels": {"-0.0": "none", str(1 / 3): "one", str(2 / 3): "two", "1": "all"}}
+    rows = [OURS | {"id": str(i), "rubric": thirds, "score": i / 3} for i in range(4)]
+    tenths = {"criterion": "P?", "levels": {"0": "a", "1": "b"}, "step": 0.1}
+    rows += [
+        OURS | {"id": "s", "rubric": tenths, "score": 0.1 + 0.2},
+        OURS | {"id": "t", "rubric": tenths, "score": -0.0},
+    ]
+    found = read(tmp_path / "a.jsonl", rows)
+    assert [e.score for e in found] == [0, 0.333333, 0.666667, 1, 0.3, 0]
+    assert not any("score_given" in e.meta for e in found)
+    files.write_rows(tmp_path / "own.jsonl", found)
+    assert files.read_rows(tmp_path / "own.jsonl", Example) == found
+    assert "-0" not in (tmp_path / "own.jsonl").read_text()
+    assert [prompts.parse(prompts.completion("Well.", e.score), e).verdict for e in found] == [e.score for e in found]
+
+
+def test_parquet_with_numbers_of_32_bits(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    text = json.dumps({"criterion": "P?", "levels": {"50": "a", "100": "b"}, "step": 0.1})
+    rows = {
+        "instruction": ["Greet."] * 2,
+        "response": ["Hi"] * 2,
+        "rubric": [text] * 2,
+        "ID": pyarrow.array([5.0, None]),
+    }
+    rows |= {"score": pyarrow.array([87.3, 99.9], pyarrow.float32()), "meta": [{"image": None}, {"image": b"\xff"}]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    good, bad = [row for _, _, row, _ in data.read_rows(tmp_path / "a.parquet")]
+    assert (good.id, good.score, "score_given" in good.meta) == ("5", 87.3, False)
+    assert bad.reason == "row 2: field meta: Object of type bytes is not JSON serializable; correct it"
+
+
+def test_a_test_split_is_carved_by_whole_prompts(tmp_path):
+    pairs = [PAIR | {"id": f"p{i}", "instruction": f"Greet person {i}.", "split_hint": "train"} for i in range(20)]
+    loaded = data.load(
+        write(tmp_path / "a.jsonl", many(60, split_hint="train") + pairs), n_validation=5, limits={"test": 9}
+    )
+    assert sizes(loaded.splits) == {"train": 48, "validation": 3, "test": 9, "train_pairwise": 16, "pairwise": 4}
+    assert loaded.counts == COUNTS | {"rows": 80, "moved to test": 9, "moved to validation": 3}
+    names = ("train", "validation", "test")
+    asked = [{e.instruction for e in loaded.splits[name]} for name in names]
+    assert sum(map(len, asked)) == 20
+    for n in range(2, 9):  # a handful of prompts: none may cross, and the hash of one may be that of a test row
+        rows = [OURS | {"id": str(i), "instruction": f"{n} Greet {i % n}."} for i in range(40)]
+        found = data.load(write(tmp_path / "a.jsonl", rows), n_validation=4).splits
+        asked = {e.instruction for e in found["train"]}, {e.instruction for e in found["test"]}
+        assert (all(asked), asked[0] & asked[1]) == (True, set())
+        assert len(found["train"]) >= 16
+    for hint in ({}, {"split_hint": "train"}):
+        path = write(tmp_path / "one.jsonl", [OURS | {"id": str(i)} | hint for i in range(40)])
+        with pytest.raises(data.DataError, match=r"all training rows have the same; add rows .*, or name a `group`"):
+            data.load(path, n_validation=4)
+    grouped = [OURS | {"id": str(i), "group": f"g{i // 4}", "split_hint": "train"} for i in range(40)]
+    found = data.load(write(path, grouped), n_validation=4).splits
+    assert sizes(found) == {"train": 28, "validation": 4, "test": 8}
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="the files are not there")
+def test_inputs_that_failed():
+    rubric = CASES / "rubric.yaml"
+    with pytest.raises(
+        data.DataError, match=r"(?s)^2 of 300 rows.* row 43: field Grade: 'n/a' .* row 182: field Grade is missing"
+    ):
+        data.load(CASES / "excel.csv", n_validation=20, rubric=rubric)
+    loaded = data.load(CASES / "excel.csv", n_validation=20, rubric=rubric, bad_rows="drop")
+    assert (loaded.counts["bad rows"], sum(sizes(loaded.splits).values())) == (2, 298)
+    assert loaded.dialects == ["excel.csv: separator ';', encoding utf-8"]
+    assert sizes(data.load(CASES / "only_train.jsonl", n_validation=5).splits) == {
+        "train": 43,
+        "validation": 5,
+        "test": 12,
+    }
+    for name in ("tenths.jsonl", "float32.parquet"):
+        assert [row.score for _, _, row, _ in data.read_rows(CASES / name)] == [0.3]
+    for name in ("surrogate.json", "bytes_in_meta.parquet"):
+        assert [row.id for _, _, row, _ in data.read_rows(CASES / name) if isinstance(row, data.RowFailure)] == ["1"]
+    for name, n in {"one_object.json": 4, "integer_ids.jsonl": 60, "thirds.jsonl": 60}.items():
+        assert [type(row) for _, _, row, _ in data.read_rows(CASES / name)] == [Example] * n
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the files are not there; set SRLIB_DATA to their folder")

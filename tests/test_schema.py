@@ -20,6 +20,7 @@ CASES = [
     (Rubric, {"criterion": " "}, {"levels": ["a", "b"]}, "criterion\n"),
     (Rubric, {"criterion": "P?"}, {"levels": {"1": "a", "1.0": "b", "2": "c"}}, "scores 1, 1.0, 2 are equal"),
     (Rubric, {"criterion": "P?"}, {"levels": {1: "a", 1.0000001: "b"}}, "are equal"),  # files spell both "1"
+    (Rubric, {"criterion": "P?"}, {"levels": {"0": "a", "-0": "b", "1": "c"}}, "are equal"),
     (Rubric, {"criterion": "P?"}, {"levels": ["a"]}, "at least two levels"),
     (Rubric, {"criterion": "P?"}, {"levels": {0: "a", float("inf"): "b"}}, "finite"),
     (Rubric, {"criterion": "P?"}, {"levels": {0: "a", 1: "b"}, "step": 0.3}, "level 1.0 is not on the scale"),
@@ -43,6 +44,10 @@ def test_scales_hold_every_score_exactly():
     assert PARTIAL.scale == tuple(i / 4 for i in range(15))
     assert SIGNED.scale == (-2.0, 0.0, 2.0)
     assert 0.3 in Rubric(criterion="c", levels={0: "a", 1: "b"}, step=0.1).scale  # 3 * 0.1 != 0.3 in floating point
+    for third in (1 / 3, 0.333333):
+        assert Rubric(criterion="c", levels={0: "a", 1: "b"}, step=third).scale == (0, 0.333333, 0.666667, 1)
+    assert Example(**ROW | {"rubric": SIGNED, "score": -0.0000001}).score == 0
+    assert list(map(format_score, (1 / 3, -0.0))) == ["0.333333", "0"]
     assert list(map(format_score, (10, 100.0, 2.5, 0.25, 0, -1.5))) == ["10", "100", "2.5", "0.25", "0", "-1.5"]
     assert SIGNED.text.splitlines() == ["[Which way?]", "Score -2: against", "Score 0: neither", "Score 2: for"]
     assert PARTIAL.text.splitlines()[-2:] == ["Score 3.5: complete", "Scores go in steps of 0.25."]

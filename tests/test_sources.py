@@ -1,5 +1,6 @@
 """Files, folders and hub sets -> rows, one at a time: every format, broken files, and the hub without a network."""
 
+import csv
 import gzip
 import json
 import re
@@ -20,10 +21,10 @@ def read(path, revision=""):
 
 @pytest.mark.parametrize("kind", judged.FORMATS)
 def test_every_format_holds_the_same_rows(tmp_path, kind):
-    place = "line" if kind.startswith("jsonl") else "row"
+    place, first = "line" if kind.startswith("jsonl") else "row", 2 if kind.startswith("csv") else 1
     rows = [*ROWS, {"id": "4", "text": None}] if kind in ("csv", "parquet") else [*ROWS, {"id": "4"}]
     found = read(judged.write(tmp_path / f"rows.{kind}", rows))
-    assert found == [(f"{place} {i}", row) for i, row in enumerate([*ROWS, {"id": "4"}], start=1)]
+    assert found == [(f"{place} {i}", row) for i, row in enumerate([*ROWS, {"id": "4"}], start=first)]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 10**6])
@@ -44,8 +45,74 @@ def test_a_bad_row_of_an_array_or_a_csv_file_leaves_the_others(tmp_path):
     assert found == ["row 1: a row is a", "row 2: field meta", "row 3: field meta", "row 4: field rati", "5"]
     (tmp_path / "rows.csv").write_bytes("\ufeffid,text\r\n1,a,b\r\n\r\n3,c\r\n".encode())
     surplus, good = read(tmp_path / "rows.csv")
-    assert surplus == ("row 1", "row 1: more cells than columns; put quotes around commas")
-    assert good == ("row 2", {"id": "3", "text": "c"})
+    assert surplus == ("row 2", "row 2: more cells than columns; put quotes around cells that hold the separator")
+    assert good == ("row 4", {"id": "3", "text": "c"})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "windows-1252"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_a_spreadsheet_is_read_however_it_was_saved(tmp_path, encoding, mark):
+    """CRLF, quotes, line breaks in cells, empty rows and columns, an unnamed column, a large unused cell, Excel's note."""
+    table = [
+        ["", "Question ", "Answer,; here\nnow", "Blob", "", ""],
+        ["0", "Où?", 'a, b; c\td|e\n\n"x"', "y" * 200_000, "", ""],
+    ]
+    table += [[""] * 6, ["", "", "", "", "", ""], ["1", "Là?", "", "  ", "", ""], [], [""] * 6]
+    with open(tmp_path / "a.csv", "w", newline="", encoding=encoding) as out:
+        csv.writer(out, delimiter=mark, lineterminator="\r\n").writerows(table)
+    rows = [("row 2", {"column 1": "0", "Question": "Où?", "Answer,; here now": table[1][2], "Blob": "y" * 200_000})]
+    rows += [("row 5", {"column 1": "1", "Question": "Là?"})]
+    assert read(tmp_path / "a.csv") == rows
+    assert {row.header for row in sources.rows(tmp_path / "a.csv")} == {
+        ("column 1", "Question", "Answer,; here now", "Blob")
+    }
+    assert sources.dialects(tmp_path / "a.csv") == [
+        f"a.csv: separator {mark!r}, encoding {encoding.removesuffix('-sig')}"
+    ]
+    if encoding in ("utf-8", "windows-1252"):
+        content = f"sep={mark}\r\n".encode() + (tmp_path / "a.csv").read_bytes()
+        (tmp_path / "b.csv.gz").write_bytes(gzip.compress(content))
+        assert read(tmp_path / "b.csv.gz") == rows
+
+
+def test_a_damaged_byte_in_utf_8_is_no_windows_1252(tmp_path):
+    (tmp_path / "a.csv").write_bytes("id,instruction,response\n1,Où?,Là\n2,Où?,x".encode() + b"\xe9\n3,Quoi?,a\n")
+    rubric = tmp_path / "r.yaml"
+    rubric.write_text("criterion: c\nlevels: [a, b]")
+    found = [getattr(row, "reason", row.id)[:19] for _, _, row, _ in data.read_rows(tmp_path / "a.csv", rubric=rubric)]
+    assert found == ["1", "row 3: field respon", "3"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("suffix", ["json", "json.gz"])
+def test_a_json_object_that_holds_the_rows(tmp_path, indent, suffix):
+    def written(value):
+        text = json.dumps(value, indent=indent).encode()
+        (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+        return read(tmp_path / f"a.{suffix}")
+
+    assert written({"title": "t", "n": 3, "rows": ROWS, "tags": ["a"]}) == [
+        (f"row {i + 1}", row) for i, row in enumerate(ROWS)
+    ]
+    assert written(ROWS) == [(f"row {i + 1}", row) for i, row in enumerate(ROWS)]
+    assert written(ROWS[0]) == [("row 1", ROWS[0])]
+
+
+def test_what_datasets_saved_to_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = judged.feedback(40)
+    whole = datasets.Dataset.from_list(rows)
+    whole.shuffle(seed=0).save_to_disk(tmp_path / "one")
+    assert sorted(row["orig_response"] for _, row in read(tmp_path / "one")) == sorted(
+        row["orig_response"] for row in rows
+    )
+    datasets.DatasetDict(train=whole.select(range(30)), test=whole.select(range(30, 40))).save_to_disk(tmp_path / "two")
+    loaded = data.load(tmp_path / "two", n_validation=5)
+    assert [len(loaded.splits[name]) for name in ("train", "validation", "test")] == [25, 5, 10]
+    assert next(sources.rows(tmp_path / "two")).where == "train, row 1"
+    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
+    with pytest.raises(RowError, match="one: cannot be read behind row 0"):
+        read(tmp_path / "one")
 
 
 BROKEN = [
@@ -54,10 +121,14 @@ BROKEN = [
     ("rows.json", b'[{"id": "1"}] {"id": "2"}', "goes on behind the array"),
     ("rows.json", b"", "holds no rows"),
     ("rows.json", b"[" * 100_000, "row 1: malformed JSON"),
-    ("rows.csv", b"", "line 1: the header must"),
-    ("rows.csv", "id,text\n1,a\n".encode("utf-16"), "line 1: the header must"),
-    ("rows.csv", b'id,text\n1,"a\n2,b\n', "line 3: malformed CSV"),
-    ("rows.parquet", b"PAR1 this is none", "cannot be read as Parquet"),
+    ("rows.json", b'{"a": [{"id": "1"}], "b": [{"id": "2"}]}', "an object with several arrays, 'a', 'b'; save"),
+    ("rows.json", b'{"a": [{"id": "1"}],\n "b": ', "malformed JSON"),
+    ("rows.csv", b"", "holds no rows"),
+    ("rows.csv", "id,text\n1,a\n".encode("utf-16-le"), "row 1: the header must"),
+    ("rows.csv", b"id;text;id\n1;a;2\n", "row 1: the header must"),
+    ("rows.csv", b'id,text\n1,"a\n2,b\n', "row 2: malformed CSV"),
+    ("rows.csv", "id,text\n1,a\n".encode("utf-16")[:-1], "cannot be read"),
+    ("rows.parquet", b"PAR1 this is none", "cannot be read behind row 0"),
     ("rows.csv.gz", b"not gzip", "cannot be read"),
     ("rows.json.gz", gzip.compress(b"[" + b'{"id": "1"},' * 9, mtime=0)[:-9], "cannot be read"),
     ("rows.xlsx", b"PK", "rows are read from .jsonl, .jsonl.gz, .json"),
@@ -98,7 +169,7 @@ def test_a_hub_set_without_a_network(tmp_path, monkeypatch):
     judged.write(hub / "test.parquet", rows[30:])
     loaded = data.load("o/n", n_validation=5, bad_rows="drop")
     assert [len(loaded.splits[name]) for name in ("train", "validation", "test")] == [24, 5, 10]
-    with pytest.raises(data.DataError, match=r"^o/n, train\.parquet, row 3: field orig_score"):
+    with pytest.raises(data.DataError, match=r"\n  o/n, train\.parquet, row 3: field orig_score"):
         data.load("o/n", n_validation=5)
     with pytest.raises(RowError, match=r"\n    hf download o/n --repo-type dataset --revision b21a9\n"):
         read("o/n", "b21a9")

@@ -1,82 +1,159 @@
-"""Columns of other people's rows, and their conversion to Example and Comparison; a file may mix these layouts:
+"""Conversion of other people's rows to Example and Comparison; `fields` finds their columns, and a file may mix layouts.
 
-    srlib                  fields of schema.Example or schema.Comparison; `rubric` is an object, or text in Prometheus form
-                           with its levels (`Score 1: ...`) or a range beside it (`score_min`, `score_max`)
-    Feedback Collection    orig_instruction, orig_response, orig_criteria, orig_score1_description ..., orig_score as text
-    Feedback prompt        the same set, the whole prompt in `instruction` and the judgment in `output`
-    Preference Collection  orig_response_A, orig_response_B, orig_preference ...
-
-(The last three: arXiv 2310.08491 and 2405.01535.) Messages use the file's names; other spellings belong into `names`.
+The rubric of a row is an object, text in Prometheus form, or a criterion with a range or with columns of levels. One for all
+rows comes from a YAML or JSON file with `criterion`, `levels` and perhaps `step`; for rows with several scores the file has
+such a block under the name of each dimension. Messages use the names of the file's columns.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from srlib import files
+from srlib.data import fields
+from srlib.data.fields import HEADINGS, Match
 from srlib.files import RowError
-from srlib.schema import Comparison, Example, Item, Rubric
+from srlib.schema import Comparison, Example, Item, Rubric, rounded
 
-OURS = {name: name for name in (*Example.model_fields, *Comparison.model_fields, "score_min", "score_max")}
-OURS |= {"meta.source": "source", "meta.split_hint": "split_hint"}
-COLLECTIONS = OURS | {name: f"orig_{name}" for name in "instruction response reference_answer score preference".split()}
-COLLECTIONS |= {"response_a": "orig_response_A", "response_b": "orig_response_B", "rationale": "orig_feedback"}
-COLLECTIONS |= {"rubric": "orig_criteria", "meta.score_a": "orig_score_A", "meta.score_b": "orig_score_B"}
-COLLECTIONS |= {f"rubric.levels.{n}": f"orig_score{n}_description" for n in range(1, 6)}
-HEADINGS = {"instruction": "The instruction to evaluate", "response": "Response to evaluate", "rubric": "Score Rubric"}
-HEADINGS |= {"reference_answer": "Reference Answer (Score 5)"}
-PROMPT = OURS | dict.fromkeys(HEADINGS, "instruction") | {"rationale": "output", "score": "output"}
+TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*", re.ASCII)
+Shared = Rubric | dict[str, Rubric] | None  # the rubric of a file, or one for each dimension
 
 
-def names(row: Mapping[str, Any]) -> dict[str, str]:
-    """Our field, or a part of one -> the row's column for it: `{"score": "orig_score", ...}`."""
-    if any(name.startswith("orig_") for name in row):
-        return COLLECTIONS
-    return PROMPT if "output" in row and not {"response", "response_a", "rubric"} & row.keys() else OURS
+def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
+    """The rubric of a file, or one for each dimension; RowError if it holds neither."""
+    path, where = Path(path).expanduser(), f"rubric {path}"
+    try:
+        is_json = path.suffix.lower() == ".json"
+        value = files.read_json(path) if is_json else _plain(yaml.compose(path.read_text("utf-8-sig"), yaml.BaseLoader))
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise RowError(f"{where}: cannot be read as YAML or JSON in UTF-8 ({problem}); correct it") from None
+    if isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values()):
+        return {name: files.validate(f"{where}, {name}", part, Rubric) for name, part in value.items()}
+    if not isinstance(value, dict) or not value.keys() & {"criterion", "levels"}:
+        raise RowError(
+            f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor these for each dimension"
+        )
+    return files.validate(where, value, Rubric)
+
+
+def _plain(node: Any) -> Any:
+    """A YAML node with every scalar as text: the level `no` is no boolean."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(key.value, _plain(value)) for key, value in node.value]
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(f"two of {', '.join(name for name, _ in pairs)} are equal")
+        return dict(pairs)
+    return [*map(_plain, node.value)] if isinstance(node, yaml.SequenceNode) else getattr(node, "value", None)
+
+
+def expand(
+    row: Mapping[str, Any], found: Match, where: str, shared: Shared = None
+) -> Iterator[tuple[str, Mapping[str, Any], Match]]:
+    """(dimension, row, its columns), once or for each dimension: a name in `scores`, or a column called like a `shared` rubric.
+    RowError if a dimension has no rubric. `shared` may also be the one rubric of all rows without any."""
+    cells = (_object(row.get(c), f"{where}: field {c}") for c in map(found.name, ("scores", "rubrics")))
+    scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
+    if isinstance(shared, dict):
+        scores = scores or {name: row.get(name) for name in shared if name in found.present}
+        rubrics = shared | rubrics
+    if _is_pair(row, found) or row.get(found.name("score")) is not None:
+        scores = {}
+    if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
+        advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"
+        raise RowError(f"{where}: field {found.name('scores')}: no rubric for {absent}; {advice}")
+    for name, score in scores.items():
+        column = name if name in found.present else f"{found.name('scores')}.{name}"
+        values = {**row, column: score, f"rubrics.{name}": rubrics[name]}
+        yield name, values, found.using({"score": column, "rubric": f"rubrics.{name}"})
+    if not scores and isinstance(shared, Rubric) and row.get(found.name("rubric")) is None:
+        yield "", {**row, "(rubric file)": shared}, found.using({"rubric": "(rubric file)"})
+    elif not scores:
+        yield "", row, found
 
 
 def convert(
-    row: Mapping[str, Any], where: str, number: int, *, source: str = "", split: str = "", score_step: float = 0.25
+    row: Mapping[str, Any],
+    where: str,
+    number: int,
+    *,
+    found: Match | None = None,
+    dimension: str = "",
+    training: bool = False,
+    source: str = "",
+    split: str = "",
+    score_step: float = 0.25,
 ) -> Item:
     """A row as an Example or a Comparison. Raises RowError, beginning with `where`, at the first field that does not fit.
 
-    A row without an id gets one from `number`, one without `source` and `split_hint` those given here, for meta.
+    `found` and `dimension` are those of `expand`; without them, columns have our names or a collection's. A row for
+    `training` needs a gold verdict. One without an id gets one from `number`, one without `source` and `split_hint` those
+    given here, for meta.
     """
-    columns = names(row)
-    pair = row.get("type") == "pairwise" or columns["response_a"] in row or columns["response_b"] in row
-    makes = Comparison if pair else Example
-    values = {field: row.get(columns[field]) for field in makes.model_fields}
-    values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if columns is PROMPT else {}
+    found = found or fields.match(row, synonyms=False)
+    pair = _is_pair(row, found)
+    makes, gold, texts = (Comparison, "preference", PAIR_TEXTS) if pair else (Example, "score", TEXTS)
+    fields.check(found, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training)
+    values = {field: row.get(found.name(field)) for field in makes.model_fields}
+    values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if found.is_prompt else {}
+    values["meta"] = _object(values["meta"], f"{where}: field {found.name('meta')}")
+    if dimension and isinstance(values["rationale"], Mapping):
+        values["rationale"] = values["rationale"].get(dimension)
     values = {field: value for field, value in values.items() if value is not None and value != ""}
+    known = {"source": source, "split_hint": split}
+    known = {name: row.get(found.name(name)) or default for name, default in known.items()}
+    for field, value in {**values, **known}.items():
+        _check_cell(field, value, found, f"{where}: field {found.name(field)}")
+    meta = {name: value for name, value in known.items() if value} | values.get("meta", {})
     name = values.get("id", f"{'pair' if pair else 'row'}-{number}")
-    meta = _object(values.get("meta", {}), f"{where}: field meta")
-    try:
-        json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
-        known = {"source": row.get("source") or source, "split_hint": row.get("split_hint") or split}
-        meta = {name: value for name, value in known.items() if value} | meta
-    except (TypeError, ValueError) as error:  # no object, or NaN, bytes, a broken character in it
-        raise RowError(f"{where}: field meta: {error}; correct it") from None
-    rubric = _rubric(values.get("rubric"), row, pair, where, score_step)
-    values |= {"id": str(name) if isinstance(name, int) else name, "meta": meta, "rubric": rubric}
+    name = str(int(name)) if isinstance(name, int) or (isinstance(name, float) and name.is_integer()) else name
+    rubric = _rubric(values.get("rubric"), row, found, pair, where, score_step)
+    values |= {"id": f"{name}#{dimension}" if dimension else name, "meta": meta, "rubric": rubric}
     if pair:
         said = values.get("preference")
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)
         scores = [_number(row.get(column), column, where) for column in ("orig_score_A", "orig_score_B")]
         meta |= {} if None in scores else {"scores": scores}
     else:
-        score = values["score"] = _number(values.get("score"), columns["score"], where)
-        scale = rubric.scale if isinstance(rubric, Rubric) and rubric.step else ()
-        if isinstance(score, int | float) and scale and scale[0] <= score <= scale[-1] and score not in scale:
-            values["score"] = min(scale, key=lambda s: (round(abs(s - score), 9), -s))  # half up, as graders round
-            meta["score_given"] = score
-    return files.validate(where, values, makes, columns)
+        score = values["score"] = _number(values.get("score"), found.name("score"), where)
+        scale = rubric.scale if isinstance(rubric, Rubric) else ()
+        if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:
+            near = min(scale, key=lambda s: (round(abs(s - score), 9), -s))  # half up, as graders round
+            is_noise = abs(near - score) <= 1e-6 * max(1, abs(score))  # of 32-bit numbers
+            values["score"] = near if is_noise or rubric.step else score
+            meta |= {} if is_noise or not rubric.step else {"score_given": rounded(score)}
+    item = files.validate(where, values, makes, found.columns)
+    if training and item.gold is None:
+        raise RowError(f"{where}: field {found.name(gold)} is missing; a training row needs one")
+    return item
+
+
+def _is_pair(row: Mapping[str, Any], found: Match) -> bool:
+    return row.get("type") == "pairwise" or any(row.get(found.name(f"response_{side}")) is not None for side in "ab")
+
+
+def _check_cell(field: str, value: Any, found: Match, where: str) -> None:
+    """RowError at a value that is no JSON (NaN, bytes, half a surrogate pair), or of the wrong kind."""
+    if isinstance(value, list) and field in (*TEXTS, *PAIR_TEXTS):
+        raise RowError(f"{where}: a list (of chat messages?) is no text; write what the judge shall read")
+    if field == "meta" and not isinstance(value, dict):
+        raise RowError(f"{where}: {files.shorten(value)} is no object; correct it")
+    is_gold = field == "reference_answer" and found.name(field).lower() == "gold" and field not in found.given
+    if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
+        raise RowError(f"{where} is {files.shorten(value)}: set columns=score:gold, or columns=reference_answer:gold")
+    try:
+        json.dumps(None if field == "rubric" else value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(f"{where}: {error}; correct it") from None
 
 
 def _parse_prompt(row: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -93,15 +170,21 @@ def _parse_prompt(row: Mapping[str, Any], where: str) -> dict[str, str]:
     return values | {"rubric": re.split(r"(?m)^###", values["rubric"])[0]}
 
 
-def _rubric(value: Any, row: Mapping[str, Any], pair: bool, where: str, step: float) -> Any:
-    """A Rubric, one object for all equal ones; or the malformed value, for the schema to refuse with its field."""
-    column = names(row)["rubric"]
+def _rubric(value: Any, row: Mapping[str, Any], found: Match, pair: bool, where: str, step: float) -> Any:
+    """A Rubric, one object for all equal ones; or the malformed value, for the schema to refuse with its field. `value` is
+    the cell of the rubric or the criterion; levels or a range may be in other columns."""
+    if isinstance(value, Rubric):
+        return value
+    column = found.name("rubric")
     rubric = _object(value, f"{where}: field {column}")
     if rubric is None:
         raise RowError(f"{where}: field {column} is missing; a judge needs a criterion and the meaning of the scores")
-    if column == "orig_criteria":
-        levels = [row.get(f"orig_score{n}_description") for n in range(1, 6)]
-        rubric = {"criterion": value, "levels": levels if any(levels) else {}}
+    if isinstance(rubric, dict) and isinstance(rubric.get("levels"), dict):  # in Arrow with the levels of all rows
+        rubric = rubric | {"levels": {n: text for n, text in rubric["levels"].items() if text is not None}}
+    columns = {f.rpartition(".")[2]: name for f, name in found.columns.items() if f.startswith("rubric.levels.")}
+    levels = {n: row.get(name) for n, name in columns.items() if row.get(name) is not None or name.startswith("orig_")}
+    if isinstance(rubric, str) and any(levels.values()):
+        rubric = {"criterion": rubric, "levels": levels}
     elif isinstance(rubric, str):
         head, *parts = _LEVEL.split(rubric)  # a description ends at the next level, on whichever line
         levels = {float(n): " ".join(text.split()) for n, text in zip(parts[::2], parts[1::2], strict=True)}
@@ -109,14 +192,13 @@ def _rubric(value: Any, row: Mapping[str, Any], pair: bool, where: str, step: fl
             raise RowError(f"{where}: field {column} describes a score twice; a rubric has one text a score")
         criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
         rubric = {"criterion": criterion, "levels": levels}
-    elif isinstance(rubric, dict) and isinstance(rubric.get("levels"), dict):  # in Parquet with the levels of all rows
-        rubric = rubric | {"levels": {n: text for n, text in rubric["levels"].items() if text is not None}}
     if isinstance(rubric, dict) and rubric.get("levels") == {}:
-        low, high = (_number(row.get(name), name, where) for name in ("score_min", "score_max"))
+        names = [found.name("score_min"), found.name("score_max")]
+        low, high = (_number(row.get(name), name, where) for name in names)
         if pair and low is None and high is None:  # no scale is needed, except to score both sides
             low, high, step = 1, 5, 1
         if not isinstance(low, int | float) or not isinstance(high, int | float) or low >= high:
-            raise RowError(f"{where}: field {column} has no levels (`Score 1: ...`) or score_min, score_max; add them")
+            raise RowError(f"{where}: field {column} has no levels (`Score 1: ...`) or {', '.join(names)}; add them")
         levels = {low: "Nothing of what is asked for", high: "Entirely correct and complete"}
         rubric = rubric | {"levels": levels, "step": step}
     try:
@@ -134,7 +216,7 @@ def _parsed(rubric: str) -> Rubric | None:
 
 
 def _object(value: Any, where: str) -> Any:
-    """A cell of a CSV file may hold an object as JSON."""
+    """A cell of a table may hold an object as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         return files.parse_json(where, value.encode("utf-8", "replace"))
     return value

@@ -1,14 +1,16 @@
 """Files, folders and hub sets -> Examples and Comparisons in splits, with an account of every row."""
 
+import difflib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlib import files
-from srlib.data import columns, sources, splits
+from srlib.data import fields, sources, splits
+from srlib.data.columns import convert, expand, read_rubric
 from srlib.files import RowError
 from srlib.schema import Example, Item, SrlibError
 
@@ -20,7 +22,7 @@ class DataError(SrlibError, ValueError):
 class RowFailure(NamedTuple):
     """One row of a source that is neither an Example nor a Comparison."""
 
-    line: int  # or the number of the row in a format without lines
+    line: int  # or the number of the row, as in a spreadsheet, in a format without lines
     id: str | None
     reason: str
 
@@ -31,40 +33,68 @@ class Loaded:
 
     splits: dict[str, list[Any]]  # see splits.NAMES
     columns: list[dict[str, Any]]  # to print: column, our field, rows
-    counts: dict[str, int]  # "rows", "bad rows", "over a limit", "left out for balance"
+    dialects: list[str]  # to print: separators and encodings of CSV files
+    counts: dict[str, int]  # "rows", "bad rows", "over a limit", "left out for balance", "moved to test", ...
     failures: list[RowFailure]  # with bad_rows="drop", the first thousand
     commits: dict[str, str]  # of sets from the hub
 
 
 def read_rows(
-    source: str | Path, revision: str = "", score_step: float = 0.25, training: bool = False
+    source: str | Path,
+    revision: str = "",
+    score_step: float = 0.25,
+    training: bool = False,
+    columns: Sequence[str] = (),
+    rubric: str | Path = "",
 ) -> Iterator[tuple[int, str, Item | RowFailure, list[tuple[str, str]]]]:
     """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time.
 
-    The row is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `score_step` is for rubrics
-    with a range and no levels; a gold score between two steps (the mean of two graders, say) moves to the nearer one, and
-    meta["score_given"] keeps the original. Raises RowError if the source cannot be read.
+    The row is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to
+    columns by hand, ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each
+    dimension of rows with several scores, which become one row a dimension. `score_step` is for rubrics with a range and no
+    levels; a gold score between two steps (the mean of two graders, say) moves to the nearer one, and meta["score_given"]
+    keeps the original. Raises RowError if the source or the rubric cannot be read, or if no row has a column of `columns`.
     """
+    given, shared = fields.parse(columns), read_rubric(rubric) if str(rubric) else None
     name = str(source) if sources.is_hub_id(source) else Path(source).name
-    first: dict[str, str] = {}  # id -> its first row
-    for number, where, values, problem, split in sources.rows(source, revision):
-        values = values or {}
+    options = {"source": name, "score_step": score_step, "training": training}
+    first, seen = {}, set()  # ids with their first row; columns
+    for raw in sources.rows(source, revision):
+        values, problem = raw.values or {}, raw.problem
+        found = fields.match(values, raw.header, given)
+        seen.update(found.present)
+        parts = [("", values, found)]
         try:
-            if problem is not None:
-                raise RowError(problem)
-            row = columns.convert(values, where, number, source=name, split=split, score_step=score_step)
-            if first.setdefault(row.id, where) != where:
-                raise RowError(f"{where}: id {files.shorten(row.id)} is already in {first[row.id]}; ids must be unique")
-            if training and row.gold is None:
-                column = columns.names(values)["score" if isinstance(row, Example) else "preference"]
-                raise RowError(f"{where}: field {column} is missing; a training row needs one")
-            if training and (hint := values.get("split_hint")) and not splits.hinted(hint):
-                known = ", ".join(word for words in splits.HINTS.values() for word in words)
-                raise RowError(f"{where}: field split_hint: {files.shorten(hint)} is none of {known}; correct it")
+            parts = [*expand(values, found, raw.where, shared)]
         except RowError as error:
-            row = RowFailure(number, values.get("id") and str(values["id"]), str(error))
-        fields = {column: field for field, column in reversed(columns.names(values).items())}
-        yield number, where, row, [(c, fields.get(c, "(not used)")) for c, value in values.items() if value is not None]
+            problem = str(error)
+        for dimension, values, match in parts:
+            where = f"{raw.where}, {dimension}" if dimension else raw.where
+            try:
+                if problem is not None:
+                    raise RowError(problem)
+                row = convert(values, where, raw.number, found=match, dimension=dimension, split=raw.split, **options)
+                if (before := first.setdefault(row.id, where)) != where:
+                    raise RowError(f"{where}: id {files.shorten(row.id)} is already in {before}; ids must be unique")
+                if training and (hint := values.get(match.name("split_hint"))) and not splits.hinted(hint):
+                    known = ", ".join(word for words in splits.HINTS.values() for word in words)
+                    raise RowError(f"{where}: field split_hint: {files.shorten(hint)} is none of {known}; correct it")
+            except RowError as error:
+                name = values.get(match.name("id"))
+                name = None if name is None else str(name).encode("utf-8", "replace").decode()
+                row = RowFailure(raw.number, name, str(error))
+            uses = {column: field for field, column in reversed(match.columns.items())}
+            used = [(column, uses.get(column, "(not used)")) for column, value in values.items() if value is not None]
+            yield raw.number, where, row, used
+    if not training:  # else load looks at both of its sources
+        _check_map(given, seen, source)
+
+
+def _check_map(given: Mapping[str, str], seen: Collection[str], source: str | Path) -> None:
+    for column in given.values():
+        if column not in seen:
+            near = ", ".join(map(files.shorten, difflib.get_close_matches(column, seen, n=1) or sorted(seen)[:12]))
+            raise RowError(f"{source}: no row has the column {files.shorten(column)} that `columns` names, but {near}")
 
 
 def load(
@@ -79,18 +109,22 @@ def load(
     bad_rows: str = "refuse",
     score_step: float = 0.25,
     balance_classes: bool = False,
+    columns: Sequence[str] = (),
+    rubric: str | Path = "",
 ) -> Loaded:
     """The splits of a source of judged examples (each needs a score) and of a source of comparisons beside it.
 
-    Splits: see splits.split_of; a split that the hub or a folder names counts as a hint. Without a validation split, about
-    `n_validation` training rows become one (splits.carve). At most `limits[split]` rows are kept, a sample that depends on
-    `seed` and ids only, in the source's order; `balance_classes` evens out the training scores (splits.balanced).
-    `bad_rows` "refuse" raises DataError at bad rows, "drop" counts them.
+    Splits: see splits.split_of; a split that the hub or a folder names counts as a hint. Without test rows, at most a fifth
+    of the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
+    most `limits[split]` rows are kept, a sample that depends on `seed` and ids only, in the source's order;
+    `balance_classes` evens out the training scores (splits.balanced). `columns` and `rubric`: see read_rows. `bad_rows`
+    "refuse" raises DataError, which lists the bad rows; "drop" counts them.
     """
     if not str(source):
         raise DataError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
     room = {name: (limits or {}).get(name, math.inf) for name in splits.NAMES}
-    n_train, room["train"] = room["train"], math.inf if balance_classes else room["train"] + n_validation
+    n_train, n_test = room["train"], room["test"]
+    room["train"] = math.inf if balance_classes else n_train + n_validation + n_test
     rows: dict[str, list[Any]] = {name: [] for name in splits.NAMES}
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
     seen, used, failures = {}, Counter(), []
@@ -104,9 +138,9 @@ def load(
     origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
     for name, at in origins:
         waiting = []  # comparisons, for the examples behind them
-        for _, _, row, fields in read_rows(name, at, score_step, training=True):
+        for _, _, row, labels in read_rows(name, at, score_step, True, columns, rubric):
             counts["rows"] += 1
-            used.update(fields)
+            used.update(labels)
             if isinstance(row, Example) or (name is pairwise and isinstance(row, Item)):
                 keep(row)
             elif isinstance(row, Item):
@@ -116,15 +150,27 @@ def load(
                 failures += [row._replace(reason=f"{name}, {row.reason}")] if len(failures) < 1000 else []
         for row in waiting:
             keep(row)
-    if failures and bad_rows == "refuse":
-        more = f" (and {counts['bad rows'] - 1} more bad rows)" if len(failures) > 1 else ""
-        raise DataError(f"{failures[0].reason}{more}. Correct the file, or set bad_rows to drop")
+    _check_map(fields.parse(columns), {column for column, _ in used}, source)
+    if failures and (bad_rows == "refuse" or not any(rows.values())):
+        alike: dict[tuple[str, str], list[str]] = {}  # (file, problem) -> rows
+        for failure in failures[:20]:
+            place, _, problem = failure.reason.partition(": ")
+            file, _, row = place.rpartition(", ")
+            alike.setdefault((file, problem), []).append(row)
+        listed = [f"{file}, {', '.join(places)}: {problem}" for (file, problem), places in alike.items()]
+        listed += [f"and {counts['bad rows'] - 20} more"] if len(failures) > 20 else []
+        head = f"{counts['bad rows']} of {counts['rows']} rows cannot be used; correct them, or set bad_rows=drop"
+        raise DataError("\n  ".join([head, *listed]))
+    if not balance_classes:
+        room["train"] = n_train + n_validation + (0 if rows["test"] else n_test)
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
-    if not rows["validation"]:
-        splits.carve(rows, n_validation, seed)
+    counts |= splits.complete(rows, n_validation, n_test, seed)
     if not rows["train"]:
         others = "; comparisons alone make no judge, give them as data_pairwise" if rows["train_pairwise"] else ""
         raise DataError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
+    if not rows["test"]:
+        advice = "add rows with more instructions, set `split_hint` of some to test, or name a `group` for each row"
+        raise DataError(f"{source}: rows are split by instruction, and all training rows have the same; {advice}")
     if balance_classes:
         counts["left out for balance"] = len(rows["train"]) - len(splits.balanced(rows["train"], seed))
         rows["train"] = splits.balanced(rows["train"], seed, n_train)
@@ -135,4 +181,4 @@ def load(
     counts["over a limit"] = counts["rows"] - counts["bad rows"] - counts["left out for balance"] - len(ids)
     commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}
     table = [{"column": column, "our field": field, "rows": n} for (column, field), n in used.items()]
-    return Loaded(rows, table, counts, failures, commits)
+    return Loaded(rows, table, [line for o in origins for line in sources.dialects(*o)], counts, failures, commits)

@@ -1,54 +1,72 @@
-"""Rows of a file (.jsonl .json .csv, each also .gz, and .parquet), of a folder, or of a set on the hub, as plain dicts.
+"""Rows of a file (JSON lines, JSON, CSV, Parquet, each also .gz), a folder, a saved dataset or a set on the hub, as plain dicts.
 
-Memory holds one row or one small batch, so a file may be larger than memory.
+Memory holds one row or one small batch, so a file may be larger than memory; only an object around the rows is read whole.
 """
 
+import codecs
+import contextlib
 import csv
 import gzip
+import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from srlib import files
 from srlib.files import RowError
 
-FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
-CHUNK = 2**16  # characters of a .json file that are read at once
+FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".parquet.gz")
+CHUNK = 2**16  # characters of a file that are read at once
+Rows = Iterator[tuple[int, Any, tuple[str, ...]]]  # number, value (a line of JSON as bytes), columns of a table
 
 
 class SourceRow(NamedTuple):
     """One row. `values` is None if it cannot be read; `problem` then says why, beginning with `where`."""
 
     number: int  # as in `where` if the source is one file, else over all files
-    where: str  # "line 3" as editors count, "row 3" without the header, "b.parquet, row 3"
+    where: str  # "line 3" as editors count, "row 3" as spreadsheets do, "b.parquet, row 3"
     values: dict[str, Any] | None
     problem: str | None
     split: str  # of the file, if a folder or hub set has several; else ""
+    header: tuple[str, ...]  # all columns of a table, whose empty cells `values` leaves out; () for JSON
 
 
 def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
     """Every row of a source. Raises RowError if the source cannot be read, or not beyond some row."""
-    path, total = Path(source).expanduser(), 0
-    single = not (is_hub_id(source) or path.is_dir())
-    parts = [("", path)] if single else _splits(path if path.is_dir() else fetch(str(source), revision), str(source))
+    total, parts = 0, _files(source, revision)
     for split, file in parts:
-        for number, value in _file(file):
+        for number, value, header in _read(file):
             total += 1
             where = f"{'line' if isinstance(value, bytes) else 'row'} {number}"
             where = f"{file.name}, {where}" if len(parts) > 1 else where
-            row = SourceRow(number if single else total, where, None, None, split)
+            row = SourceRow(number if len(parts) == 1 else total, where, None, None, split, header)
             try:
                 value = files.parse_json(where, value) if isinstance(value, bytes) else value
                 if not isinstance(value, dict):
                     raise RowError(f"{where}: a row is a JSON object {{...}}")
-                if None in value:  # there csv.DictReader puts surplus cells
-                    raise RowError(f"{where}: more cells than columns; put quotes around commas")
+                if None in value:
+                    raise RowError(f"{where}: more cells than columns; put quotes around cells that hold the separator")
                 yield row._replace(values=value)
             except RowError as error:
                 yield row._replace(problem=str(error))
+
+
+def dialects(source: str | Path, revision: str = "") -> list[str]:
+    """What was taken for the separator and the encoding of each CSV file: `["a.csv: ';', windows-1252"]`."""
+    found = [(file.name, *_dialect(file)) for _, file in _files(source, revision) if _kind(file) == "csv"]
+    return [f"{name}: separator {mark!r}, encoding {encoding.removesuffix('-sig')}" for name, encoding, mark in found]
+
+
+def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
+    """(split, file) of a source; the split is "" unless there are several."""
+    path = Path(source).expanduser()
+    if is_hub_id(source) or path.is_dir():
+        return _splits(path if path.is_dir() else fetch(str(source), revision), str(source))
+    return [("", path)]
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -76,7 +94,12 @@ def fetch(name: str, revision: str = "") -> Path:
 
 
 def _splits(folder: Path, name: str) -> list[tuple[str, Path]]:
-    """(split, file) of a folder, by the `configs` of its README or else by file names, as on the hub."""
+    """(split, file) of a folder: as save_to_disk wrote it, by the `configs` of its README, or else by file names, as on the hub."""
+    if (folder / "dataset_dict.json").is_file():
+        names = files.read_json(folder / "dataset_dict.json")["splits"]
+        return [(name if len(names) > 1 else "", folder / name) for name in names]
+    if (folder / "state.json").is_file():
+        return [("", folder)]
     from datasets import load_dataset_builder
 
     try:
@@ -87,75 +110,136 @@ def _splits(folder: Path, name: str) -> list[tuple[str, Path]]:
     return [(str(split) if len(found) > 1 else "", Path(file)) for split, names in found.items() for file in names]
 
 
-def _file(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, value) of every row; a line of JSON comes as bytes."""
-    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    if path.suffix and not path.name.lower().endswith(FORMATS):
+def _read(path: Path) -> Rows:
+    kind = _kind(path)
+    if path.suffix and kind and not path.name.lower().endswith(FORMATS):
         raise RowError(f"{path}: rows are read from {', '.join(FORMATS)}; convert it to one of them")
     try:
-        yield from {"json": _json, "csv": _csv, "parquet": _parquet}.get(kind, files.read_lines)(path)
-    except (OSError, EOFError, zlib.error) as error:
+        yield from {"json": _json, "csv": _csv, "parquet": _arrow, "": _arrow}.get(kind, _lines)(path)
+    except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise RowError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); name another") from None
 
 
-def _text(path: Path) -> TextIO:
-    """Bytes that are not UTF-8 become surrogates, so that columns.convert can refuse their row alone."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _kind(path: Path) -> str:
+    """The format that a file's name tells, "" for a folder."""
+    return "" if path.is_dir() else path.name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    """An array, one element at a time. A .json file with one row a line is read as .jsonl."""
-    with _text(path) as file:
-        text, number = file.read(CHUNK).lstrip(), 1
-        if text.startswith("{"):
-            yield from files.read_lines(path)
-            return
-        if not text.startswith("["):
-            raise RowError(f"{path}: holds no rows; a .json file is an array of rows [{{...}}, ...]")
-        text, problem = text[1:], "the file ends in the array"
-        while not (text := text.lstrip(" \t\r\n,")).startswith("]"):
-            try:
-                value, end = json.JSONDecoder().raw_decode(text)
-            except (ValueError, RecursionError) as error:
-                end, problem = len(text), str(error)
-            if end < len(text):
-                yield number, value
-                number, text = number + 1, text[end:]
-            elif len(text) < files.MAX_LINE and (more := file.read(max(CHUNK, len(text)))):
-                text += more
-            else:
-                raise RowError(f"{path}, row {number}: malformed JSON ({problem}): {files.shorten(text)}; correct it")
-        if rest := (text[1:] + file.read(CHUNK)).strip():
-            raise RowError(f"{path}: goes on behind the array: {files.shorten(rest)}; correct the file")
+def _open(path: Path, encoding: str = "") -> Any:
+    """A file of bytes; with an encoding of text, where bytes that are none become surrogates, to be refused with their row."""
+    file = (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb")
+    return io.TextIOWrapper(file, encoding, "surrogateescape", newline="") if encoding else file
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
+def _dialect(path: Path) -> tuple[str, str]:
+    """(encoding, separator) of a CSV file. Without a byte-order mark it is UTF-8 if more characters beyond ASCII are valid
+    than not (a damaged file, whose rows are refused one by one), or else Windows-1252."""
+    with _open(path) as file:
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    with _open(path, encoding) as file:
+        head, valid, invalid = file.read(CHUNK), 0, 0
+        for text in chain([head], iter(lambda: file.read(CHUNK), "")):
+            valid += len(re.findall("[^\0-\x7f\udc80-\udcff]", text))
+            invalid += len(re.findall("[\udc80-\udcff]", text))
+    alike = {}  # separator -> cells of the header, if most records have as many
+    for mark in ",;\t|":
+        records = islice(csv.reader(io.StringIO(head, newline=""), delimiter=mark), 50)
+        widths = [len(cells) for cells in records if cells]
+        alike[mark] = (widths[0] - 1) * widths.count(widths[0]) / len(widths) if widths else 0
+    declared = re.match(r"sep=(.)\r?\n", head)  # Excel's own note
+    return "windows-1252" if invalid > valid else encoding, declared[1] if declared else max(alike, key=alike.get)
+
+
+def _csv(path: Path) -> Rows:
     """Records under a header; a cell may hold line breaks in quotes. An empty cell is an absent field."""
     csv.field_size_limit(files.MAX_LINE)
-    with _text(path) as file:
-        reader = csv.DictReader(file, strict=True)
+    encoding, separator = _dialect(path)
+    with _open(path, encoding) as file:
+        number, header = 0, ()
         try:
-            header = reader.fieldnames or []
-            if not header or len(set(header)) < len(header) or not "".join(header).isprintable():
-                raise RowError(f"{path}, line 1: the header must be in UTF-8 and name every column once; correct it")
-            yield from enumerate(({name: cell for name, cell in row.items() if cell} for row in reader), start=1)
+            for cells in csv.reader(file, delimiter=separator, strict=True):
+                number += cells != ["sep=", ""]
+                filled = [i for i, cell in enumerate(cells) if cell.strip()]
+                if header and filled:
+                    surplus = {None: cells} if filled[-1] >= len(header) else {}
+                    yield number, {header[i]: cells[i] for i in filled if i < len(header)} | surplus, header
+                elif filled and number:
+                    header = tuple(" ".join(cell.split()) or f"column {i}" for i, cell in enumerate(cells, start=1))
+                    header = header[: filled[-1] + 1]
+                    if len(set(header)) < len(header) or not "".join(header).isprintable():
+                        raise RowError(
+                            f"{path}, row {number}: the header must be text and name every column once; correct it"
+                        )
         except csv.Error as error:
-            where = f"{path}, line {reader.reader.line_num}"
-            raise RowError(f"{where}: malformed CSV ({error}); correct the file") from None
+            raise RowError(f"{path}, row {number + 1}: malformed CSV ({error}); correct the file") from None
+        if not header:
+            raise RowError(f"{path}: holds no rows; the first row of a CSV file names its columns")
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    """Batches of 256 rows. A null cell is an absent field."""
-    from pyarrow import ArrowException, parquet
+def _lines(path: Path) -> Rows:
+    return ((number, line, ()) for number, line in files.read_lines(path))
+
+
+def _json(path: Path) -> Rows:
+    """An array of rows, one at a time; or one row a line; or an object, which holds one array of rows or is the only row."""
+    with _open(path, "utf-8-sig") as file:
+        if (text := file.read(CHUNK).lstrip()).startswith("["):
+            yield from _array(path, text[1:], file)
+            return
+    if not text.startswith("{"):
+        raise RowError(f"{path}: holds no rows; a .json file is an array of rows [{{...}}, ...]")
+    lines = [line for _, line in islice(files.read_lines(path), 2)]
+    if len(lines) > 1 and any(line[:1] + line[-1:] == b"{}" for line in lines):
+        yield from _lines(path)
+        return
+    value = files.read_json(path)
+    arrays = {name: v for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    if len(arrays) > 1:
+        names = ", ".join(map(files.shorten, arrays))
+        raise RowError(f"{path}: an object with several arrays, {names}; save the one that holds the rows as a file")
+    yield from ((number, row, ()) for number, row in enumerate([*arrays.values(), [value]][0], start=1))
+
+
+def _array(path: Path, text: str, file: TextIO) -> Rows:
+    number, problem = 1, "the file ends in the array"
+    while not (text := text.lstrip(" \t\r\n,")).startswith("]"):
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError) as error:
+            end, problem = len(text), str(error)
+        if end < len(text):
+            yield number, value, ()
+            number, text = number + 1, text[end:]
+        elif len(text) < files.MAX_LINE and (more := file.read(max(CHUNK, len(text)))):
+            text += more
+        else:
+            raise RowError(f"{path}, row {number}: malformed JSON ({problem}): {files.shorten(text)}; correct it")
+    if rest := (text[1:] + file.read(CHUNK)).strip():
+        raise RowError(f"{path}: goes on behind the array: {files.shorten(rest)}; correct the file")
+
+
+def _arrow(path: Path) -> Rows:
+    """Batches of 256 rows. A null cell is an absent field, and a 32-bit number the decimal that it stands for."""
+    from pyarrow import parquet
 
     number = 0
     try:
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=256):
+        with contextlib.nullcontext() if path.is_dir() else _open(path) as file:
+            if file is None:
+                from datasets import load_from_disk
+
+                batches = load_from_disk(str(path)).with_format("arrow").iter(256)
+            else:
+                batches = parquet.ParquetFile(file, pre_buffer=False).iter_batches(256)
+            for batch in batches:
+                for i, column in enumerate(batch.schema):
+                    if str(column.type) == "float":
+                        batch = batch.set_column(i, column.name, batch.column(i).cast("string").cast("double"))
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
-                    yield number, {name: value for name, value in row.items() if value is not None}
-    except (ArrowException, ValueError, KeyError) as error:  # no Parquet, a cut file, bytes that are no text
+                    yield number, {name: value for name, value in row.items() if value is not None}, tuple(row)
+    except OSError:
+        raise
+    except Exception as error:  # no Parquet, a cut file, bytes that are no text; datasets has no common class
         problem = str(error).partition("\n")[0]
-        raise RowError(f"{path}: cannot be read as Parquet behind row {number} ({problem}); write it again") from None
+        raise RowError(f"{path}: cannot be read behind row {number} ({problem}); write it again") from None

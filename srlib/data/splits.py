@@ -49,19 +49,43 @@ def sample(rows: Sequence[Any], size: float, seed: int) -> list[Any]:
     return [rows[i] for i in sorted(chosen)]
 
 
-def carve(splits: dict[str, list[Any]], n: int, seed: int) -> None:
-    """Make a validation split of about `n` rows of train, a fifth of it at most: whole instructions with their comparisons,
-    or single rows if each instruction has more rows than wanted."""
-    train, chosen = splits["train"], set()
-    wanted, sizes = min(n, len(train) // 5), Counter(row.cluster for row in train)
-    for group in sorted(sizes, key=lambda group: _hash(f"{seed} {group}")):
+def complete(splits: dict[str, list[Any]], n_validation: int, n_test: float, seed: int) -> dict[str, int]:
+    """Carve a test and a validation split out of train where there is none; `{"moved to test": 12, "moved to validation": 0}`.
+
+    Rows without any hint that leave train or test empty, as those of few prompts may, all go to train first.
+    """
+    examples, pairs = ([row for name in names for row in splits[name]] for names in (NAMES[:4], NAMES[4:]))
+    is_hinted = any(hinted(row.meta.get("split_hint")) for row in examples)
+    if examples and not is_hinted and not (splits["train"] and splits["test"]):
+        near = {key for e in examples for key in (e.cluster, e.instruction)}
+        splits |= {"train": examples, "validation": [], "test": [], "train_pairwise": [], "pairwise": []}
+        for row in pairs:
+            splits["train_pairwise" if near & {row.cluster, row.instruction} else "pairwise"].append(row)
+    counts = {}
+    for name, n in (("test", n_test), ("validation", n_validation)):
+        if empty := not splits[name]:
+            carve(splits, min(n, len(splits["train"]) // 5), seed, name)
+        counts[f"moved to {name}"] = len(splits[name]) if empty else 0
+    return counts
+
+
+def carve(splits: dict[str, list[Any]], n: int, seed: int, name: str = "validation") -> None:
+    """Make a split of about `n` rows of train: whole prompts with their comparisons. If each prompt has more rows than that,
+    validation gets single rows, and test the smallest prompt, unless it is the only one."""
+    train, chosen, wanted = splits["train"], set(), n
+    sizes = Counter(row.cluster for row in train)
+    order = sorted(sizes, key=lambda group: _hash(f"{seed} {group}"))
+    for group in order:
         if sizes[group] <= wanted:
             chosen.add(group)
             wanted -= sizes[group]
-    ids = set() if chosen else {row.id for row in sample(train, wanted, seed)}
-    chosen |= {row.instruction for row in train if row.cluster in chosen}  # a comparison may name no group
-    for source, target in (("train", "validation"), ("train_pairwise", "pairwise")):
-        moving = [row for row in splits[source] if row.id in ids or chosen & {row.cluster, row.instruction}]
+    if not chosen and name == "test" and len(order) > 1:
+        chosen = {min(order, key=sizes.get)}
+    ids = set() if chosen or name == "test" else {row.id for row in sample(train, n, seed)}
+    texts = chosen | {row.instruction for row in train if row.cluster in chosen}  # a comparison may name no group
+    for source, target in (("train", name), ("train_pairwise", "pairwise")):
+        keys = texts if target == "pairwise" else chosen
+        moving = [row for row in splits[source] if row.id in ids or keys & {row.cluster, row.instruction}]
         splits[target], moved = [*splits[target], *moving], {row.id for row in moving}
         splits[source] = [row for row in splits[source] if row.id not in moved]
 

@@ -8,10 +8,10 @@ interval, a useless one gets no weight. The authors' package brings numba and st
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from scipy.stats import t
 
 from srlib import files
@@ -45,7 +45,7 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
 
 
 class Label(BaseModel, strict=True, allow_inf_nan=False):
-    id: str
+    id: Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
     score: float | None  # null if the person gave none
 
 

@@ -1,0 +1,117 @@
+"""Which column of a row holds which of our fields: by its name, by a synonym in fields.yaml, or by the user's own map.
+
+Names match without regard to case, spaces and underscores; a column with exactly our name comes first, and two others that
+match are asked about. Rows of the Feedback and the Preference Collection have columns orig_instruction, orig_response, ...,
+or the whole prompt in `instruction` and the judgment in `output`.
+
+>>> match({"Question": "2 + 2?", "Answer": "4", "Grade": "1"}).columns
+{'instruction': 'Question', 'response': 'Answer', 'score': 'Grade'}
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from srlib.files import RowError, shorten
+from srlib.schema import Comparison, Example
+
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+OTHERS = ("score_min", "score_max", "scores", "rubrics", "source", "split_hint")
+FIELDS = {field: field for field in (*Example.model_fields, *Comparison.model_fields, *OTHERS)}
+COLLECTIONS, HEADINGS = FIELDS | _TABLES["collections"], _TABLES["headings"]
+PROMPT = dict.fromkeys(HEADINGS, "instruction") | {"rationale": "output", "score": "output"}
+_LEVEL = re.compile(r"(?i)(?:orig_)?(?:score[ _]?(\d+)[ _]description|level[ _]?(\d+)(?:[ _]description)?)")
+
+
+class Match(NamedTuple):
+    """The columns of a row."""
+
+    columns: dict[str, str]  # our field, or a part of one -> its column: {"rubric.levels.1": "Level 1"}
+    present: tuple[str, ...]
+    doubtful: Mapping[str, list[str]] = {}  # fields that several columns fit
+    given: Mapping[str, str] = {}  # the user's map
+    is_prompt: bool = False
+
+    def name(self, field: str) -> str:
+        """The column of a field; the field itself if no column holds it."""
+        return self.columns.get(field, field)
+
+    def using(self, columns: dict[str, str]) -> "Match":
+        """The same with other columns for some fields."""
+        return self._replace(columns=self.columns | columns, present=(*self.present, *columns.values()))
+
+
+def parse(columns: Sequence[str]) -> dict[str, str]:
+    """The user's map: `["instruction:Question", "score:Grade"] -> {"instruction": "Question", "score": "Grade"}`; RowError."""
+    given: dict[str, str] = {}
+    for entry in columns:
+        field, _, column = (part.strip() for part in entry.partition(":"))
+        if field not in FIELDS or not column or field in given:
+            known = ", ".join(FIELDS)
+            raise RowError(f"columns: {shorten(entry)} is not FIELD:COLUMN, once for a field of {known}; correct it")
+        given[field] = column
+    return given
+
+
+def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), synonyms: bool = True) -> Match:
+    """The fields of a row, by its columns; `header` names the columns of a table, in which empty cells count, too; `given` is
+    the user's map. Without `synonyms`, only columns with exactly our names hold fields."""
+    present = tuple(c for c in header or row if c != "input" or row.get(c))  # often empty, beside `instruction`
+    texts = "\n".join(str(row.get(c)) for c in ("instruction", "output"))
+    collection = any(column.startswith("orig_") for column in row)
+    is_prompt = "output" in row and ("[RESULT]" in texts or f"###{HEADINGS['instruction']}" in texts)
+    if is_prompt and not (collection or given or {"response", "response_a", "rubric"} & row.keys()):
+        return Match({field: field for field in FIELDS if field in present} | PROMPT, present, is_prompt=True)
+    return _match(present, tuple(dict(given).items()), collection, synonyms and not collection)
+
+
+@lru_cache(maxsize=4096)
+def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collection: bool, synonyms: bool) -> Match:
+    columns, doubtful = dict(given), {}
+    free = [name for name in present if name not in columns.values()]
+    for field, name in (COLLECTIONS if collection else FIELDS).items():
+        found = [column for column in free if synonyms and _plain(column) in _spellings(field)]
+        if name in free and not (field == "instruction" and "input" in found):  # which Alpaca's `input` completes
+            found = [name]
+        if found and field not in columns:
+            columns[field] = found[0]
+            doubtful |= {field: found} if len(found) > 1 else {}
+    levels = {column: _LEVEL.fullmatch(column) for column in free}
+    columns |= {f"rubric.levels.{m[1] or m[2]}": column for column, m in levels.items() if m}
+    return Match(columns, present, doubtful, dict(given))
+
+
+def check(found: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool = False) -> None:
+    """RowError, with the map of columns to write, if a needed field has no column or one of `fields` has several."""
+    missing = [field for field in needed if found.name(field) not in found.present]
+    doubtful = {field: names for field, names in found.doubtful.items() if field in (*fields, *OTHERS)}
+    if not missing and not doubtful:
+        return
+    unused = {_plain(column): column for column in found.present if column not in found.columns.values()}
+    near = {f: [unused[n] for s in _spellings(f) for n in difflib.get_close_matches(s, unused, n=1)] for f in missing}
+    named = {
+        field: (names or ["COLUMN"])[0]
+        for field, names in (near | doubtful).items()
+        if near.get(field) or field != "rubric"
+    }
+    named = {**found.given, **named}
+    columns, rubric = ("-p columns=", "-p rubric=FILE") if training else ("--columns ", "--rubric FILE")
+    problems = [f"field {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
+    problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]
+    advice = [f"name columns: {columns}{shorten(','.join(map(':'.join, named.items())), 200)[1:-1]}"] if named else []
+    advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []
+    there = ", ".join(shorten(column, 30) for column in found.present[:12])
+    raise RowError(f"{where}: {'; '.join(problems)}. The columns are {there or 'none'}; {'; '.join(advice)}")
+
+
+def _spellings(field: str) -> list[str]:
+    return [_plain(text) for text in [field, *_TABLES["synonyms"].get(field, "").split()]]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
