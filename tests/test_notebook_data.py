@@ -48,4 +48,4 @@ def test_files_of_the_collections(tmp_path, monkeypatch, capsys):
     assert {e.score for e in files.read_rows(tmp_path / "train.jsonl", Example)} == {1, 2, 3, 4, 5}
     assert (facts["counts"]["rows"], facts["counts"]["bad rows"]) == (460, 1)
     assert [line["split"] for line in facts["overlap"][::2]] == ["validation", "test", "pairwise"]
-    assert "row 8: field orig_score: 'none' is not a number" in capsys.readouterr().out
+    assert "row 9: field orig_score: 'none' is not a number" in capsys.readouterr().out

@@ -355,6 +355,10 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
     mean = (3.8 + 2 + 1) / 3  # what a judgment without a score predicts
     assert estimate == ppi.debiased_mean([5, 3], [3.8, mean], [2, 1, mean, mean], level=0.9)
     assert missing == {"no_verdict": 1, "bad_row": 1, "no_score": 1, "label_null": 1}
+    numbers = {row["id"]: n for n, row in enumerate(JUDGED) if row["id"]}  # ids that are numbers here and text there
+    lines(judged, [row | {"id": str(numbers[row["id"]])} for row in JUDGED if row["id"]])
+    lines(labels, [{"id": numbers[i], "score": s} for i, s in (("c", 3), ("a", 5), ("b", None))])
+    assert ppi.of_files(judged, labels, level=0.9)[0].mean.n == 2
     text = ppi.told(estimate, missing, 0.9)
     assert "90%, 2 labels, 6 rows" in text
     assert "without a score: bad_row 1, label_null 1, no_score 1, no_verdict 1" in text

@@ -25,6 +25,8 @@ TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*", re.ASCII)
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+Part = tuple[str, Mapping[str, Any], Match]  # dimension, or ""; row; its columns
 Shared = Rubric | dict[str, Rubric] | None  # the rubric of a file, or one for each dimension
 
 
@@ -40,9 +42,7 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
     if isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values()):
         return {name: files.validate(f"{where}, {name}", part, Rubric) for name, part in value.items()}
     if not isinstance(value, dict) or not value.keys() & {"criterion", "levels"}:
-        raise RowError(
-            f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor these for each dimension"
-        )
+        raise RowError(f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor those of dimensions")
     return files.validate(where, value, Rubric)
 
 
@@ -56,10 +56,8 @@ def _plain(node: Any) -> Any:
     return [*map(_plain, node.value)] if isinstance(node, yaml.SequenceNode) else getattr(node, "value", None)
 
 
-def expand(
-    row: Mapping[str, Any], found: Match, where: str, shared: Shared = None
-) -> Iterator[tuple[str, Mapping[str, Any], Match]]:
-    """(dimension, row, its columns), once or for each dimension: a name in `scores`, or a column called like a `shared` rubric.
+def expand(row: Mapping[str, Any], found: Match, where: str, shared: Shared = None) -> Iterator[Part]:
+    """The row, once or for each dimension: a name in `scores`, or a column called like a `shared` rubric.
     RowError if a dimension has no rubric. `shared` may also be the one rubric of all rows without any."""
     cells = (_object(row.get(c), f"{where}: field {c}") for c in map(found.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
@@ -109,10 +107,8 @@ def convert(
     if dimension and isinstance(values["rationale"], Mapping):
         values["rationale"] = values["rationale"].get(dimension)
     values = {field: value for field, value in values.items() if value is not None and value != ""}
-    known = {"source": source, "split_hint": split}
-    known = {name: row.get(found.name(name)) or default for name, default in known.items()}
-    for field, value in {**values, **known}.items():
-        _check_cell(field, value, found, f"{where}: field {found.name(field)}")
+    known = {f: row.get(found.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
+    _check_cells(values | known, found, where)
     meta = {name: value for name, value in known.items() if value} | values.get("meta", {})
     name = values.get("id", f"{'pair' if pair else 'row'}-{number}")
     name = str(int(name)) if isinstance(name, int) or (isinstance(name, float) and name.is_integer()) else name
@@ -141,19 +137,24 @@ def _is_pair(row: Mapping[str, Any], found: Match) -> bool:
     return row.get("type") == "pairwise" or any(row.get(found.name(f"response_{side}")) is not None for side in "ab")
 
 
-def _check_cell(field: str, value: Any, found: Match, where: str) -> None:
+def _check_cells(values: Mapping[str, Any], found: Match, where: str) -> None:
     """RowError at a value that is no JSON (NaN, bytes, half a surrogate pair), or of the wrong kind."""
-    if isinstance(value, list) and field in (*TEXTS, *PAIR_TEXTS):
-        raise RowError(f"{where}: a list (of chat messages?) is no text; write what the judge shall read")
-    if field == "meta" and not isinstance(value, dict):
-        raise RowError(f"{where}: {files.shorten(value)} is no object; correct it")
-    is_gold = field == "reference_answer" and found.name(field).lower() == "gold" and field not in found.given
-    if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
-        raise RowError(f"{where} is {files.shorten(value)}: set columns=score:gold, or columns=reference_answer:gold")
-    try:
-        json.dumps(None if field == "rubric" else value, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RowError(f"{where}: {error}; correct it") from None
+    for field, value in values.items():
+        place = f"{where}: field {found.name(field)}"
+        if isinstance(value, list) and field in (*TEXTS, *PAIR_TEXTS):
+            raise RowError(f"{place}: a list (of chat messages?) is no text; write what the judge shall read")
+        if field == "meta" and not isinstance(value, dict):
+            raise RowError(f"{place}: {files.shorten(value)} is no object; correct it")
+        is_gold = field == "reference_answer" and found.name(field).lower() == "gold" and field not in found.given
+        if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
+            raise RowError(
+                f"{place} is {files.shorten(value)}: set columns=score:gold, or columns=reference_answer:gold"
+            )
+        try:
+            if field != "rubric":  # the schema checks rubrics, one object for many rows
+                (value if isinstance(value, str) else _JSON.encode(value)).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RowError(f"{place}: {error}; correct it") from None
 
 
 def _parse_prompt(row: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -93,13 +93,10 @@ def check(found: Match, fields: Iterable[str], needed: Sequence[str], where: str
     if not missing and not doubtful:
         return
     unused = {_plain(column): column for column in found.present if column not in found.columns.values()}
-    near = {f: [unused[n] for s in _spellings(f) for n in difflib.get_close_matches(s, unused, n=1)] for f in missing}
-    named = {
-        field: (names or ["COLUMN"])[0]
-        for field, names in (near | doubtful).items()
-        if near.get(field) or field != "rubric"
-    }
-    named = {**found.given, **named}
+    named = {**found.given, **{field: names[0] for field, names in doubtful.items()}}
+    for field in (field for field in missing if field != "rubric"):
+        near = [name for text in _spellings(field) for name in difflib.get_close_matches(text, unused, n=1)]
+        named[field] = unused[near[0]] if near else "COLUMN"
     columns, rubric = ("-p columns=", "-p rubric=FILE") if training else ("--columns ", "--rubric FILE")
     problems = [f"field {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
     problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]

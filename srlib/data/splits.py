@@ -55,8 +55,8 @@ def complete(splits: dict[str, list[Any]], n_validation: int, n_test: float, see
     Rows without any hint that leave train or test empty, as those of few prompts may, all go to train first.
     """
     examples, pairs = ([row for name in names for row in splits[name]] for names in (NAMES[:4], NAMES[4:]))
-    is_hinted = any(hinted(row.meta.get("split_hint")) for row in examples)
-    if examples and not is_hinted and not (splits["train"] and splits["test"]):
+    incomplete = examples and not (splits["train"] and splits["test"])
+    if incomplete and not any(hinted(row.meta.get("split_hint")) for row in examples):
         near = {key for e in examples for key in (e.cluster, e.instruction)}
         splits |= {"train": examples, "validation": [], "test": [], "train_pairwise": [], "pairwise": []}
         for row in pairs:

@@ -44,13 +44,16 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
     return Estimate(*both, weight, float(effective), n + more)
 
 
+Id = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+
+
 class Label(BaseModel, strict=True, allow_inf_nan=False):
-    id: Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+    id: Id
     score: float | None  # null if the person gave none
 
 
 class Judged(Label):
-    id: str | None  # null if `srlib judge` could not read the row
+    id: Id | None  # null if `srlib judge` could not read the row
     expected_score: float | None = None
     failure: str | None = None
 
