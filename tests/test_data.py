@@ -79,10 +79,12 @@ def test_our_own_rows_with_rubrics_as_objects_text_and_ranges():
     assert [e.score for e in moved] == [0.75, 0.25, 0.5, 0.75, 2.5]  # the middle moves up
     assert [e.meta.get("score_given") for e in moved] == [0.7, 0.125, 0.375, 0.625, None]  # never in silence
     assert convert(RANGE | {"score": 0.7}, score_step=0.5).score == 0.5
+    assert convert(RANGE | {"score": " 2,25 "}).score == 2.25
 
 
 BAD = {
     "score in words": (FEEDBACK | {"orig_score": "four"}, "field orig_score: 'four' is not a number"),
+    "thousands": (RANGE | {"score": "1,000"}, "field score: '1,000' is not a number"),
     "off the scale": (FEEDBACK | {"orig_score": "6"}, "score 6 is not on the rubric's scale (1, 2, 3, 4, 5)"),
     "huge score": (FEEDBACK | {"orig_score": 10**400}, "field orig_score"),
     "no level": (FEEDBACK | {"orig_score3_description": None}, "field orig_criteria.levels.3"),

@@ -24,7 +24,7 @@ from srlib.schema import Comparison, Example, Item, Rubric, rounded
 TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
-_NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+|,\d\d?)?\s*", re.ASCII)  # 2,5 in many countries; 2,500 may be thousands
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 Part = tuple[str, Mapping[str, Any], Match]  # dimension, or ""; row; its columns
 Shared = Rubric | dict[str, Rubric] | None  # the rubric of a file, or one for each dimension
@@ -71,11 +71,14 @@ def expand(row: Mapping[str, Any], found: Match, where: str, shared: Shared = No
         raise RowError(f"{where}: field {found.name('scores')}: no rubric for {absent}; {advice}")
     for name, score in scores.items():
         column = name if name in found.present else f"{found.name('scores')}.{name}"
-        values = {**row, column: score, f"rubrics.{name}": rubrics[name]}
-        yield name, values, found.using({"score": column, "rubric": f"rubrics.{name}"})
+        columns = found.columns | {"score": column, "rubric": f"rubrics.{name}"}
+        yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, found._replace(columns=columns)
     if not scores and isinstance(shared, Rubric) and row.get(found.name("rubric")) is None:
-        yield "", {**row, "(rubric file)": shared}, found.using({"rubric": "(rubric file)"})
-    elif not scores:
+        found, row = (
+            found._replace(columns=found.columns | {"rubric": "(rubric file)"}),
+            {**row, "(rubric file)": shared},
+        )
+    if not scores:
         yield "", row, found
 
 
@@ -227,4 +230,4 @@ def _number(value: Any, column: str, where: str) -> Any:
     """A number, perhaps written as text. The schema refuses a value of any other type."""
     if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
         raise RowError(f"{where}: field {column}: {files.shorten(value)} is not a number; correct it")
-    return float(value) if isinstance(value, str) else value
+    return float(value.replace(",", ".")) if isinstance(value, str) else value

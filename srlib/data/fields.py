@@ -41,10 +41,6 @@ class Match(NamedTuple):
         """The column of a field; the field itself if no column holds it."""
         return self.columns.get(field, field)
 
-    def using(self, columns: dict[str, str]) -> "Match":
-        """The same with other columns for some fields."""
-        return self._replace(columns=self.columns | columns, present=(*self.present, *columns.values()))
-
 
 def parse(columns: Sequence[str]) -> dict[str, str]:
     """The user's map: `["instruction:Question", "score:Grade"] -> {"instruction": "Question", "score": "Grade"}`; RowError."""
@@ -88,7 +84,7 @@ def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collect
 
 def check(found: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool = False) -> None:
     """RowError, with the map of columns to write, if a needed field has no column or one of `fields` has several."""
-    missing = [field for field in needed if found.name(field) not in found.present]
+    missing = [field for field in needed if field not in found.columns]
     doubtful = {field: names for field, names in found.doubtful.items() if field in (*fields, *OTHERS)}
     if not missing and not doubtful:
         return

@@ -60,14 +60,12 @@ def read_rows(
     options = {"source": name, "score_step": score_step, "training": training}
     first, seen = {}, set()  # ids with their first row; columns
     for raw in sources.rows(source, revision):
-        values, problem = raw.values or {}, raw.problem
-        found = fields.match(values, raw.header, given)
+        found = fields.match(raw.values or {}, raw.header, given)
         seen.update(found.present)
-        parts = [("", values, found)]
         try:
-            parts = [*expand(values, found, raw.where, shared)]
+            parts, problem = [*expand(raw.values or {}, found, raw.where, shared)], raw.problem
         except RowError as error:
-            problem = str(error)
+            parts, problem = [("", raw.values, found)], str(error)
         for dimension, values, match in parts:
             where = f"{raw.where}, {dimension}" if dimension else raw.where
             try:
@@ -161,8 +159,6 @@ def load(
         listed += [f"and {counts['bad rows'] - 20} more"] if len(failures) > 20 else []
         head = f"{counts['bad rows']} of {counts['rows']} rows cannot be used; correct them, or set bad_rows=drop"
         raise DataError("\n  ".join([head, *listed]))
-    if not balance_classes:
-        room["train"] = n_train + n_validation + (0 if rows["test"] else n_test)
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
     counts |= splits.complete(rows, n_validation, n_test, seed)
     if not rows["train"]:

@@ -219,7 +219,7 @@ def _array(path: Path, text: str, file: TextIO) -> Rows:
 
 
 def _arrow(path: Path) -> Rows:
-    """Batches of 256 rows. A null cell is an absent field, and a 32-bit number the decimal that it stands for."""
+    """Batches of 256 rows. A null cell is an absent field."""
     from pyarrow import parquet
 
     number = 0
@@ -232,9 +232,6 @@ def _arrow(path: Path) -> Rows:
             else:
                 batches = parquet.ParquetFile(file, pre_buffer=False).iter_batches(256)
             for batch in batches:
-                for i, column in enumerate(batch.schema):
-                    if str(column.type) == "float":
-                        batch = batch.set_column(i, column.name, batch.column(i).cast("string").cast("double"))
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield number, {name: value for name, value in row.items() if value is not None}, tuple(row)
