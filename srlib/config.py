@@ -52,10 +52,8 @@ class Parameters(BaseModel):
     data_revision: str = _p("", "commit, tag or branch of a hub set; empty: its main branch")
     data_pairwise: str = _p("", "comparisons: a file, a folder or a hub set; empty: those in data")
     data_pairwise_revision: str = _p("", "commit, tag or branch of that set; empty: its main branch")
-    columns: list[str] = _p([], "columns by hand, FIELD:COLUMN, such as instruction:Question,score:Grade; else by name")
-    rubric: str = _p(
-        "", "YAML or JSON file with the rubric of rows without one: criterion, levels, step; or one a dimension"
-    )
+    columns: list[str] = _p([], "columns by hand, FIELD:COLUMN: instruction:Question,score:Grade; others by name")
+    rubric: str = _p("", "YAML or JSON file: criterion, levels, step for rows without a rubric, or these by dimension")
     bad_rows: Literal["refuse", "drop"] = _p("refuse", "rows that do not fit: stop, or leave them out and count them")
     score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
     care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
