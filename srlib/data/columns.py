@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from srlib import files
+from srlib import files, prompts
 from srlib.data import fields
 from srlib.data.fields import HEADINGS, Match
 from srlib.files import RowError
@@ -133,6 +133,11 @@ def convert(
     item = files.validate(where, values, makes, found.columns)
     if training and item.gold is None:
         raise RowError(f"{where}: field {found.name(gold)} is missing; a training row needs one")
+    if training and item.rationale:
+        failure = prompts.parse(prompts.completion(item.rationale, item.gold), item).failure
+        if failure is not None:
+            problem = f"with its verdict behind it, it reads as {failure}; take {prompts.MARKER} out of it"
+            raise RowError(f"{where}: field {found.name('rationale')}: {problem}")
     return item
 
 

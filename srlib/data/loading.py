@@ -14,6 +14,8 @@ from srlib.data.columns import convert, expand, read_rubric
 from srlib.files import RowError
 from srlib.schema import Example, Item, SrlibError
 
+FEW = 0.05  # share of bad rows that are left out without a word from the user
+
 
 class DataError(SrlibError, ValueError):
     """A source that cannot be used as data. Says file, row, field, and what to do."""
@@ -116,7 +118,7 @@ def load(
     of the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
     most `limits[split]` rows are kept, a sample that depends on `seed` and ids only, in the source's order;
     `balance_classes` evens out the training scores (splits.balanced). `columns` and `rubric`: see read_rows. `bad_rows`
-    "refuse" raises DataError, which lists the bad rows; "drop" counts them.
+    "refuse" raises DataError, which lists the bad rows, "drop" counts them, "few" drops at most one row in 20.
     """
     if not str(source):
         raise DataError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
@@ -149,7 +151,8 @@ def load(
         for row in waiting:
             keep(row)
     _check_map(fields.parse(columns), {column for column, _ in used}, source)
-    if failures and (bad_rows == "refuse" or not any(rows.values())):
+    share = {"refuse": 0.0, "few": FEW, "drop": 1.0}[bad_rows]
+    if failures and (counts["bad rows"] > share * counts["rows"] or not any(rows.values())):
         alike: dict[tuple[str, str], list[str]] = {}  # (file, problem) -> rows
         for failure in failures[:20]:
             place, _, problem = failure.reason.partition(": ")
