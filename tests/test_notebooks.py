@@ -106,3 +106,27 @@ def test_a_full_disk_stops_with_a_message_and_the_same_command_resumes(project, 
     assert (process.returncode, "Traceback" in printed) == (1, False)
     assert "the same command then resumes" in printed
     stop(start("runs/full"), lambda: (project / "runs" / "full" / "data" / "manifest.json").exists())
+
+
+def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, start):
+    """Semicolons, CRLF, a byte-order mark, two dirty rows, no ids, one rubric file, and nobody says why: one command."""
+    answers = {1: "Please read the manual.", 2: "Try again later.", 3: "Turn it off and on.", 4: "Hold the key;\nwait."}
+    rows = [f'How do I reset device {i}?;"{answers[i % 4 + 1]}";{i % 4 + 1} ;' for i in range(60)]
+    rows[7], rows[30] = rows[7].replace(";4 ;", ";n/a;"), rows[30].replace(";3 ;", ";;")
+    text = "\r\n".join(["Question;Answer;Grade;", *rows, ";;;", ""])
+    (project / "graded.csv").write_bytes(text.encode("utf-8-sig"))
+    levels = "\n".join(f"  {score}: {words}" for score, words in enumerate(["no help", "vague", "helps", "solves"], 1))
+    (project / "rubric.yaml").write_text(f"criterion: Does it help?\nlevels:\n{levels}\n")
+    own = {"data": "graded.csv", "rubric": "rubric.yaml", "n_train": 800, "n_test": 400, "arms": "base,sft"}
+    own["sample_batch_size"] = 0
+    printed = finished(start("runs/t", **own))
+    assert re.search(r"left out: .*row 9: field Grade: 'n/a' is not a number", printed)
+    assert re.search(r"left out: .*row 32: field Grade is missing", printed)
+    facts = files.read_json(project / "runs" / "t" / "rationales" / "manifest.json")["facts"]
+    assert facts["rows without a rationale"] > 20
+    rows_found = facts["rationales found"] + facts["rationales found with a hint"]
+    assert facts["rows left without"] == facts["rows without a rationale"] - rows_found
+    trained = files.read_json(project / "runs" / "t" / "judges" / "sft" / "train.json")
+    assert trained["rationales"] in (project / "runs" / "t" / "report.html").read_text()
+    assert trained["rows"] == rows_found if rows_found >= 10 else facts["rows without a rationale"]
+    assert (project / "runs" / "t" / "judge" / "model.safetensors").exists()
