@@ -3,7 +3,7 @@
 A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside the tokenizer's chat template if there is one.
 The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it.
 
-A judgment ends in `[RESULT]` and a score, A, B or tie. Only generated text is parsed; a failure is never a verdict:
+A judgment ends in `[RESULT]` and a score, A, B or tie, perhaps emphasized or with a full stop. Only generated text is parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> parse("It greets: pass. [RESULT] 3", rubric)
@@ -20,10 +20,12 @@ from srlib.schema import PREFERENCES, Comparison, Failure, Item, Preference, Rub
 MARKER = "[RESULT]"
 TEMPLATES = ("brief", "prometheus")
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"  # bounded, so that float() stays cheap on hostile text
-_FINAL = re.compile(rf"\[RESULT\][ \t]*({_NUMBER})\s*\Z", re.ASCII)  # without ASCII, "\uff14" would be a digit
-_FINAL_PREFERENCE = re.compile(rf"\[RESULT\][ \t]*({'|'.join(PREFERENCES)})\s*\Z", re.ASCII)
-_ANY = re.compile(rf"\[RESULT\][\s:(]*({_NUMBER})")  # wider than _FINAL: anything that could be a second verdict
-_ANY_PREFERENCE = re.compile(rf"\[RESULT\][\s:(]*(?:response\s+)?({_NUMBER}|(?:a|b|tie)(?!\w))", re.IGNORECASE)
+_MARKER = r"[*_`]{0,4}\[RESULT\][*_`]{0,4}[ \t]*[*_`]{0,4}"  # with Markdown's emphasis
+_END = r"[*_`]{0,4}\.?[*_`]{0,4}\s*(?:```\s*)?\Z"  # it may also end in a full stop, and end a block of code
+_FINAL = re.compile(rf"{_MARKER}({_NUMBER}){_END}", re.ASCII)  # without ASCII, "\uff14" would be a digit
+_FINAL_PREFERENCE = re.compile(rf"{_MARKER}({'|'.join(PREFERENCES)}){_END}", re.ASCII)
+_ANY = re.compile(rf"\[RESULT\][\s:(*_`]*({_NUMBER})")  # wider than _FINAL: anything that could be a second verdict
+_ANY_PREFERENCE = re.compile(rf"\[RESULT\][\s:(*_`]*(?:response\s+)?({_NUMBER}|(?:a|b|tie)(?![^\W_]))", re.IGNORECASE)
 
 _SECTIONS = """\
 ### Instruction
@@ -91,7 +93,7 @@ def rendered(tokenizer: Any, text: str) -> str:
 def defused(text: str, tokenizer: Any) -> str:
     """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn."""
     special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
-    for token in filter(text.__contains__, special):
+    for token in filter(text.__contains__, special - {""}):
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     return text
 

@@ -27,7 +27,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import CausalLMOutput
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from srlib.models.attention import not_shareable
+from srlib import files
+from srlib.models.attention import attends_within, check_arguments
 
 ATTENTION = "srlib_shared_prompts"
 EXACT, HALF = 1e-4, 0.05  # largest mean difference of a token's log-probability in fp32 and in 16 bit, in nats
@@ -39,28 +40,38 @@ Row = dict[str, list[int]]  # TRL's tokenized pair: prompt_ids, chosen_ids, reje
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
     """Let the model compute each prompt of a batch once; returns the collator that TRL's DPOTrainer has to use.
 
-    `rows` are TRL's pairs of text (prompt, chosen, rejected). Known obstacles aside (a short window, soft caps, ...), the
-    shared way is compared with the plain one on the longest of them. If the log-probabilities differ (Unsloth's attention on
-    a GPU, ...) the model is left as it was, the reason is printed, and None is returned: TRL's own way.
+    `rows` are TRL's pairs of text (prompt, chosen, rejected). The shared way is compared with the plain one on the longest of
+    them. If it fails, or the log-probabilities differ (a short window, soft caps, Unsloth's attention on a GPU, ...) the model
+    is left as it was, the reason is printed, and None is returned: TRL's own way.
     """
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
-    config, collator = causal.config.get_text_config(), Collator(pad_token_id=tokenizer.pad_token_id)
-    pairs = _longest(tokenizer, rows)
-    reason = not_shareable(causal, max(len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in pairs))
+    name, config = type(causal).__name__, causal.config.get_text_config()
+    collator, pairs = Collator(pad_token_id=tokenizer.pad_token_id), _longest(tokenizer, rows)
+    longest = max(len(row["prompt_ids"]) + len(row[side]) for row in pairs for side in ("chosen_ids", "rejected_ids"))
     if getattr(config, "router_aux_loss_coef", 0.0) and hasattr(config, "output_router_logits"):
-        reason = f"{type(causal).__name__} adds a loss of its routers, a mean over all tokens"
-    if reason is None:
-        plain = _logprobs(model, DataCollatorForPreference.torch_call(collator, pairs))
+        reason = f"{name} adds a loss of its routers, a mean over all tokens"
+    elif longest > (within := attends_within(causal)):
+        reason = f"{name} attends within {within:g} tokens and a text has {longest}"
+    else:
+        plain_batch = DataCollatorForPreference.torch_call(collator, pairs)
+        shared_batch = collator(pairs)
+        plain = _logprobs(model, plain_batch)
+        blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
+        allowed = EXACT if next(model.parameters()).dtype == torch.float32 else HALF
+        allowed = min(allowed, float((plain - blind).abs().mean()) / 10)  # an error near the prompt's effect is no noise
         attention, forward = causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
-        causal.set_attn_implementation(ATTENTION)
-        causal.forward = functools.partial(_forward, forward)
-        difference = float((_logprobs(model, collator(pairs)) - plain).abs().max())
-        if difference <= (EXACT if next(model.parameters()).dtype == torch.float32 else HALF):
-            return collator
+        try:
+            causal.set_attn_implementation(ATTENTION)
+            causal.forward = functools.partial(_forward, forward)
+            difference = float((_logprobs(model, shared_batch) - plain).abs().max())
+            if difference <= allowed:
+                return collator
+            reason = f"with {name} a token's log-probability would be off by {difference:.2g} nats"
+        except Exception as failure:
+            reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)
         causal.forward = forward
-        reason = f"with {type(causal).__name__} a token's log-probability would be off by {difference:.2g} nats"
     print(f"prompts are not shared: {reason}; each judgment reads its own prompt, as with share_prompts: false")
     return None
 
@@ -83,9 +94,10 @@ def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """(2n,) mean log-probabilities of a token of each completion, in nats."""
     was_training, batch = model.training, send_to_device(batch, model.device)
     completion = batch.pop("completion_mask")[:, 1:]
-    model.eval()
-    logprobs = model(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-    model.train(was_training)
+    try:
+        logprobs = model.eval()(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+    finally:
+        model.train(was_training)
     return (logprobs.gather(2, batch["input_ids"][:, 1:, None])[..., 0] * completion).sum(1) / completion.sum(1)
 
 
@@ -147,10 +159,13 @@ def _forward(forward: Any, *args: Any, shared: dict[str, torch.Tensor] | None = 
     return CausalLMOutput(logits=logits.view(len(shared["owner"]), -1, logits.shape[-1]))
 
 
-def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, shared: dict | None = None, **kwargs: Any) -> Any:
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, shared: dict | None = None, **kwargs: Any
+) -> Any:
     """Attention over a row of L tokens, (1, H, L, d) -> (1, L, H, d); without `shared`, transformers' own."""
     if shared is None:
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    check_arguments(attention_mask=attention_mask, **kwargs)
     scale, heads, d = kwargs["scaling"], query.shape[1], query.shape[3]
     if heads != key.shape[1]:
         key, value = (part.repeat_interleave(heads // key.shape[1], 1) for part in (key, value))

@@ -34,7 +34,12 @@ def test_a_written_verdict_is_read_back(judged, rationale, data):
     text = completion(rationale, verdict) + data.draw(st.sampled_from(["", " ", "\n \t"]))
     assert parse(text, item) == (rationale.strip(), verdict, None)
     assert parse(text, item, finished=False)[1:] == (None, "cut_off")
-    assert parse(text + data.draw(st.sampled_from(["x", "/5", ".", " [RESULT]"])), item)[1:] == (None, "no_verdict")
+    assert parse(text + data.draw(st.sampled_from(["x", "/5", "..", " [RESULT]"])), item)[1:] == (None, "no_verdict")
+    for form in ("**{}**", "{}.", "_{}_.", "```\n{}\n```", "**{}.**\n"):
+        written = completion(None, verdict)
+        wrapped = f"{rationale.strip()} {form.format(written)}"
+        assert parse(wrapped, item)[1:] == (verdict, None)
+        assert parse(wrapped.replace("[RESULT] ", "[RESULT]** *"), item)[1:] == (verdict, None)
 
 
 @settings(max_examples=150, deadline=None)
@@ -68,9 +73,11 @@ SCORES = {
 }  # fmt: skip
 CHOICES = {
     "[RESULT]B": "B", "A greets.\n[RESULT] tie\n": "tie", "[RESULT] B, so [RESULT] B": "B", "A": NO, "[RESULT] a": NO,
-    "[RESULT] AB": NO, "[RESULT] C": NO, "[RESULT] A.": NO, "[RESULT] Response A": NO, "[RESULT] 4": NO, "[RESULT] \u0391": NO,
+    "[RESULT] AB": NO, "[RESULT] C": NO, "[RESULT] A.": "A", "[RESULT] A, mostly.": NO, "[RESULT] Response A": NO, "[RESULT] 4": NO, "[RESULT] \u0391": NO,
     "[RESULT]: b\n[RESULT] A": TWO, "[RESULT] Response B [RESULT] A": TWO, "[RESULT] 5 [RESULT] A": TWO,
     "[RESULT] response " * 9_000: NO, "[RESULT] A" + " " * 100_000 + "x": NO,
+    "[RESULT] **B**, or **[RESULT] A**": TWO, "[RESULT] _B_ [RESULT] A.": TWO, "Good. **[RESULT] tie**": "tie", "[RESULT] A **.": NO,
+    "[RESULT] A" + "*" * 100_000: NO, "**[RESULT] **" * 9_000: NO, "[RESULT] A" + " ```" * 30_000: NO,
 }  # fmt: skip
 
 

@@ -1,45 +1,50 @@
-"""Which models can read a prompt once for several continuations, and which need a copy or cannot at all.
+"""What a model attends to: whether only to the tokens before, up to which length, and with more than plain attention.
 
-not_shareable(model, longest=320)    # None, or "MistralForCausalLM attends to 20 tokens and the text has 320"
-not_copyable(model)                  # None, or "Lfm2ForCausalLM keeps a running state (LinearAttentionLayer)"
+attends_within(model)           # 4096 of Mistral, inf of Llama
+check_arguments(softcap=50.0)   # NotImplementedError: attention with softcap
 """
 
+import math
+import re
 from typing import Any
 
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+import numpy as np
+import torch
 
-KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)  # cache layers that hold nothing else
-ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
-
-
-def not_shareable(model: Any, longest: int) -> str | None:
-    """Why plain full attention over texts of up to `longest` tokens is not what this model computes, or None.
-
-    Reasons: a window or chunk shorter than the text, soft-capped scores, sinks, compressed keys, layers without attention.
-    """
-    config, name = model.config.get_text_config(), type(model).__name__
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS))
-    if others:
-        return f"{name} has layers of {', '.join(others)}"
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk and longest > chunk:
-        return f"{name} attends within {chunk} tokens and the text has {longest}"
-    if getattr(config, "kv_lora_rank", None):
-        return f"{name} compresses its keys and values"
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and longest > window:
-        return f"{name} attends to {window} tokens and the text has {longest}"
-    if getattr(config, "attn_logit_softcapping", None):
-        return f"{name} soft-caps its attention scores"
-    if any(hasattr(module, "sinks") for module in model.modules()):
-        return f"{name} has attention sinks"
-    return None
+_LIMIT = re.compile(r"(window|window_size|chunk_size|index_topk)$")  # a setting: sliding_window, attention_chunk_size, ...
+_WITHOUT_EFFECT = ("scaling", "dropout", "is_causal", "position_ids", "sliding_window")  # a window: see attends_within
 
 
-def not_copyable(model: Any) -> str | None:
-    """Why several rows cannot continue from one cache of this model, or None: beside keys and values the cache holds a
-    running state, such as that of a linear attention."""
-    layers = DynamicCache(config=model.config.get_text_config()).layers
-    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in KEYS_AND_VALUES})
-    return f"{type(model).__name__} keeps a running state ({', '.join(others)})" if others else None
+def attends_within(model: Any) -> float:
+    """Tokens of the longest text in which each token surely attends to all before it, in the same way: the shortest window,
+    chunk or choice of keys in the model's settings. A comparison on short texts says nothing about longer ones."""
+    settings = model.config.get_text_config().to_dict()
+    limits = [size for name, size in settings.items() if _LIMIT.search(name) and type(size) is int and size > 0]
+    if re.search("dynamic|longrope", str(settings.get("rope_parameters"))):  # other frequencies for longer texts
+        written = re.findall(r"'original_max_position_embeddings': (\d+)", str(settings))
+        limits += map(int, written or [settings["max_position_embeddings"]])
+    return min(limits, default=math.inf)
+
+
+def check_arguments(**arguments: Any) -> None:
+    """Refuse what a model hands to an attention function of ours that computes plain causal attention: a mask of its own, soft
+    caps, sinks, a bias. They may hardly matter to short texts."""
+    used = [name for name, value in arguments.items() if value is not None and value is not False]
+    if others := [name for name in used if name not in _WITHOUT_EFFECT]:
+        raise NotImplementedError(f"attention with {', '.join(others)}")
+
+
+def ordinary_tokens(model: Any, n: int) -> list[int]:
+    """n token ids, none of which pads, begins or ends a text."""
+    config, size = model.config.get_text_config(), model.get_input_embeddings().num_embeddings
+    special = {token for name in ("pad", "bos", "eos") for token in np.ravel(getattr(config, f"{name}_token_id", None))}
+    some = [token for token in range(size // 4, size) if token not in special][:89]
+    return [some[7 * i % len(some)] for i in range(n)]
+
+
+@torch.no_grad()
+def looks_ahead(model: Any) -> bool:
+    """Whether its logits depend on later tokens, as Doge's do with torch's attention: its mask of its own is not causal."""
+    ids = torch.tensor([ordinary_tokens(model, 12)], device=model.device)
+    long, short = model(input_ids=ids).logits[0, :6].float(), model(input_ids=ids[:, :6]).logits[0].float()
+    return not float((long - short).abs().max()) < 0.2 * float(short.std())

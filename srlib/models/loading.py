@@ -5,11 +5,13 @@ base, and a judge.json. Functions import transformers and peft themselves: if Un
 """
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import io
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
-from srlib import config, files
+from srlib import config, files, prompts
 from srlib.config import resolve_backend
 from srlib.models import gguf
+from srlib.models.attention import looks_ahead
 from srlib.schema import SrlibError
 
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
 DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
 
 
@@ -88,6 +92,13 @@ def load(
         raise ModelError(
             f"model {model}: {len(tokenizer)} tokens, {rows} rows in its embedding; copy the right tokenizer"
         )
+    if not unsloth:
+        with _as_model_error(model, Exception):  # models raise anything
+            loaded.eval()
+            if looks_ahead(loaded):
+                loaded.set_attn_implementation("eager")
+            if looks_ahead(loaded):
+                raise ModelError("it sees the tokens that it is to predict; take a causal language model")
     loaded.config.use_cache = not training
     return (loaded.train() if training else loaded.eval()), tokenizer
 
@@ -170,7 +181,8 @@ def check_model(model: str | Path) -> None:
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer, with the end of a turn as its end-of-sequence token; ModelError if it is not the judge's own."""
+    """The tokenizer, with the end of a turn as its end-of-sequence token, and such that a prompt ends where the judgment
+    begins and is the same on any day. Raises ModelError if it is not the judge's own, or cannot write such prompts."""
     from transformers import AutoTokenizer
 
     model = gguf.directory(model)
@@ -182,10 +194,42 @@ def load_tokenizer(model: str | Path) -> Any:
         raise ModelError(f"model {model}: its tokenizer has no end-of-sequence token, so a judgment could not end")
     if judge_info(model).get("vocabulary", vocabulary(tokenizer)) != vocabulary(tokenizer):
         raise ModelError(f"model {model}: its tokenizer is not the one it was trained with; copy the right files there")
+    _add_nothing_behind_a_text(model, tokenizer)
+    remedy = "change the template (chat_template.jinja or tokenizer_config.json), or remove it if the model can do without"
+    try:
+        if tokenizer.chat_template is not None:  # of several, the default one
+            tokenizer.chat_template = _TODAY.sub(_on_one_day, tokenizer.get_chat_template())
+        rendered = prompts.rendered(tokenizer, "@question@")
+    except Exception as error:  # templates raise anything
+        raise ModelError(f"model {model}: its chat template refuses a single user turn ({error}); {remedy}") from error
+    if "strftime_now(" in (tokenizer.chat_template or ""):
+        raise ModelError(f"model {model}: its chat template writes the date of the day; {remedy}")
+    if "@question@" not in rendered:
+        raise ModelError(f"model {model}: its chat template leaves out what the user writes; {remedy}")
     tokenizer.eos_token = end_of_turn(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _on_one_day(call: re.Match[str]) -> str:
+    """`strftime_now("%d %b %Y")` in a template as `"26 Jul 2024"`, Llama 3's own default: a prompt is the same tomorrow."""
+    return f"{call[1]}{datetime.date(2024, 7, 26).strftime(call[2])}{call[1]}"
+
+
+def _add_nothing_behind_a_text(model: str | Path, tokenizer: Any) -> None:
+    """Many tokenizers add an end-of-sequence token: the judgment would begin behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    bare, whole = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    if whole[-len(bare) :] == bare:
+        return
+    tokenizer.add_eos_token = False  # as it will be saved
+    first = tokenizer.convert_ids_to_tokens(whole[: whole.index(bare[0])])
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys(first)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[*first, "$A"], special_tokens=special)
+    if tokenizer("a")["input_ids"][-len(bare) :] != bare:
+        raise ModelError(f"model {model}: its tokenizer ends any text in a token of its own; set add_eos_token to false")
 
 
 def end_of_turn(tokenizer: Any) -> str:

@@ -5,6 +5,7 @@ A prompt is several times longer than a judgment: the N rows that continue it at
 judgments are the same for any batch size and after any interruption.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ import torch
 
 from srlib import prompts
 from srlib.sample.draws import Sampling, Work, collect, judgment, too_long, uniforms
-from srlib.sample.prefix import Prompts, reading
+from srlib.sample.prefix import Prompts
+from srlib.sample.ways import reading
 from srlib.schema import Comparison, Item, Judgment
 
 ROWS = 512  # rows decoded side by side: ROWS / n prompts, at most PROMPTS
@@ -63,12 +65,13 @@ def decode(
     line, done = torch.arange(n_rows, device=device), torch.zeros(n_rows, dtype=torch.bool, device=device)
     with reading(model, prompt_ids, owner, max(map(len, prompt_ids)) + max_new_tokens) as past:
         for step in range(max_new_tokens):
-            logits = past.read(token[:, None], (start[line] + step)[:, None])[:, -1].float()
-            token = _choose(logits, temperature, top_p, None if uniform is None else uniform[line, step])
-            ended, total = torch.isin(token, ending), logits.logsumexp(-1, keepdim=True)
+            logits = past.read(token[:, None], (start[line] + step)[:, None])[:, -1]
+            logp = logits.float().log_softmax(-1)
+            token = _choose(logp, temperature, top_p, None if uniform is None else uniform[line, step])
+            ended = torch.isin(token, ending)
             out[line, step] = torch.where(ended, eos, token)
-            logprobs[line, step] = (logits.gather(1, token[:, None]) - total)[:, 0]
-            watched[line, step] = logits[:, watch] - total
+            logprobs[line, step] = logp.gather(1, token[:, None])[:, 0]
+            watched[line, step] = logp[:, watch]
             done |= ended
             unfinished = len(done) - int(done.sum())
             if unfinished == 0:
@@ -84,11 +87,11 @@ def decode(
     return [Draw(ids[:n].tolist(), bool(ids[n - 1] == eos), float(p[:n].mean()), w[:n]) for n, ids, p, w in tables]
 
 
-def _choose(logits: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor | None) -> torch.Tensor:
+def _choose(logp: torch.Tensor, temperature: float, top_p: float, uniform: torch.Tensor | None) -> torch.Tensor:
     """Greedy, or the inverse of the cumulative distribution at one uniform number a row: (R, V), (R,) -> (R,)."""
     if temperature == 0:
-        return logits.argmax(-1)
-    p = torch.softmax(logits / temperature, -1)
+        return logp.argmax(-1)
+    p = logp.exp() if temperature == 1 else torch.softmax(logp / temperature, -1)
     if top_p < 1:
         ordered, index = p.sort(-1, descending=True)
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0)
@@ -128,7 +131,9 @@ def judgments(
 
 def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: Sampling) -> list[Judgment]:
     """All judgments of some items, given with the token ids of their prompts."""
-    room = model.config.get_text_config().max_position_embeddings - s.max_new_tokens
+    config = model.config.get_text_config()  # a model without either attends by distance, at any length
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or math.inf
+    room = limit - s.max_new_tokens
     rows = [too_long(item, i, len(ids)) for item, ids in batch if len(ids) > room for i in range(s.n)]
     batch = [(item, ids) for item, ids in batch if len(ids) <= room]
     if not batch:

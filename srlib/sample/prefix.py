@@ -2,17 +2,12 @@
 
 P prompts are read once and continued by R rows. Each row attends to the keys of its prompt and to its own, with one softmax
 over both, in an attention function registered with transformers; the model stays as it is.
-
-    with reading(model, prompts, owner=[0, 0, 1, 1], longest=320) as past:  # two prompts, two rows each
-        logits = past.read(ids, positions)  # (4, T), (4, T) -> (4, T, V)
-        past.keep(rows)  # the other rows have ended
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,8 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from srlib import models
-from srlib.models.attention import not_copyable, not_shareable
+from srlib.models.attention import check_arguments
 
 NAME = "srlib_shared_prefix"
 PREFILL = 2048  # prompt tokens in one forward pass: activations stay in a CPU's cache, and small on a GPU
@@ -32,19 +26,12 @@ Prompts = Sequence[Sequence[int]]  # token ids
 
 
 @contextlib.contextmanager
-def reading(model: Any, prompts: Prompts, owner: Sequence[int], longest: int) -> Iterator[Shared | Copies]:
-    """Read all but the last token of P prompts, for R rows that continue them; `owner` (R,), ascending, names the prompt of
-    each row. `longest` is the most tokens of a prompt and its continuation. Raises ModelError on a running state."""
-    if (reason := not_copyable(model)) is not None:
-        raise models.ModelError(f"{reason}, so judgments cannot share a prompt; judge with it through a server")
-    if (reason := not_shareable(model, longest)) is not None:
-        warnings.warn(f"{reason}: each judgment gets a copy of its prompt's keys and values (slower)", stacklevel=3)
-        yield Copies(model, prompts, owner)
-        return
+def attending(model: Any) -> Iterator[None]:
+    """Let the model attend as `Shared` needs it."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        yield Shared(model, prompts, owner)
+        yield
     finally:
         model.set_attn_implementation(before)
 
@@ -100,12 +87,20 @@ class Shared:
 
 
 def _attend(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, shared: Shared | None = None, **rest: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float,
+    shared: Shared | None = None,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention of R rows with Q new tokens each, (R, H, Q, d) -> (R, Q, H, d); without `shared`, that of the prompts. Scores
     are summed in fp32 as in torch's own kernels: what all keys have in common costs a 16-bit sum its precision."""
     if shared is None:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **rest)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    check_arguments(attention_mask=attention_mask, **rest)
     (prompt_keys, prompt_values), own = shared.prompt[module.layer_idx], shared.own[module.layer_idx]
     for part, new in zip(own, (key, value), strict=True):
         part[:, :, shared.width : shared.end] = new
@@ -126,6 +121,20 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
+class _Filled(Exception):
+    """The last layer's keys and values are in the cache."""
+
+
+class _KeysAndValues(DynamicCache):
+    """A cache that ends the forward pass once it is full: nobody needs what the last layer makes of a prompt."""
+
+    def update(self, *states: Any, **options: Any) -> Any:
+        updated = super().update(*states, **options)
+        if states[2] == len(self.layers) - 1:
+            raise _Filled
+        return updated
+
+
 def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     """Keys and values of each layer, (P, Hkv, Tp, d), of all but the last token of every prompt: that one is the rows' first.
     Padding stands at the right end, where no token of a causal model sees it."""
@@ -133,8 +142,9 @@ def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     step, layers = max(1, PREFILL // width), []
     for start in range(0, len(prompts), step):
         rows = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
-        cache = DynamicCache(config=model.config.get_text_config())
-        model.get_decoder()(input_ids=torch.tensor(rows, device=model.device), past_key_values=cache, use_cache=True)
+        cache = _KeysAndValues(config=model.config.get_text_config())
+        with contextlib.suppress(_Filled):
+            model.get_decoder()(input_ids=torch.tensor(rows, device=model.device), past_key_values=cache, use_cache=True)
         read = [(layer.keys, layer.values) for layer in cache.layers]
         layers = layers or [tuple(part.new_empty(len(prompts), *part.shape[1:]) for part in layer) for layer in read]
         for layer, new in zip(layers, read, strict=True):
@@ -147,25 +157,3 @@ def _replace(layers: list[tuple[Tensor, ...]], change: Callable[[Tensor], Tensor
     for i, layer in enumerate(layers):
         layers[i] = tuple(map(change, layer))
 
-
-class Copies:
-    """The same for attention of any other kind, through the model's own cache: a copy of the prompt for each row. Prompts
-    are padded at the left end, because a window counts back from the right one."""
-
-    def __init__(self, model: Any, prompts: Prompts, owner: Sequence[int]) -> None:
-        width = max(1, *(len(ids) - 1 for ids in prompts))
-        rows = torch.tensor([[*[-1] * (width + 1 - len(ids)), *ids[:-1]] for ids in prompts], device=model.device)
-        mask, owner = (rows >= 0).long(), torch.as_tensor(owner, device=model.device)
-        self.model, self.mask, self.cache = model, mask[owner], DynamicCache(config=model.config.get_text_config())
-        inputs = dict(input_ids=rows.clamp(min=0), attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
-        model.get_decoder()(**inputs, past_key_values=self.cache, use_cache=True)
-        self.cache.batch_select_indices(owner)
-
-    def read(self, ids: Tensor, positions: Tensor) -> Tensor:
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], 1)
-        inputs = dict(input_ids=ids, attention_mask=self.mask, position_ids=positions)
-        return self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
