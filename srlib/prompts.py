@@ -3,7 +3,8 @@
 A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside the tokenizer's chat template if there is one.
 The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it.
 
-A judgment ends in `[RESULT]` and a score, A, B or tie, perhaps emphasized or with a full stop. Only generated text is parsed; a failure is never a verdict:
+A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and a full stop do no harm. Only generated text is
+parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> parse("It greets: pass. [RESULT] 3", rubric)

@@ -58,7 +58,9 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
         plain = _logprobs(model, plain_batch)
         blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
         allowed = EXACT if next(model.parameters()).dtype == torch.float32 else HALF
-        allowed = min(allowed, float((plain - blind).abs().mean()) / 10)  # an error near the prompt's effect is no noise
+        allowed = min(
+            allowed, float((plain - blind).abs().mean()) / 10
+        )  # an error near the prompt's effect is no noise
         attention, forward = causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
         try:
@@ -67,7 +69,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
             difference = float((_logprobs(model, shared_batch) - plain).abs().max())
             if difference <= allowed:
                 return collator
-            reason = f"with {name} a token's log-probability would be off by {difference:.2g} nats"
+            reason = f"{name} would be off by {difference:.2g} nats a token"
         except Exception as failure:
             reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)

@@ -1,8 +1,10 @@
 """What a user takes home: one response, two, a file of rows, and the same command again."""
 
 import json
+import re
 
 import pytest
+from conftest import ROOT
 from servers import Scripted
 
 from srlib import Judge, Rubric, files, judge, models
@@ -43,6 +45,20 @@ def test_a_score_with_its_distribution(base_dir, one_thread, rows):
     assert scored
     assert all(j.score == max(j.distribution, key=j.distribution.get) for j in scored), "greedy: the likeliest score"
     assert [j.text for j in loaded.score_many(rows[:3])] == [j.text for j in found]
+
+
+def test_the_examples_of_the_readme_give_a_score(base_dir, one_thread, tmp_path, monkeypatch):
+    """In a directory where the judge of `make run` lies, or here the base, which has read judgments of the same world."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    finished = ROOT / "runs" / "tiny" / "judge"
+    (tmp_path / "runs" / "tiny" / "judge").symlink_to(finished if finished.is_dir() else base_dir)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["judgment"].score in (1, 2, 3, 4, 5)
+    assert names["judgment"].failure is None
 
 
 def test_two_responses_side_by_side(serve):

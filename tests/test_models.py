@@ -113,6 +113,74 @@ def test_the_tokenizer_of_another_model_and_one_without_an_end_are_refused(copy,
         models.load_tokenizer(copy)
 
 
+@pytest.mark.parametrize(
+    ("single", "template"), [("<bos> $A <eos>", False), ("$A <eos>", True), ("$A <eos> <eos>", False)]
+)
+def test_a_prompt_ends_where_the_judgment_begins(copy, tmp_path, rows, tiny, single, template):
+    """Whatever the tokenizer adds behind a text; also in the judge's own directory, for any other program."""
+    from tokenizers import Tokenizer, processors
+    from transformers import AutoTokenizer
+
+    backend = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 1), ("<eos>", 2)])
+    backend.save(str(copy / "tokenizer.json"))
+    edit(copy / "tokenizer_config.json", add_eos_token=True, add_bos_token=single.startswith("<bos>"))
+    if not template:
+        (copy / "chat_template.jinja").unlink()
+    tokenizer = models.load_tokenizer(copy)
+    ids, text = prompts.prompt_ids(tokenizer, rows[0]), prompts.prompt_text(tokenizer, rows[0])
+    bare = tiny[1](text, add_special_tokens=False)["input_ids"]
+    assert ids == [1] * single.startswith("<bos>") + bare
+    tokenizer.save_pretrained(tmp_path / "judge")
+    assert AutoTokenizer.from_pretrained(tmp_path / "judge")(text)["input_ids"] == ids
+
+
+def test_an_empty_special_token_breaks_up_nothing(copy, rows, tiny):
+    edit(copy / "tokenizer_config.json", unk_token="")
+    assert prompts.prompt_ids(models.load_tokenizer(copy), rows[0]) == prompts.prompt_ids(tiny[1], rows[0])
+
+
+def test_a_prompt_is_the_same_tomorrow(copy, rows):
+    turn = "{{ messages[0]['content'] }} {{ bos_token }}"
+    (copy / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} " + turn + '{{ strftime_now( "%Y" ) }}')
+    tokenizer = models.load_tokenizer(copy)
+    assert prompts.prompt_text(tokenizer, rows[0]).startswith("26 Jul 2024 ### Instruction")
+    assert "strftime_now" not in tokenizer.chat_template, "a server would write another date"
+    assert tokenizer.chat_template.endswith('{{ "2024" }}')
+
+
+REFUSED = {
+    "{% set f = '%d' %}{{ strftime_now(f) }}{{ messages[0]['content'] }}": "writes the date of the day; change the template",
+    "{{ raise_exception('Conversations begin with a system turn') }}": "refuses a single user turn .*begin with a system turn",
+    "{{ messages[0]['content'] + 1 }}": "refuses a single user turn",
+    "{% for part in messages[0]['content'] %}{{ part.text }}{% endfor %}": "leaves out what the user writes",
+}
+
+
+@pytest.mark.parametrize("template", REFUSED)
+def test_a_template_that_cannot_write_the_prompt_is_refused_at_load(copy, template):
+    (copy / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=REFUSED[template]):
+        models.load_tokenizer(copy)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("RoFormerConfig", True), ("DogeConfig", False)])
+def test_a_model_that_sees_its_future_is_refused_or_attends_otherwise(copy, kind, refused):
+    """Doge's own mask is not causal with torch's attention; with eager attention it is."""
+    import transformers
+
+    sizes = dict(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.2
+    )
+    config = getattr(transformers, kind)(vocab_size=1536, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    if refused:
+        with pytest.raises(ModelError, match="it sees the tokens that it is to predict; take a causal language model"):
+            models.load(copy)
+    else:
+        assert models.load(copy)[0].config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_is_the_dtype_that_the_machine_computes_in(monkeypatch, native):
     """A T4 has no bf16: torch emulates it, slowly, and says it is supported."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from srlib import files, models, prompts, sample
+from srlib import files, prompts, sample
 from srlib.data import world
 from srlib.sample import decoding, prefix
 from srlib.schema import Judgment, Rubric
@@ -244,6 +244,11 @@ def test_judgments_without_a_score_are_named_failures(tiny, few):
     assert {(j.failure, j.score, j.tokens) for j in found[:2]} == {("cut_off", None, 6)}
     assert {(j.failure, j.score, j.text, j.prompt_tokens > 2000) for j in found[2:]} == {("too_long", None, "", True)}
     assert [j.failure for j in judge(tiny, [long])] == ["too_long"], "a batch of nothing else"
+
+
+def test_a_model_without_a_limit_on_positions_judges_any_length(tiny, few):
+    model = random_model("BloomConfig", vocab_size=1536)
+    assert [j.failure for j in judge((model, tiny[1]), few[:1], max_new_tokens=3)] == ["cut_off"]
 
 
 def test_the_distribution_is_the_models_after_the_rationale(tiny, rows):

@@ -4,17 +4,10 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen3Config,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from srlib import shared_prompts
@@ -41,19 +34,41 @@ SIZES = dict(
     pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 CONFIGS = {
-    "llama": (LlamaConfig, {}),
-    "qwen3": (Qwen3Config, {}),
-    "soft caps": (Gemma2Config, {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 0.02}),
-    "a short window": (MistralConfig, {"sliding_window": 8}),
-}
+    "llama": ("LlamaConfig", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "soft caps": ("Gemma2Config", {"query_pre_attn_scalar": 16}),  # 50, which hardly matters to scores near 0
+    "a short window": ("MistralConfig", {"sliding_window": 8}),
+    "afmoe": ("AfmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "xglm": ("XGLMConfig", {"ffn_dim": 96}),
+    "gptj": ("GPTJConfig", {"rotary_dim": 8}),
+    "codegen": ("CodeGenConfig", {"rotary_dim": 8}),
+} | {
+    name.lower(): (f"{name}Config", {})
+    for name in ("GPT2", "Phi3", "StableLm", "Nemotron", "Falcon", "Bloom", "Mpt", "Doge", "DiffLlama", "Mamba")
+}  # fmt: skip
+APART = (
+    "soft caps",
+    "a short window",
+    "stablelm",
+    "nemotron",
+    "falcon",
+    "bloom",
+    "mpt",
+    "gptj",
+    "codegen",
+    "xglm",
+    "doge",
+    "mamba",
+)
 
 
 def model_of(kind, tokenizer, lora=True):
     config_class, own = CONFIGS[kind]
     torch.manual_seed(0)
-    attention = "eager" if kind == "soft caps" else "sdpa"  # as models.load loads it: sdpa would leave the caps out
-    config = config_class(**SIZES, vocab_size=len(tokenizer), **own)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    eager = {"attn_implementation": "eager"} if kind in ("soft caps", "doge") else {}  # as models.load loads them
+    sizes = {name: size for name, size in SIZES.items() if (kind, name) != ("falcon", "head_dim")}
+    config = getattr(transformers, config_class)(**sizes, vocab_size=len(tokenizer), **own)
+    model = AutoModelForCausalLM.from_config(config, **eager)
     if lora:
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
         for name, p in model.named_parameters():
@@ -137,15 +152,15 @@ def test_a_batch_holds_each_prompt_once(pairs, tokenizer):
     assert torch.equal(wanted[masked], batch["input_ids"][masked])
 
 
-@pytest.mark.parametrize("kind", ["soft caps", "a short window"])
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_steps_aside_where_it_would_be_wrong(kind, pairs, tokenizer, capsys):
-    """The proof finds that the logits differ; the model is left as it was."""
-    model = model_of(kind, tokenizer)
-    attention, forward = model.config._attn_implementation, model.get_base_model().forward
-    assert shared_prompts.share(model, tokenizer, pairs) is None
-    assert "prompts are not shared" in capsys.readouterr().out
-    assert model.config._attn_implementation == attention
-    assert model.get_base_model().forward == forward
+    """The proof finds that the logits differ, or that the forward pass fails; then the model is left as it was."""
+    model = model_of(kind, tokenizer, lora=kind in ("llama", "soft caps"))
+    causal = model.get_base_model() if kind in ("llama", "soft caps") else model
+    attention, forward = causal.config._attn_implementation, causal.forward
+    collator, line = shared_prompts.share(model, tokenizer, pairs), capsys.readouterr().out
+    assert (collator is None) == (kind in APART) == (f"prompts are not shared: {type(causal).__name__} " in line)
+    assert (causal.config._attn_implementation == attention) == (causal.forward == forward) == (kind in APART)
 
 
 def test_without_a_layout_the_model_is_what_it_was(pairs, tokenizer):

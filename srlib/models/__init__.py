@@ -1,6 +1,7 @@
 """Models: load a base or a judge for training or judging, add the adapter that trains, write the judge to disk.
 
 loading    a base, a judge or its tokenizer: load, check_model, judge_info; which backend, dtype and end of turn
+attention  what a model attends to, and what a comparison on short texts cannot show
 adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one adapter of two
 """
 

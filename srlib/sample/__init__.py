@@ -1,7 +1,8 @@
 """Judgments of items: N draws each, from a model in this process or from a server.
 
-decoding decodes N rows a prompt and computes the distribution of a verdict, and prefix keeps one copy of the prompt for them;
-server asks an OpenAI-compatible server; draws has what both share: resume, order, seeds, redraws.
+decoding decodes N rows a prompt and computes the distribution of a verdict; prefix keeps one copy of the prompt for them, and
+ways has what serves models that cannot share it; server asks an OpenAI-compatible server; draws has what all share: resume,
+order, seeds, redraws.
 """
 
 # ruff: noqa: F401

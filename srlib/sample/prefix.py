@@ -128,9 +128,9 @@ class _Filled(Exception):
 class _KeysAndValues(DynamicCache):
     """A cache that ends the forward pass once it is full: nobody needs what the last layer makes of a prompt."""
 
-    def update(self, *states: Any, **options: Any) -> Any:
-        updated = super().update(*states, **options)
-        if states[2] == len(self.layers) - 1:
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **more: Any) -> Any:
+        updated = super().update(keys, values, layer_idx, *rest, **more)
+        if layer_idx == len(self.layers) - 1:
             raise _Filled
         return updated
 
@@ -144,7 +144,9 @@ def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
         rows = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
         cache = _KeysAndValues(config=model.config.get_text_config())
         with contextlib.suppress(_Filled):
-            model.get_decoder()(input_ids=torch.tensor(rows, device=model.device), past_key_values=cache, use_cache=True)
+            model.get_decoder()(
+                input_ids=torch.tensor(rows, device=model.device), past_key_values=cache, use_cache=True
+            )
         read = [(layer.keys, layer.values) for layer in cache.layers]
         layers = layers or [tuple(part.new_empty(len(prompts), *part.shape[1:]) for part in layer) for layer in read]
         for layer, new in zip(layers, read, strict=True):
@@ -156,4 +158,3 @@ def _replace(layers: list[tuple[Tensor, ...]], change: Callable[[Tensor], Tensor
     """Replace one layer at a time, so at most one is duplicated in memory."""
     for i, layer in enumerate(layers):
         layers[i] = tuple(map(change, layer))
-
