@@ -15,6 +15,7 @@ and 4-bit weights work as usual. Related: arXiv 2410.20305 shares the prompt bet
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,20 +48,20 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     name, config = type(causal).__name__, causal.config.get_text_config()
     collator, pairs = Collator(pad_token_id=tokenizer.pad_token_id), _longest(tokenizer, rows)
-    longest = max(len(row["prompt_ids"]) + len(row[side]) for row in pairs for side in ("chosen_ids", "rejected_ids"))
+    within, ends = attends_within(causal), ("chosen", "rejected")
     if getattr(config, "router_aux_loss_coef", 0.0) and hasattr(config, "output_router_logits"):
         reason = f"{name} adds a loss of its routers, a mean over all tokens"
-    elif longest > (within := attends_within(causal)):
-        reason = f"{name} attends within {within:g} tokens and a text has {longest}"
+    elif within < math.inf and any(
+        len(tokenizer(r["prompt"] + r[e])["input_ids"]) >= within for r in rows for e in ends
+    ):
+        reason = f"{name} attends within {within:g} tokens and a text has more"
     else:
         plain_batch = DataCollatorForPreference.torch_call(collator, pairs)
         shared_batch = collator(pairs)
         plain = _logprobs(model, plain_batch)
         blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
-        allowed = EXACT if next(model.parameters()).dtype == torch.float32 else HALF
-        allowed = min(
-            allowed, float((plain - blind).abs().mean()) / 10
-        )  # an error near the prompt's effect is no noise
+        effect = float((plain - blind).abs().mean())  # of all but a prompt's last token: an error near it is no noise
+        allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
         attention, forward = causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
         try:

@@ -27,7 +27,7 @@ from srlib import files
 from srlib.models.attention import attends_within, ordinary_tokens
 from srlib.sample.prefix import PREFILL, Prompts, Shared, attending
 
-EXACT, HALF = 1e-4, 0.3  # largest error of a likely token's log-probability in fp32 and in 16 bit, in nats
+EXACT, HALF = 1e-4, 0.5  # largest error of a likely token's log-probability in fp32 and in 16 bit, in nats
 KEPT = [1, 3]  # rows of the trial that stay
 _ONE = threading.RLock()  # a model that reads is in a state of its own, so threads take turns
 
@@ -118,13 +118,13 @@ def _fastest(model: Any, within: float, longest: int) -> type:
     tokens = ordinary_tokens(model, size)
     prompts, rests = [tokens, tokens[5:9]], [tokens[3:6], tokens[7:4:-1]] * 2
     plain = _tried(Plain, model, prompts, rests)
-    likely = plain.argmax(-1, keepdim=True)
+    likely = plain.topk(5).indices  # of unlikely tokens, 16 bit tell little
 
     def error(other: Tensor) -> float:
         return float((other - plain).gather(-1, likely).abs().max())
 
     effect = error(_tried(Plain, model, [prompt[-1:] for prompt in prompts], rests))  # of all but a prompt's last token
-    allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 10)
+    allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
     for way in ways:
         try:
             off = error(_tried(way, model, prompts, rests))
