@@ -195,9 +195,7 @@ def load_tokenizer(model: str | Path) -> Any:
     if judge_info(model).get("vocabulary", vocabulary(tokenizer)) != vocabulary(tokenizer):
         raise ModelError(f"model {model}: its tokenizer is not the one it was trained with; copy the right files there")
     _add_nothing_behind_a_text(model, tokenizer)
-    remedy = (
-        "change the template (chat_template.jinja or tokenizer_config.json), or remove it if the model can do without"
-    )
+    remedy = "change the template, chat_template.jinja, or remove it if the model can do without"
     try:
         if tokenizer.chat_template is not None:  # of several, the default one
             tokenizer.chat_template = _TODAY.sub(_on_one_day, tokenizer.get_chat_template())
@@ -227,14 +225,11 @@ def _add_nothing_behind_a_text(model: str | Path, tokenizer: Any) -> None:
     if whole[len(whole) - len(bare) :] == bare:
         return
     if hasattr(tokenizer, "backend_tokenizer"):
-        tokenizer.add_eos_token = False  # as it will be saved
         first = tokenizer.convert_ids_to_tokens(whole[: whole.index(bare[0])])
         special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys(first)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[*first, "$A"], special_tokens=special)
     if tokenizer("a")["input_ids"][-len(bare) :] != bare:
-        raise ModelError(
-            f"model {model}: its tokenizer ends any text in a token of its own; set add_eos_token to false"
-        )
+        raise ModelError(f"model {model}: its tokenizer ends any text in a token of its own; let it add none")
 
 
 def end_of_turn(tokenizer: Any) -> str:
