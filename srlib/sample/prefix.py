@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,17 +23,6 @@ PREFILL = 2048  # prompt tokens in one forward pass: activations stay in a CPU's
 BLOCK = 32  # the rows' own keys and values grow by so many tokens at a time
 
 Prompts = Sequence[Sequence[int]]  # token ids
-
-
-@contextlib.contextmanager
-def attending(model: Any) -> Iterator[None]:
-    """Let the model attend as `Shared` needs it."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 class Shared:
@@ -87,14 +76,7 @@ class Shared:
 
 
 def _attend(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    scaling: float,
-    shared: Shared | None = None,
-    **rest: Any,
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, shared: Any = None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Attention of R rows with Q new tokens each, (R, H, Q, d) -> (R, Q, H, d); without `shared`, that of the prompts. Scores
     are summed in fp32 as in torch's own kernels: what all keys have in common costs a 16-bit sum its precision."""
@@ -141,12 +123,11 @@ def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     width = max(1, *(len(ids) - 1 for ids in prompts))  # a model reads at least one token; it counts as padding
     step, layers = max(1, PREFILL // width), []
     for start in range(0, len(prompts), step):
-        rows = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
+        padded = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
+        rows = torch.tensor(padded, device=model.device)
         cache = _KeysAndValues(config=model.config.get_text_config())
         with contextlib.suppress(_Filled):
-            model.get_decoder()(
-                input_ids=torch.tensor(rows, device=model.device), past_key_values=cache, use_cache=True
-            )
+            model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True)
         read = [(layer.keys, layer.values) for layer in cache.layers]
         layers = layers or [tuple(part.new_empty(len(prompts), *part.shape[1:]) for part in layer) for layer in read]
         for layer, new in zip(layers, read, strict=True):

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from srlib import files
 from srlib.models.attention import attends_within, ordinary_tokens
-from srlib.sample.prefix import PREFILL, Prompts, Shared, attending
+from srlib.sample.prefix import NAME, PREFILL, Prompts, Shared
 
 EXACT, HALF = 1e-4, 0.5  # largest error of a likely token's log-probability in fp32 and in 16 bit, in nats
 KEPT = [1, 3]  # rows of the trial that stay
@@ -103,8 +103,15 @@ def reading(model: Any, prompts: Prompts, owner: Sequence[int], longest: int) ->
 
 @contextlib.contextmanager
 def _opened(way: Any, model: Any, prompts: Prompts, owner: Sequence[int]) -> Iterator[Any]:
-    with attending(model) if way is Shared else contextlib.nullcontext():
+    """The prompts, read; the model's attention is another one until they are left, if `way` is Shared."""
+    before = model.config._attn_implementation
+    if way is Shared:
+        model.set_attn_implementation(NAME)
+    try:
         yield way(model, prompts, owner)
+    finally:
+        if way is Shared:
+            model.set_attn_implementation(before)
 
 
 @torch.inference_mode()
