@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def read_rows(path: Path | str, row_type: type[Row], drop_torn_tail: bool = Fals
     for number, line in read_lines(path, drop_torn_tail):
         where = f"{path}, line {number}"
         rows.append(validate(where, parse_json(where, line), row_type))
-        name = getattr(rows[-1], "id", number)
-        if line_of.setdefault(name, number) != number:
+        name = None if getattr(rows[-1], "failure", None) == "bad_row" else getattr(rows[-1], "id", None)
+        if name is not None and line_of.setdefault(name, number) != number:
             raise RowError(f"{where}: id {shorten(name)} is already in line {line_of[name]}; rename or delete one")
     return rows
 
@@ -123,14 +123,59 @@ def append_rows(path: Path | str, rows: Iterable[Row]) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replace a file by this text, at once or not at all."""
-    path = Path(path)
+    """Replace a file by this text, at once or not at all. A link stays, and its target is replaced; a pipe or device takes it."""
+    path, data = Path(path), text.encode("utf-8", "backslashreplace")  # half a character of somebody loses no result
+    if is_stream(path):
+        with writing(path), open(path, "ab") as stream:
+            stream.write(data)
+        return
+    path = path.resolve() if path.is_symlink() else path
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         with open(Path(folder) / path.name, "wb") as file:
-            file.write(text.encode())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(file.name, path)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a stream of this process, maybe redirected: written to, never replaced."""
+    named = str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return path.exists() and not path.is_dir() and (named or not path.is_file())
+
+
+def output(path: Path | str, kinds: Sequence[set[str]], inputs: Iterable = (), record: Path | None = None) -> Path:
+    """A path that a command may write its result to, links followed. Raises SrlibError, before any work, on an input of the
+    same command or a path inside one, a directory, a path without a folder, and a file that is not a result of this
+    command, as it, or `record` beside it, does not `hold` rows of these `kinds`. Pipes and devices take any result."""
+    given, path = path, Path(path).expanduser()
+    if is_stream(path):
+        return path
+    path, there = path.resolve(), os.path.exists(path)
+    sources = [Path(source).resolve() for source in inputs if os.path.exists(source)]
+    for problem, holds_true in {
+        "is a directory": path.is_dir(),
+        "would not be compressed": path.suffix == ".gz",
+        "is in a folder that does not exist": not path.parent.is_dir(),
+        "is an input of this command, or lies in one": any(
+            path.is_relative_to(s) or (there and path.samefile(s)) for s in sources
+        ),
+        "was not made by this command": there and path.stat().st_size and not holds(record or path, kinds),
+    }.items():
+        if holds_true:
+            raise SrlibError(f"{given}: {problem}; name a new file with -o")
+    make_dir(path.parent)
+    return path
+
+
+def holds(path: Path, kinds: Sequence[set[str]]) -> bool:
+    """Whether a file holds JSON objects, in an array, one a line or alone, each with exactly the fields of one of the kinds."""
+    rows: list[Any] = []
+    for read in (lambda: [parse_json("", line) for _, line in read_lines(path)], lambda: [read_json(path)]):
+        with contextlib.suppress(RowError):
+            rows = rows or read()
+    rows = rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+    return bool(rows) and all(isinstance(row, dict) and row.keys() in kinds for row in rows)
 
 
 def write_json(path: Path | str, value: Any) -> None:

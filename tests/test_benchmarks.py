@@ -312,6 +312,13 @@ def test_judged_resumed_and_scored_again(base_dir, one_thread, tmp_path):
     with pytest.raises(SrlibError, match="of another judge or of other rows"):
         benchmarks.evaluate(base_dir, benchmark, out, data=data, compare=True)
     assert kept.read_text() == whole
+    for bad, words in ((data, "is an input"), (kept, "was not made"), (kept.with_suffix(".note.json"), "was not made")):
+        with pytest.raises(SrlibError, match=words):
+            benchmarks.evaluate(base_dir, benchmark, bad, data=data)
+    theirs = write(tmp_path / "x.judgments.jsonl", [json.loads(line) for line in whole.splitlines()])
+    for _ in range(2):  # beside judgments of another program, results may have the name of a note
+        again = benchmarks.score(benchmark, theirs, data=data, out=tmp_path / "x.judgments.json")
+        assert [row["value"] for row in again] == [row["value"] for row in found]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data is not here")

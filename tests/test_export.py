@@ -62,7 +62,11 @@ def test_an_adapter_leaves_merged_in_16_bit_or_as_it_is(adapter_judge, base_dir,
     assert AutoTokenizer.from_pretrained(out).chat_template
     assert models.judge_info(out) == models.judge_info(adapter_run / "judge") | {"base": base_dir.name}
     assert files.read_json(out / "export.json") == {"format": "merged", **gate._asdict()}
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "kept").symlink_to("linked")
+    files.write_text(tmp_path / "kept.partial" / "notes.txt", "of somebody")
     gate, out = export.export(adapter_run, tmp_path / "kept"), tmp_path / "kept"  # as the run keeps it
+    assert (out.is_symlink(), (tmp_path / "kept.partial" / "notes.txt").read_text()) == (True, "of somebody")
     assert gate.largest_difference <= 1e-5
     assert models.base_of(out) == str(base_dir)
 
@@ -111,6 +115,8 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
         (adapter_run, out, "adapter", "me/judge", "hf_none", "nobody else has the base of this adapter"),
         (other, out, "", "", "", r"other parameters \(beta 0.1 -> 0.3\); run it to its end first"),
         (adapter_run, tmp_path / "full", "", "", "", "is there already; name a new directory"),
+        (adapter_run, tmp_path / "no" / "out", "", "", "", "its folder does not exist; make the folder first"),
+        (adapter_run, adapter_run / "judge" / "out", "", "", "", "lies inside the judge that is exported"),
         (empty, out, "", "", "", "holds no validation and no test examples"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)

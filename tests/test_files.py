@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from srlib import files
 from srlib.files import LockedError, RowError, StoreError
-from srlib.schema import Example, Judgment, Rubric
+from srlib.schema import Example, Judgment, Rubric, SrlibError
 
 ROW = {"id": "e1", "instruction": "Greet.", "response": "Hello.", "score": 1.0}
 ROW["rubric"] = {"criterion": "Is it polite?", "levels": {"1": "no", "2": "yes"}}
@@ -134,6 +135,77 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
             write(path / "below a file")
     files.make_dir(tmp_path / "new" / "run")
     assert os.listdir(tmp_path / "new" / "run") == []
+
+
+KINDS = [{"id", "score"}, {"id", "failure"}]
+
+
+@pytest.mark.parametrize("lies", ["as it is", "linked", "linked twice", "inside"])
+def test_an_input_is_no_output(tmp_path, lies):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text('{"id": 1, "score": 2}\n')  # even if this command made it
+    source = data
+    if lies == "linked":
+        out.symlink_to(data)
+    elif lies == "linked twice":
+        os.link(data, out)
+    else:
+        source, out = (data, data) if lies == "as it is" else (tmp_path, tmp_path / "new.jsonl")
+    with pytest.raises(SrlibError, match=rf"{out.name}: is an input of this command.*name a new file with -o") as error:
+        files.output(out, KINDS, ["org/hub-id", source])
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [
+        ('{"id": 1, "score": 2}\n{"id": 2, "failure": "x"}\n', True), ('[{"id": 1, "score": 2}]', True), ("", True),
+        ('{\n  "id": 1,\n  "score": 2\n}', True), ('{"id": 1, "score": 2, "label": 3}\n', False), ("hello", False),
+        ('{"id": 1, "score": 2}\n{"id": 1, "score": 2, "label": 3}\n', False), ("[]", False), ("id,score\n1,2\n", False),
+        ('{"id": 1, "score": 2}\ntorn', False), ("\x00\xff", False),
+    ],
+)  # fmt: skip
+def test_only_a_file_that_this_command_made_is_replaced(tmp_path, content, ours):
+    path, link = tmp_path / "labels", tmp_path / "link"
+    path.write_text(content)
+    link.symlink_to(path)
+    for name in (path, link):
+        if ours:
+            assert files.output(name, KINDS) == path
+        else:
+            with pytest.raises(SrlibError, match=f"{name.name}: was not made by this command; name a new file"):
+                files.output(name, KINDS)
+    assert path.read_text() == content
+    for name, problem in ((tmp_path, "is a directory"), (tmp_path / "no" / "x", "is in a folder that does not exist")):
+        with pytest.raises(SrlibError, match=f"{problem}; name a new file with -o"):
+            files.output(name, KINDS)
+
+
+def test_a_link_stays_and_a_device_is_written_to(tmp_path):
+    link, pipe, device, got = (tmp_path / name for name in ("link", "pipe", "device", "got"))
+    link.symlink_to("target")
+    files.write_text(files.output(link, KINDS), "é")
+    assert (link.is_symlink(), (tmp_path / "target").read_text()) == (True, "é")
+    files.write_json(link, 1)
+    assert (link.is_symlink(), files.read_json(tmp_path / "target")) == (True, 1)
+    os.mkfifo(pipe)
+    with open(got, "wb") as file, subprocess.Popen(["cat", pipe], stdout=file) as reader:
+        files.write_text(files.output(pipe, KINDS), "é")
+        assert (reader.wait(10), pipe.is_fifo()) == (0, True)
+    assert got.read_text() == "é"
+    got.write_text("kept\n")
+    code = "from pathlib import Path; from srlib import files; out = files.output('/dev/stdout', [])\n"
+    code += "print('before', flush=True); files.write_text(out, 'result\\n'); print('after')"
+    with open(got, "ab") as file:  # as >> does
+        subprocess.run([sys.executable, "-c", code], stdout=file, check=True)
+    assert got.read_text() == "kept\nbefore\nresult\nafter\n"
+    try:
+        os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # another name of /dev/null
+        files.write_text(files.output(device, KINDS), "lost")
+    except (PermissionError, StoreError):
+        pytest.skip("no device can be made or opened here")
+    assert device.is_char_device()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["device", "got", "link", "pipe", "target"]
 
 
 def test_a_hash_sees_names_and_contents(tmp_path):

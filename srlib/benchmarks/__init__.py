@@ -3,10 +3,10 @@
 suite.yaml, suite   the benchmarks as declarations; `named`
 protocol            rows -> questions for a judge, with the right answers
 rules               answers -> figures, arithmetic only
-run                 ask a judge, keep its judgments, read those of others; `evaluate`, `score`, `table`
+run                 ask a judge, keep its judgments, read those of others; `evaluate`, `kept`, `score`, `table`
 """
 
-from srlib.benchmarks.run import evaluate, score, table
+from srlib.benchmarks.run import evaluate, kept, score, table
 from srlib.benchmarks.suite import named
 
-__all__ = ["evaluate", "named", "score", "table"]
+__all__ = ["evaluate", "kept", "named", "score", "table"]

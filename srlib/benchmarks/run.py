@@ -24,6 +24,9 @@ from srlib.files import RowError
 from srlib.schema import OTHER_WAY, Judgment, Row, SrlibError
 
 GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` samples
+NOTE = {"judge", "revision", "compare", "sampling"}  # of judgments.json, beside the judgments
+RESULT = {"benchmark", "revision", "judge", "part", "subset", "metric", "value", "ci_low", "ci_high", "n", "parse_rate"}
+RESULT |= {"failures", "seed", "left_out", "protocol", "published"}
 INTERVAL = (
     "95% over prompts, 2000 resamples: BCa for plain means and errors, percentile for weighted means, "
     "Fisher's z with a jackknife error for correlations over all items"
@@ -56,33 +59,45 @@ def evaluate(
     """Judge every item of a benchmark greedily, with Judge.load(judge, model=model), and write the result rows to `out`.
 
     Every response is judged alone; with `compare`, two are judged together, in both orders (for a judge trained to compare).
-    Judgments are kept in `<out>.judgments.jsonl`, and the same command resumes. Raises files.RowError on a row that does
-    not fit, SrlibError if those judgments are of another judge or of other rows.
+    Judgments are kept in the file `kept`, and the same command resumes. Raises files.RowError on a row that does not fit,
+    SrlibError if those judgments are of another judge or of other rows, and on an `out` that is not its own (files.output).
     """
     from srlib.judge import Judge, identity  # imports torch, which `score` does not need
 
+    out = files.output(out, [RESULT], inputs := [judge, model, data])
+    path = kept(out, benchmark.name)
+    for made in (path, beside := path.with_suffix(".note.json")):
+        files.output(made, [NOTE], inputs, record=beside)
     questions, origin, _ = protocol.load(benchmark, data, revision)
-    items, kept = protocol.items(questions, compare), out.with_suffix(".judgments.jsonl")
+    items = protocol.items(questions, compare)
     name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
     note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY}
-    if kept.exists() and _note(kept) != note:
-        raise SrlibError(f"{kept}: holds judgments of another judge or of other rows; name another -o, or delete it")
+    if path.exists() and _note(path) != note:
+        raise SrlibError(f"{path}: holds judgments of another judge or of other rows; name another -o, or delete it")
     loaded = Judge.load(judge, model=model)
-    files.write_json(kept.with_suffix(".note.json"), note)
-    loaded.score_many(items, out=kept, desc=benchmark.name)
-    rows = score(benchmark, kept, data=data, revision=revision)
-    files.write_json(out, rows)
-    return rows
+    files.write_json(beside, note)
+    loaded.score_many(items, out=path, desc=benchmark.name)
+    return score(benchmark, path, data=data, revision=revision, out=out)
+
+
+def kept(out: Path, name: str) -> Path:
+    """The judgments behind the results in `out`: beside it, or, if that is a pipe, in the working directory."""
+    return (Path(f"{name}.json") if files.is_stream(out) else out).with_suffix(".judgments.jsonl")
 
 
 def _note(judgments: Path) -> dict[str, Any]:
     """What `evaluate` wrote beside its judgments: the judge, the rows, and how it sampled."""
     note = judgments.with_suffix(".note.json")
-    return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and note.exists() else {}
+    return files.read_json(note) if judgments.name.endswith(".judgments.jsonl") and files.holds(note, [NOTE]) else {}
 
 
-def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "", revision: str = "") -> Rows:
-    """The result rows from a file of judgments or answers. It is unknown how other programs sampled theirs."""
+def score(
+    benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "", revision: str = "", out: Path | None = None
+) -> Rows:
+    """The result rows from a file of judgments or answers, also written to `out`, see `files.output`. It is unknown how other
+    programs sampled theirs."""
+    if out is not None:
+        out = files.output(out, [RESULT], [judgments, data])
     questions, origin, left_out = protocol.load(benchmark, data, revision)
     answers = read(questions, judgments)
     note = _note(Path(judgments)) or {"judge": Path(judgments).name, "sampling": dict.fromkeys(GREEDY, "unknown")}
@@ -106,6 +121,8 @@ def score(benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "",
             whole = row["subset"] if row["subset"] in benchmark.sizes else "all"
             published = published if sizes[whole] == benchmark.sizes.get(whole) else []  # else of other items
             rows.append(head | row | {"seed": 0, "left_out": left_out, "protocol": method, "published": published})
+    if out is not None:
+        files.write_json(out, rows)
     return rows
 
 

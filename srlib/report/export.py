@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,8 +41,7 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `how` is
     adapter, merged or gguf, by default as the run keeps it. Raises ExportError before anything is written, and GateError,
     which leaves nothing at `to`: `export(Path("runs/tiny"), Path("my-judge"), "merged")`."""
-    judge, to = run / "judge", to.expanduser()
-    partial = to.with_name(f"{to.name}.partial")
+    judge, to = run / "judge", to.expanduser().resolve()
     if not judge.is_dir() or not (run / "params.yaml").is_file():
         raise ExportError(f"{run}: holds no judge; give the directory of a finished run, such as runs/tiny")
     cfg = config.load(run / "params.yaml")
@@ -50,19 +50,15 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     info, items = models.judge_info(judge), gate_items(run)
     weights = dict(quantization=cfg.quantization, quant_type=cfg.quant_type, dtype=cfg.dtype)
     before = judged(models.load(judge, **weights), items, info)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(judge, partial, how, **weights)
+    with files.writing(to), tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
+        write(judge, partial := Path(folder) / to.name, how, **weights)
         how_loaded = weights if how == "adapter" else {"dtype": cfg.dtype}
         after = _load_gguf(partial) if how == "gguf" else models.load(partial, **how_loaded)
         gate = compare(before, judged(after, items, info, before))
         files.write_json(partial / "export.json", {"format": how, **gate._asdict()})
         files.write_text(partial / "README.md", str(card.card(run, cfg, info, how, gate)))
-        with files.writing(to):
-            shutil.rmtree(to, ignore_errors=True)  # it was empty
-            partial.rename(to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(to, ignore_errors=True)  # it was empty
+        partial.rename(to)
     if push:
         _push(to, push)
     return gate
@@ -80,6 +76,8 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -
         (how not in ("adapter", "merged", "gguf"), f"--format {how!r} is not one of adapter, merged, gguf"),
         (how == "gguf" and missing, f"--format gguf needs {', '.join(missing)}; or convert a merged judge"),
         (not free, f"{to}: is there already; name a new directory, or delete it"),
+        (not to.parent.is_dir(), f"{to}: its folder does not exist; make the folder first, or name another"),
+        (to.is_relative_to(judge.resolve()), f"{to}: lies inside the judge that is exported; name another directory"),
         (how == "adapter" and base is None, "this run keeps no adapter: export it as merged"),
         (push and push.count("/") != 1, f"--push {push!r}: write ORG/NAME"),
         (push and not token, "--push needs a token that may write: set HF_TOKEN in the environment, and only there"),
