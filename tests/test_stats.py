@@ -339,6 +339,8 @@ JUDGED = [
     {"id": "c", "score": None, "expected_score": None, "failure": "no_verdict"},
     {"id": "d", "score": 1.0},
     {"id": None, "score": None, "failure": "bad_row"},
+    {"id": "a", "score": None, "failure": "bad_row", "reason": "id 'a' is already in line 1"},
+    {"id": None, "score": None, "failure": "bad_row"},
     {"id": "e", "score": None},
 ]
 
@@ -353,15 +355,19 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
     labels = lines(tmp_path / "labels.jsonl", [{"id": i, "score": s} for i, s in (("c", 3), ("a", 5), ("b", None))])
     estimate, missing = ppi.of_files(judged, labels, level=0.9)
     mean = (3.8 + 2 + 1) / 3  # what a judgment without a score predicts
-    assert estimate == ppi.debiased_mean([5, 3], [3.8, mean], [2, 1, mean, mean], level=0.9)
-    assert missing == {"no_verdict": 1, "bad_row": 1, "no_score": 1, "label_null": 1}
-    numbers = {row["id"]: n for n, row in enumerate(JUDGED) if row["id"]}  # ids that are numbers here and text there
-    lines(judged, [row | {"id": str(numbers[row["id"]])} for row in JUDGED if row["id"]])
-    lines(labels, [{"id": numbers[i], "score": s} for i, s in (("c", 3), ("a", 5), ("b", None))])
-    assert ppi.of_files(judged, labels, level=0.9)[0].mean.n == 2
+    assert estimate == ppi.debiased_mean([5, 3], [3.8, mean], [2, 1, mean, mean, mean, mean], level=0.9)
+    assert missing == {"no_verdict": 1, "bad_row": 3, "no_score": 1, "label_null": 1}
     text = ppi.told(estimate, missing, 0.9)
-    assert "90%, 2 labels, 6 rows" in text
-    assert "without a score: bad_row 1, label_null 1, no_score 1, no_verdict 1" in text
+    assert "90%, 2 labels, 8 rows" in text
+    assert "without a score: bad_row 3, label_null 1, no_score 1, no_verdict 1" in text
+
+
+def test_ids_may_be_integers(tmp_path):
+    judged = lines(tmp_path / "judged.jsonl", [{"id": str(i), "score": i} for i in range(4)])
+    labels = lines(tmp_path / "labels.jsonl", [{"id": 1, "score": 1}, {"id": "2", "score": 3}])
+    assert ppi.of_files(judged, labels)[0].mean.n == 2
+    with pytest.raises(SrlibError, match="id '1' is already in line 1"):
+        ppi.of_files(judged, lines(labels, [{"id": 1, "score": 1}, {"id": "1", "score": 3}]))
 
 
 @pytest.mark.parametrize(
@@ -370,7 +376,7 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
         ([{"id": "x", "score": 1}], "1 labels are for ids that were not judged, such as 'x'"),
         ([{"id": "a", "score": "4"}], "line 1: field score"),
         ([{"id": "a", "score": 1}, {"id": "a", "score": 2}], "line 2: id 'a' is already in line 1"),
-        ([{"id": "a", "score": 1}], "1 labels and 5 rows without one"),
+        ([{"id": "a", "score": 1}], "1 labels and 7 rows without one"),
     ],
 )
 def test_bad_labels_are_refused(rows, message, tmp_path):
