@@ -14,6 +14,7 @@ from rich.console import Console
 from throwaway import make_project, srlib_run, stop
 
 from srlib import config, files
+from srlib.curate import CurateError
 from srlib.run import RunError, pipeline, stages
 
 SHORT = "arms=base,sft"  # data, sft, eval: three kernels
@@ -82,6 +83,7 @@ time.sleep(4)
     reports, printed = go(root, "arms=sft,sft_score_only,sft_careful_only", workers=2)
     assert [status for _, status, _ in reports] == ["done", "failed", "done", "left", "left"]
     notebook = root / "runs" / "t" / "notebooks" / "sft.ipynb"
+    assert (root / "runs" / "last").resolve() == root / "runs" / "t"
     for word in ("sft (notebook 02_sft) failed in cell 4: ValueError", "at [red]sea", str(notebook), "waits 0/1200"):
         assert word in printed
     assert "\x1b" not in printed
@@ -100,7 +102,9 @@ def test_a_stage_alone_is_forced_dies_and_does_not_finish(project, monkeypatch):
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "(Kernel died)"),
         ("stage.finish = lambda **facts: None\n", "does it call stage.finish()?"),
     ):
+        (root / "runs" / "last").unlink(missing_ok=True)
         reports, printed = go(project(n01_data=work))
+        assert not (root / "runs" / "last").is_symlink(), "before its first stage is done, a run is not the last"
         assert reports == [("data", "failed", "code of 01_data changed")]
         assert word in printed
 
@@ -153,6 +157,8 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     root = project()
     with pytest.raises(RunError, match="'dpo'"):
         go(root, "arms=dpo")
+    with pytest.raises(CurateError, match="strategy majority: "):
+        go(root, SHORT, "strategy=majority")
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
         pipeline.run(config.load(), root / "file" / "r")

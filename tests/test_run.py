@@ -9,6 +9,7 @@ import pytest
 from throwaway import make_project, write_notebook
 
 from srlib import config, files
+from srlib.curate import CurateError
 from srlib.run import RunError, open_run, open_stage, stage, stages
 
 
@@ -101,6 +102,79 @@ def test_a_changed_parameter_goes_down_the_chain(root):
     assert (why(root, "sft", "model=elsewhere"), why(root, "eval")) == (None, "new")
 
 
+def finished(root, *notebooks):
+    """The chain of one iteration by hand, and what the last opening printed."""
+    for notebook in notebooks or ("01_data", "02_sft", "03_sample", "04_curate", "05_dpo", "06_eval"):
+        finish(notebook, **({"arms": ["base", "sft", "sre_1"]} if notebook == "06_eval" else {}))
+
+
+def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, capsys):
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "iterations: 1\narms: [base, sft, sre_1]\n")
+    finished(root)
+    finished(root, "06_eval")
+    assert capsys.readouterr().out.splitlines()[-1] == "eval: cached"
+    finish("04_curate", margin=1.0)
+    printed = capsys.readouterr().out.splitlines()
+    command = "srlib run runs/tiny/params.yaml --run-dir runs/tiny"
+    assert printed[0] == "curate_1: runs (margin 2.0 -> 1.0)"
+    assert (
+        printed[1] == f"After that, run again what came from pairs/1: dpo_1, eval, or all with `{command} -p margin=1`"
+    )
+    assert (
+        printed[2]
+        == "To keep runs/tiny as it is, stop here: `cp -r runs/tiny runs/tiny-2`, and set run_dir to runs/tiny-2"
+    )
+    with pytest.raises(
+        RunError, match=rf"judges/sre_1 of run tiny was computed from another pairs/1 .*notebook 02 or 05.*{command}`"
+    ):
+        finished(root, "06_eval")
+    finish("05_dpo")
+    finished(root, "06_eval")
+    assert "eval: runs (input judges/sre_1 changed)" in capsys.readouterr().out
+    one = opened("01_data")  # once more with the same parameters, but another result, as a server may give
+    shutil.rmtree(one.path)
+    (root / "runs" / "tiny" / "sample").mkdir()
+    one = opened("01_data")
+    (one.path / "out.txt").write_text("other rows")
+    one.finish()
+    assert why(root, "sft") == "input data changed"
+    shutil.rmtree(root / "runs" / "tiny" / "judgments" / "1")
+    with pytest.raises(RunError, match="judges/sft of run tiny was computed from another data "):
+        finished(root, "06_eval")
+
+
+def test_a_mistyped_strategy_is_refused_before_training(root):
+    make_project(
+        root,
+        n04_curate="def shortest(item, judgments, margin):\n    return []\nfrom rules import a, b\nc = cfg.strategy\n",
+    )
+    (root / "rules.py").write_text("def mine(item, judgments, margin):\n    return []\n")
+    for good in ("meta_judge", "shortest", "a", "b", "c", "rules.py:mine"):
+        stages.check_strategy(good)
+    for bad in ["", *"meta_jugde short rules.py:min rules.py:mine2 rule.py:mine rules.py:meta_judge return".split()]:
+        with pytest.raises(CurateError, match=rf"^strategy {bad}: .* defines no function .*; built-in rules: correct"):
+            stages.check_strategy(bad)
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: meta_jugde\n")
+    with pytest.raises(CurateError, match="strategy meta_jugde"):
+        opened("01_data")
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: rules.py:mine\n")
+    for notebook in ("01_data", "02_sft", "03_sample", "04_curate"):
+        finish(notebook)
+    assert why(root, "curate_1", "strategy=rules.py:mine") is None
+    (root / "rules.py").write_text("def mine(item, judgments, margin):\n    return [1]\n")
+    assert why(root, "curate_1", "strategy=rules.py:mine") == "code of rules.py changed"
+
+
+def test_a_notebook_that_is_no_stage_says_so(root):
+    write_notebook(root / "notebooks" / "08_annotate.ipynb", {"parameters": "seed = 0\n"})
+    with pytest.raises(RunError, match=r"notebook 08_annotate is no stage of this run: use open_run\(globals\(\)\)"):
+        opened("08_annotate")
+    with pytest.raises(
+        RunError, match="notebook 02_sft is no stage of this run: arm sft_pointwise, sft_mode pointwise"
+    ):
+        opened("02_sft", arm="sft_pointwise")
+
+
 def test_code_counts_without_comments_and_docstrings(root):
     finish("01_data")
     path, notebook = root / "srlib" / "schema.py", root / "notebooks" / "01_data.ipynb"
@@ -185,6 +259,13 @@ def test_the_judge_to_take_home(root, monkeypatch):
     finish("01_data")
     finish("02_sft")
     home = stage.take_home(run, last) / "out.txt"
+    row = {"arm": "sft", "split": "validation", "metric": "parse_rate", "value": 0.75}
+    rows = [row, row | {"arm": "sre_1", "value": 0.1}, row | {"split": "test", "value": 0.2}, row | {"metric": "mae"}]
+    files.write_json(run / "results.json", [*rows, row | {"metric": "prompt_nll_highest", "value": 3.5}])
+    files.write_json(run / "judge" / "judge.json", {"template": "brief"})
+    stage.take_home(run, last)
+    validation = {"parse_rate": 0.75, "prompt_nll_highest": 3.5}
+    assert files.read_json(run / "judge" / "judge.json") == {"template": "brief", "validation": validation}
     home.write_text("as it was")
     assert (stage.take_home(run, last) / "out.txt").read_text() == "as it was"
     monkeypatch.setenv("SRLIB_FORCE", "1")

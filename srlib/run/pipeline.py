@@ -88,8 +88,8 @@ def run(
 ) -> list[Job]:
     """Bring every stage of a run up to date; one Job each, inputs first. `workers` stages run side by side (0: two on a
     CPU with two cores, else one), `force` runs all again. After a failure nothing new starts and what is running ends.
-    Raises StoreError if the directory cannot be written or another process runs in it, RunError or ParamError before
-    anything starts. KeyboardInterrupt stops the kernels."""
+    runs/last is this run once its first stage is done. Raises StoreError if the directory cannot be written or another
+    process runs in it, RunError, ParamError or CurateError before anything starts. KeyboardInterrupt stops the kernels."""
     run, console = Path(run_dir).absolute(), console or Console(highlight=False)
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -97,6 +97,7 @@ def run(
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     jobs = [Job(stage, run, bars) for stage in stages.of(cfg)]
+    stages.check_strategy(cfg.strategy)
     for job in jobs:
         stages.parts(job.stage, cfg, run)  # a notebook that cannot be read is refused now, not after an hour
     for folder in ("notebooks", ".logs", ".progress"):
@@ -104,10 +105,7 @@ def run(
     with files.lock(run), bars:
         values = cfg.model_dump(mode="json", exclude={"run_dir"})
         files.write_text(run / "params.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        with contextlib.suppress(OSError):  # a convenience: some file systems have no links, or it is a directory
-            last.unlink(missing_ok=True)
-            last.symlink_to(os.path.relpath(run, last.parent))
-        whole, running, foreseen = bars.add_task("stages", total=len(jobs)), [], None
+        whole, running, foreseen, linked = bars.add_task("stages", total=len(jobs)), [], None, False
         try:
             while True:
                 running = [job for job in jobs if job.status == "running"]
@@ -115,6 +113,11 @@ def run(
                 failed = any(job.status == "failed" for job in jobs)
                 ready = [job for job in jobs if job.status == "left" and made.issuperset(job.stage.inputs)]
                 bars.update(whole, completed=len(made))
+                if made and not linked:
+                    linked = True
+                    with contextlib.suppress(OSError):  # some file systems have no links, or it is a directory
+                        last.unlink(missing_ok=True)
+                        last.symlink_to(os.path.relpath(run, last.parent))
                 if ready and not failed and len(running) < workers:
                     if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
                         ready[0].status = "skipped"

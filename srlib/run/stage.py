@@ -57,6 +57,7 @@ class OpenStage:
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
+            "content": files.sha256(self.path),  # a later stage is current as long as this is what it has read
         }
         files.write_json(self.path / "manifest.json", manifest)
         with files.writing(self._output):  # a stage killed in here resumes in the partial directory
@@ -88,14 +89,27 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     values = config.in_namespace(notebook, namespace)
     recorded = open_run(values) / "params.yaml"
-    cfg = config.load(recorded if recorded.exists() else None).model_copy(update=values)
+    of_run = config.load(recorded if recorded.exists() else None)
+    cfg = of_run.model_copy(update=values)
     every = [*stages.before_eval(cfg), *stages.of(cfg.model_copy(update={"diagnose": True}))[-2:]]
-    stage = next(one for one in every if one.notebook == notebook and one.fixed.items() <= values.items())
+    stage = next((one for one in every if one.notebook == notebook and one.fixed.items() <= values.items()), None)
+    if stage is None:
+        why = f"arm {cfg.arm}, sft_mode {cfg.sft_mode}" if notebook == "02_sft" else "use open_run(globals())"
+        raise RunError(f"notebook {notebook} is no stage of this run: {why}")
+    if notebook < "04":  # in 04, the function may be in a cell that has not been saved
+        stages.check_strategy(cfg.strategy)
     run = open_run(values)
     skipped = stages.skipped(cfg, run)
     if stage.output in skipped:
         raise RunError(f"{stage.output} cannot be made: {skipped[stage.output]}; go on with the next notebook")
-    open_run(values, [name for name in stage.inputs if name not in skipped])
+    inputs = [name for name in stage.inputs if name not in skipped]
+    open_run(values, inputs)
+    changed = [name for name, value in cfg if value != getattr(of_run, name) and name not in {"run_dir", *stage.fixed}]
+    again, path = "".join(f" -p {name}={config.spelled(getattr(cfg, name))}" for name in changed), os.path.relpath(run)
+    again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
+    for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
+        advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
+        raise RunError(f"{older} of run {run.name} was computed from another {newer} than is there now: {advice}")
     lock = run / ".locks" / stage.name
     if not files.acquire(lock, timeout=20):  # the kernel of a killed pipeline is gone within two seconds
         raise RunError(f"stage {stage.name} of {run.name} is open in process {files.holder(lock)}; stop it first")
@@ -103,6 +117,13 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     reason = stages.reason(run / stage.output, parts)
     opened = OpenStage(stage, run, cfg, parts, lock)
     print(f"{stage.name}: " + ("cached" if opened.done else f"runs ({reason or 'forced'})"))
+    stale, later = {stage.output}, []
+    for one in every:
+        if stale & {*one.inputs} and stages.manifest(run / one.output):
+            stale, later = stale | {one.output}, [*later, one.name]
+    if later and not opened.done and "SRLIB_PROGRESS" not in os.environ:  # by hand, not by the pipeline
+        print(f"After that, run again what came from {stage.output}: {', '.join(later)}, or {again}")
+        print(f"To keep {path} as it is, stop here: `cp -r {path} {path}-2`, and set run_dir to {path}-2")
     if opened.done:
         files.release(lock)  # a notebook that stays open blocks nobody
     return opened
@@ -145,4 +166,9 @@ def take_home(run: Path, cfg: config.Parameters) -> Path:
             shutil.copytree(source, temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
+    about, results = target / "judge.json", run / "results.json"
+    if about.is_file() and results.is_file():  # for `srlib judge`, which compares other rows with these
+        rows = [r for r in files.read_json(results) if (r["arm"], r["split"]) == (source.name, "validation")]
+        known = {r["metric"]: r["value"] for r in rows if r["metric"] in ("parse_rate", "prompt_nll_highest")}
+        files.write_json(about, files.read_json(about) | ({"validation": known} if known else {}))
     return target

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlib import config, files
+from srlib import config, curate, files
 from srlib.evaluate import arms
 from srlib.schema import SrlibError
 
@@ -110,9 +110,35 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
     values = {name: values[name] for name in {*declared, *read} & values.keys() - NOT_IDENTITY} | stage.fixed
     values |= {name: content(values[name], root) for name in values.keys() & MAY_BE_PATHS}
+    if file := values.get("strategy", "").rpartition(":")[0]:
+        values[f"code of {file}"] = content(file, root)
     values |= {f"code of {module}": digest for module, digest in code.items()}
     inputs = [name for name in stage.inputs if name not in skipped(cfg, run)]
-    return values | {f"input {name}": manifest(run / name).get("key") for name in inputs}
+    return values | {f"input {name}": manifest(run / name).get("content") for name in inputs}
+
+
+def outdated(run: Path, name: str) -> tuple[str, str] | None:
+    """Whether a directory of a run, `"eval"`, or one behind it was computed from something that has been replaced since:
+    (directory, input), `("judges/sre_1", "pairs/1")`, or None. An input that was deleted is not replaced."""
+    queue, found = [name], None
+    for reader in queue:  # it grows by all that is behind the directory
+        parts = manifest(run / reader).get("parts", {})
+        for source in [part.removeprefix("input ") for part in parts if part.startswith("input ")]:
+            read = parts[f"input {source}"]
+            found = (reader, source) if manifest(run / source).get("content", read) != read else found
+            queue += [] if source in queue else [source]
+    return found
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise CurateError on a rule that is neither built in nor, as far as its source tells, in notebook 04 or FILE.py:NAME."""
+    file, _, name = strategy.rpartition(":")
+    path = config.project_root() / (file or "notebooks/04_curate.ipynb")
+    source = _source(path) if not file else path.read_text("utf-8", "replace") if path.is_file() else ""
+    defined = re.search(rf"(?m)^(def |from .*\b)?(?=\w){re.escape(name)}(\(| *=|,|$)", source)
+    if strategy not in curate.RULES and not defined:
+        rules = f"built-in rules: {', '.join(curate.RULES)}"
+        raise curate.CurateError(f"strategy {strategy}: {path} defines no function {name}; {rules}")
 
 
 def key(parts: dict[str, Any]) -> str:
@@ -143,11 +169,8 @@ def manifest(directory: Path) -> dict[str, Any]:
 def code_of(notebook: Path, package: Path) -> tuple[dict[str, str], set[str]]:
     """Hashes of a notebook's code and of every module of `package` behind it, and the names that they read from `cfg`.
     Cells tagged `parameters` (they count by their values) or `setup` (they work in Colab only) are left out."""
-    cells = [cell for cell in json.loads(notebook.read_bytes())["cells"] if cell["cell_type"] == "code"]
-    cells = [cell for cell in cells if not {"parameters", "setup"} & set(cell["metadata"].get("tags", []))]
-    source = re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join("".join(cell["source"]) for cell in cells))  # magics
     try:
-        digest, queue, names = _examined(source, "")
+        digest, queue, names = _examined(_source(notebook), "")
     except SyntaxError as error:
         raise RunError(f"{notebook}: code line {error.lineno} is not Python ({error.msg}); correct it") from None
     digests = {notebook.stem: digest}
@@ -162,6 +185,12 @@ def code_of(notebook: Path, package: Path) -> tuple[dict[str, str], set[str]]:
             if (tables := path.with_suffix(".yaml")).is_file():  # data of the module, such as the words of the world
                 digests[f"{module}, tables"] = hashlib.sha256(tables.read_bytes()).hexdigest()
     return digests, names
+
+
+def _source(notebook: Path) -> str:
+    cells = [cell for cell in json.loads(notebook.read_bytes())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in cells if not {"parameters", "setup"} & set(cell["metadata"].get("tags", []))]
+    return re.sub(r"(?m)^([ \t]*)[%!].*$", r"\1pass", "\n".join("".join(cell["source"]) for cell in cells))  # magics
 
 
 @cache
