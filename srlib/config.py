@@ -12,6 +12,7 @@ import ast
 import contextlib
 import difflib
 import io
+import itertools
 import json
 import re
 import sys
@@ -181,6 +182,26 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Param
             raise ParamError(f"-p {shorten(override)}: write -p NAME=VALUE")
         values[name] = _checked(f"-p {name}", name, text, is_text=True)
     return Parameters(**values)
+
+
+def spelled(value: Any) -> str:
+    """A value as `-p` takes it: `["base", "sft"] -> "base,sft"`, `2.0 -> "2"`."""
+    return ",".join(value) if isinstance(value, list) else str(value).removesuffix(".0")
+
+
+def sweep(overrides: Sequence[str], seeds: str | None = None) -> list[tuple[str, list[str]]]:
+    """The runs of several values and seeds, as (end of the directory's name, overrides): `["margin=1,2"], "0" -> [("-margin=1-0",
+    ["margin=1", "seed=0"]), ("-margin=2-0", ["margin=2", "seed=0"])]`. Lists and free texts keep their commas."""
+    axes = []
+    for override in [*overrides, *([] if seeds is None else [f"seed={seeds}"])]:
+        name, _, text = override.partition("=")
+        kind = FIELDS[name].annotation if name in FIELDS else str
+        many = "," in text and (kind not in (str, list[str]) or name in ("model", "strategy"))
+        head = "-" if name == "seed" else f"-{name}="
+        values = [(head + value, f"{name}={value}") for value in dict.fromkeys(map(str.strip, text.split(",")))]
+        axes.append(values if many or override == f"seed={seeds}" else [("", override)])
+    runs = [zip(*pairs, strict=True) if pairs else ("", []) for pairs in itertools.product(*axes)]
+    return [(re.sub(r"[^\w.=-]", "_", "".join(names)), list(values)) for names, values in runs]
 
 
 def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None = None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def make_run(path, seed=0, sft=0.468, sre=0.623, **parameters):
     judge = {"seed": seed, "beta": 0.1, "iteration": 2, "arm": "sft", "code of x": "1", "input data": "d"} | parameters
     inputs = {"n_boot": 200, "input data": "d", "input judges/sre_2": "j"}
     for name, key, parts in (("data", "d", {"seed": seed}), ("judges/sre_2", "j", judge), ("eval", "e", inputs)):
-        files.write_json(path / name / "manifest.json", {"key": key, "parts": parts})
+        files.write_json(path / name / "manifest.json", {"content": key, "parts": parts})
     return path
 
 
@@ -80,14 +80,52 @@ def test_compare_writes_means_and_paired_differences(runs):
     assert cells(tables.compare(runs[:1]))["sft"][0] == "45.0", "one seed has no interval"
 
 
+def test_settings_are_lines_and_what_differs_is_their_name(runs, tmp_path):
+    others = [make_run(tmp_path / f"tiny-beta=0.3-{s}", s, 0.45, 0.45, beta=0.3, samples=8) for s in (0, 1)]
+    got = cells(tables.compare([*runs, *others], tmp_path / "out"))
+    lines = [f"{arm}, beta={beta}" for arm in ("base", "sft", "sre_2", "sre_10") for beta in (0.1, 0.3)]
+    differences = [f"sre_10, beta={beta} − sft, beta={beta}" for beta in (0.1, 0.3)]
+    assert list(got) == [*lines, *differences, "sre_10, beta=0.3 − sre_10, beta=0.1"], "samples are of one of them only"
+    assert (got["sft, beta=0.1"][0], got["sft, beta=0.3"][0]) == ("47.0 ± 5.0", "45.0 ± 0.0")
+    assert got["sre_10, beta=0.3 − sre_10, beta=0.1"][0].startswith("-14.0 ± "), "of seeds 0 and 1, which both have"
+    record = files.read_json(tmp_path / "out" / "compare.json")
+    assert record["runs"] == {f"beta=0.1, seed={s}": f"tiny-{s}" for s in range(3)} | {
+        f"beta=0.3, seed={s}": f"tiny-beta=0.3-{s}" for s in range(2)
+    }
+    assert [row["arm"] for row in record["arms"][::7]] == lines
+    only = make_run(tmp_path / "only", 0, samples=8)
+    assert "sft, samples=unset" in cells(tables.compare([runs[0], only], tmp_path / "out"))
+    made = files.read_json(only / "judges" / "sre_2" / "manifest.json")
+    model = {"params": {"model": "org/a"}, "parts": made["parts"] | {"model": "sha256:1"}}
+    files.write_json(only / "judges" / "sre_2" / "manifest.json", made | model)
+    same = make_run(tmp_path / "same", 0, model="sha256:2", samples=8)
+    files.write_json(
+        same / "judges" / "sre_2" / "manifest.json", made | model | {"parts": made["parts"] | {"model": "sha256:2"}}
+    )
+    assert "sft, model=sha256:2" in cells(tables.compare([only, same], tmp_path / "out")), "one name, two contents"
+
+
+def test_a_comparison_replaces_only_a_comparison(runs, tmp_path):
+    out = tmp_path / "out"
+    tables.compare(runs, out)
+    tables.compare(runs[:2], out)
+    notes = tmp_path / "notes"
+    files.write_text(notes / "compare.md", "of somebody")
+    for bad, words in (
+        (notes, "compare.md: was not made"),
+        (notes / "compare.md", "was not made"),
+        (runs[0], "is an input"),
+    ):
+        with pytest.raises(SrlibError, match=words):
+            tables.compare(runs, bad)
+    assert (notes / "compare.md").read_text() == "of somebody"
+
+
 def test_compare_refuses_what_is_no_comparison_of_seeds(runs, tmp_path):
-    other = make_run(tmp_path / "tiny-3", 3, beta=0.3, samples=8)
-    with pytest.raises(SrlibError, match=r"differ in more than the seed: beta \(0.1 / 0.3\), samples \(unset / 8\)"):
-        tables.compare([*runs, other])
     with pytest.raises(SrlibError, match=r"tiny-0 and .*tiny-b both have seed 0"):
         tables.compare([*runs, make_run(tmp_path / "tiny-b")])
     made = files.read_json(runs[1] / "judges" / "sre_2" / "manifest.json")
-    files.write_json(runs[1] / "judges" / "sre_2" / "manifest.json", made | {"key": "trained again"})
+    files.write_json(runs[1] / "judges" / "sre_2" / "manifest.json", made | {"content": "trained again"})
     with pytest.raises(SrlibError, match=r"tiny-1: judges/sre_2 is newer than the results"):
         tables.compare(runs)
     assert not (tmp_path / "compare-tiny").exists()

@@ -1,16 +1,19 @@
-"""results.json as a table for the terminal, and runs compared over their seeds. Shares are shown in percent."""
+"""results.json as a table for the terminal, and runs compared over settings and seeds. Shares are shown in percent."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from srlib import files
+from srlib import config, files
 from srlib.evaluate.arms import in_order
+from srlib.run import stages
 from srlib.schema import SrlibError
 from srlib.stats import intervals
 
@@ -49,26 +52,32 @@ def table(run_dir: Path | str) -> Table:
 
 
 def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -> Table:
-    """Arms x metrics over runs that differ in their seed alone: means and t intervals over seeds, and the differences of
-    the last self-rationalized judge from AGAINST, seed by seed. Writes compare.json, .md and .png to `out_dir`
-    (`compare-<common stem>` beside the runs). Raises SrlibError on runs whose other parameters differ, whose seeds are the
-    same, or whose results are older than their judges."""
+    """Arms x metrics over runs, a line for each setting: means and t intervals over its seeds. Then, seed by seed, the
+    differences of the last self-rationalized judge from AGAINST, and from itself in the first setting. Runs of one setting
+    differ in their seed alone; the names of several say in what they differ. Writes compare.json, .md and .png to
+    `comparison_dir`. Raises SrlibError on two runs of one setting and seed, and on results older than their judges."""
     from srlib.report import plots
 
-    results = {Path(path): load(Path(path)) for path in run_dirs}
-    runs = _by_seed(list(results))
-    rows = [row | {"seed": seed} for seed, path in runs.items() for row in results[path]]
-    arms = in_order([row["arm"] for row in rows])
+    out, results = comparison_dir(run_dirs, out_dir), {Path(path): load(Path(path)) for path in run_dirs}
+    settings = _by_setting(list(results))
+    runs = [(name, seed, path) for name, by_seed in settings.items() for seed, path in by_seed.items()]
+    arms = in_order([row["arm"] for rows in results.values() for row in rows])
+    line = {(arm, name): ", ".join(filter(None, (arm, name))) for arm in arms for name in settings}
+    rows = [r | {"arm": line[r["arm"], name], "seed": seed} for name, seed, path in runs for r in results[path]]
     last = max((arm for arm in arms if re.fullmatch(r"sre_\d+", arm)), key=lambda arm: int(arm[4:]), default="")
-    names = [(arm, "") for arm in arms] + [(last, other) for other in AGAINST if last and other in arms]
+    first, *others = settings
+    pairs = [(line[last, n], line[other, n]) for n in settings for other in AGAINST if last and other in arms]
+    pairs += [(line[last, name], line[last, first]) for name in others if last]
+    names = [(name, "") for name in line.values()] + pairs
     cells = [_over_seeds(rows, title, *name) for name in names for title in COMPARED]
     texts = [_show(cell, title) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
     lines = [[" − ".join(filter(None, name)), *texts[7 * i : 7 * i + 7]] for i, name in enumerate(names)]
-    title = f"{len(runs)} seeds ({', '.join(map(str, runs))}): mean, 95% t interval over seeds"
-    stem = os.path.commonprefix([path.name for path in results]).rstrip("-_.0123456789")  # noqa: RUF071
-    out = Path(out_dir) if out_dir else next(iter(results)).parent / f"compare-{stem or 'runs'}"
-    record = {"arms": cells[: 7 * len(arms)], "differences": cells[7 * len(arms) :]}
-    files.write_json(out / "compare.json", {"runs": {str(seed): path.name for seed, path in runs.items()}} | record)
+    seeds = ", ".join(str(seed) for _, seed, _ in runs)
+    title = f"{len(settings)} settings, {len(runs)} runs" if others else f"{len(runs)} seeds ({seeds})"
+    title += ": mean, 95% t interval over seeds"
+    named = {f"{name}, seed={seed}" if name else str(seed): path.name for name, seed, path in runs}
+    record = {"arms": cells[: 7 * len(line)], "differences": cells[7 * len(line) :]}
+    files.write_json(out / "compare.json", {"runs": named} | record)
     markdown = [["arm", *COMPARED], ["---", *["---:"] * len(COMPARED)], *lines]
     markdown = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in markdown]
     files.write_text(out / "compare.md", "\n".join([f"{title}.", "", *markdown, ""]))
@@ -77,32 +86,48 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     return _table(title, ["arm", *COMPARED], lines)
 
 
-def _by_seed(paths: Sequence[Path]) -> dict[int, Path]:
-    """seed -> run directory, for runs that differ in nothing else."""
-    runs: dict[int, Path] = {}
+def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -> Path:
+    """The directory for a comparison, `compare-<common stem>` beside the runs by default; SrlibError if it cannot take one."""
+    paths = [Path(path) for path in run_dirs]
+    stem = os.path.commonprefix([path.name for path in paths]).rstrip("-_.=0123456789")  # noqa: RUF071
+    out = Path(out_dir) if out_dir else paths[0].parent / f"compare-{stem or 'runs'}"
+    for path in [out / f"compare.{kind}" for kind in ("json", "md", "png")] if out.is_dir() else [out]:
+        files.output(path, [{"runs", "arms", "differences"}], paths, record=out / "compare.json")
+    return out
+
+
+def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """Name of a setting, `"margin=1"`, -> seed -> run directory. The name holds what differs; the only setting has none."""
+    settings: dict[str, tuple[dict, dict, dict]] = {}
     for path in paths:
-        own, first = _parameters(path), _parameters(paths[0])
-        if names := sorted(name for name in {*first, *own} - {"seed"} if first.get(name) != own.get(name)):
-            shown = ", ".join(f"{name} ({first.get(name, 'unset')} / {own.get(name, 'unset')})" for name in names)
-            raise SrlibError(f"{paths[0]} and {path} differ in more than the seed: {shown}; compare runs of one kind")
-        if own["seed"] in runs:
-            raise SrlibError(f"{runs[own['seed']]} and {path} both have seed {own['seed']}; compare one run a seed")
-        runs[own["seed"]] = path
-    return dict(sorted(runs.items()))
+        values, shown = _parameters(path)
+        seed = values.pop("seed")
+        runs = settings.setdefault(json.dumps(values, sort_keys=True), (values, shown, {}))[2]
+        if runs.setdefault(seed, path) is not path:
+            raise SrlibError(f"{runs[seed]} and {path} both have seed {seed}; compare one run a seed")
+    values, shown, runs = zip(*settings.values(), strict=True)
+    differ = [name for name in sorted({*chain(*values)}) if any(v.get(name) != values[0].get(name) for v in values)]
+    everywhere = [name for name in differ if all(name in v for v in values)]  # a stage that did not run has none
+    for chosen, source in ((everywhere, shown), (differ, shown), (differ, values)):
+        names = [", ".join(f"{name}={config.spelled(v.get(name, 'unset'))}" for name in chosen) for v in source]
+        if len({*names}) == len(names):
+            break
+    return {name: dict(sorted(by_seed.items())) for name, by_seed in zip(names, runs, strict=True)}
 
 
-def _parameters(run: Path) -> dict[str, Any]:
-    """The parameters behind a run's results: those in the manifests of eval and of all that it was computed from."""
-    found, queue = {}, [("eval", None)]
+def _parameters(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters behind a run's results, from the manifests of eval and of all that it was computed from: as their
+    stages count them (a model by its content), and as they were set."""
+    if outdated := stages.outdated(run, "eval"):
+        raise SrlibError(f"{run}: {outdated[1]} is newer than the results; run it to its end first")
+    values, shown, queue = {}, {}, ["eval"]
     while queue:
-        name, key = queue.pop()
-        manifest = files.read_json(run / name / "manifest.json")
-        if key not in (None, manifest["key"]):
-            raise SrlibError(f"{run}: {name} is newer than the results; run it to its end first")
+        manifest = files.read_json(run / queue.pop() / "manifest.json")
         parts = manifest["parts"]
-        queue += [(part.removeprefix("input "), key) for part, key in parts.items() if part.startswith("input ")]
-        found |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}
-    return found
+        queue += [part.removeprefix("input ") for part in parts if part.startswith("input ")]
+        values |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}
+        shown |= parts | manifest.get("params", {})
+    return values, shown
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], title: str, arm: str, against: str) -> dict[str, Any]:
