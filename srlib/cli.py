@@ -1,9 +1,10 @@
 """The command `srlib`: it only calls what the notebooks call.
 
-Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 130: stopped by Ctrl-C. Our
-own errors are one red message; anything else keeps its traceback.
+Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
+a score. 130: stopped by Ctrl-C. Our own errors are one red message; anything else keeps its traceback.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ class Commands(typer.core.TyperGroup):
     """All commands, behind one handler of errors."""
 
     def invoke(self, ctx: typer.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # an encoding without these characters loses no result
         try:
             return super().invoke(ctx)
         except SrlibError as error:
@@ -39,7 +42,9 @@ app = typer.Typer(
     help="Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495).",
 )
 Yaml = Annotated[Path, typer.Argument(help="flat file of parameters, such as params/tiny.yaml")]
-Overrides = Annotated[list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one parameter")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one; in run, =1,2 makes a run for each")
+]
 JudgeName = Annotated[str, typer.Argument(help="a judge's directory, or a server's URL (http://.../v1)")]
 Model = Annotated[str, typer.Option(help="the judge's name on the server")]
 Bench = Annotated[str, typer.Option(help="benchmark, such as reward_bench; a wrong name lists them all")]
@@ -61,22 +66,25 @@ def run(
     from srlib.report import page, tables
     from srlib.run import plan
 
-    console, cfg = _console(), config.load(yaml, p or [])
-    named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
-    run_dir = run_dir or config.project_root() / named
-    runs = {run_dir: cfg}
-    if seeds is not None:
-        names = [name.strip() for name in seeds.split(",")]
-        runs = {run_dir.with_name(f"{run_dir.name}-{n}"): config.load(yaml, [*(p or []), f"seed={n}"]) for n in names}
-    if not anyway and (reason := plan.refusal(cfg)) is not None:
-        raise RunError(reason)
+    console, runs, swept = _console(), {}, config.sweep(p or [], seeds)
+    for suffix, overrides in swept:
+        cfg = config.load(yaml, overrides)
+        named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
+        directory = run_dir or config.project_root() / named
+        runs[directory.with_name(directory.name + suffix)] = cfg
+        if not anyway and (reason := plan.refusal(cfg)) is not None:
+            raise RunError(reason)
+    several = len(swept) > 1 or seeds is not None
+    if several and len({cfg.model_dump_json() for cfg in runs.values()}) < len(swept):
+        raise RunError("two of these runs are one and the same: write each value and each seed once")
+    out = tables.comparison_dir(list(runs)) if several else None
     for directory, cfg in runs.items():
-        if seeds is not None:
+        if several:
             _say(f"== {directory.name}")
         if any(job.status in ("failed", "left") for job in pipeline.run(cfg, directory, workers, force, console)):
             raise typer.Exit(1)
         page.write_report(directory)
-    console.print(tables.table(run_dir) if seeds is None else tables.compare(list(runs)))
+    console.print(tables.compare(list(runs), out) if several else tables.table(directory))
 
 
 @app.command()
@@ -118,7 +126,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="run directories, such as runs/tiny-*")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="where figure and numbers go")] = None,
 ) -> None:
-    """Compare runs that differ in their seed: arms x metrics, mean and interval, and a figure."""
+    """Compare settings and seeds: arms x metrics, a line for each setting, mean and interval over seeds, and a figure."""
     from srlib.report import tables
 
     _console().print(tables.compare(runs, out))
@@ -128,20 +136,22 @@ def compare(
 def judge(
     judge: JudgeName,
     rows: Annotated[Path, typer.Argument(help="what to judge: .jsonl or .jsonl.gz")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="where the judgments go, .jsonl")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="where the judgments go, .jsonl, or a pipe")],
     limit: Annotated[int | None, typer.Option(min=1, help="judge only the first rows")] = None,
     model: Model = "",
+    columns: Annotated[str, typer.Option(help="columns by hand, such as instruction:Question,score:Grade")] = "",
+    rubric: Annotated[Path | None, typer.Option(help="rubric of rows without one, .yaml or .json")] = None,
 ) -> None:
-    """Judge the rows of a file; the same command resumes. A server's key comes from SRLIB_API_KEY or OPENAI_API_KEY."""
-    from srlib.judge import judge_file
+    """Judge the rows of a file, and measure agreement where they have gold verdicts; the same command resumes. A server's key
+    comes from SRLIB_API_KEY or OPENAI_API_KEY."""
+    from srlib import files
+    from srlib.judge import judge_file, summary
 
-    done = judge_file(judge, rows, out, limit=limit, model=model)
-    failures = ", ".join(f"{name} {n}" for name, n in sorted(done["failures"].items())) or "none"
-    _say(
-        f"{done['rows']} rows, {done['scored']} with a score; parse rate {done['parse_rate']:.1%} of the judged, "
-        f"{done['judgments_per_second']:.1f} judgments/s; failures: {failures}"
-    )
-    _say(done["server"])
+    reading = ({"columns": columns.split(",")} if columns else {}) | ({"rubric": rubric} if rubric else {})
+    done = judge_file(judge, rows, out, limit=limit, model=model, **reading)
+    _say(summary(done), stderr=files.is_stream(out))
+    if not done["scored"]:
+        raise typer.Exit(3)
 
 
 @app.command(name="eval")
@@ -155,12 +165,13 @@ def eval_(
     model: Model = "",
 ) -> None:
     """Judge a benchmark and score it by its own rule; the same command resumes."""
-    from srlib import benchmarks
+    from srlib import benchmarks, files
 
     out, options = out or Path(f"{bench}.json"), {"revision": revision, "compare": compare, "model": model}
     rows = benchmarks.evaluate(judge, benchmarks.named(bench), out, data=data or "", **options)
-    _console().print(benchmarks.table(rows))
-    _say(f"written: {out}, {out.with_suffix('.judgments.jsonl')}")
+    console = _console(stderr=files.is_stream(out))
+    console.print(benchmarks.table(rows))
+    console.print(f"written: {out}, {benchmarks.kept(out, bench)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -174,10 +185,8 @@ def score(
     """Score a benchmark's judgments that another program made, by the same rule."""
     from srlib import benchmarks, files
 
-    rows = benchmarks.score(benchmarks.named(bench), judgments, data=data or "", revision=revision)
-    if out is not None:
-        files.write_json(out, rows)
-    _console().print(benchmarks.table(rows))
+    rows = benchmarks.score(benchmarks.named(bench), judgments, data=data or "", revision=revision, out=out)
+    _console(stderr=out is not None and files.is_stream(out)).print(benchmarks.table(rows))
 
 
 @app.command()
@@ -209,11 +218,11 @@ def export(
     )
 
 
-def _console() -> Console:
-    """Without a terminal, in a log, a table has the width that it needs."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+def _console(stderr: bool = False) -> Console:
+    """Without a terminal, in a log, a table has the width that it needs; `stderr` leaves the standard output to a result."""
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(highlight=False, width=160, stderr=stderr)
 
 
-def _say(text: str) -> None:
-    _console().print(text, markup=False, soft_wrap=True)
+def _say(text: str, stderr: bool = False) -> None:
+    _console(stderr).print(text, markup=False, soft_wrap=True)

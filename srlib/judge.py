@@ -13,16 +13,27 @@ A judge behind a server is used alike: `Judge.load("http://localhost:8000/v1", m
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from srlib import data, files, models, sample
+import torch
+
+from srlib import data, files, models, prompts, sample
 from srlib.schema import Comparison, Example, Item, Judgment, Rubric
+from srlib.stats import agreement, intervals
+
+RECORDS = {"line", "id", "score", "failure", "reason"}, {"line", "id", "expected_score", *Judgment.model_fields}
+METRICS = ("accuracy", "balanced_accuracy", "mae", "pearson", "qwk")  # of those that `summary` shows
+FEW = 30  # independent rows with a gold verdict: of fewer, the interval is wide
+FAR = 0.5  # nats a token beyond the least likely prompt of the validation split
 
 
 @dataclass
@@ -93,33 +104,34 @@ def identity(judge: str | Path, model: str = "") -> str:
 
 
 def judge_file(
-    judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = ""
+    judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = "", **reading: Any
 ) -> dict[str, Any]:
     """Judge every row of a file with Judge.load(judge, model=model). One line of `out` for each row, in order: `{"line", "id",
     ...}` with the fields of a judgment and expected_score, or with `failure` bad_row or not_judged and a `reason`.
 
     Judgments are kept in `<out>.partial` as they come: the same command resumes, and asks a server again for what it failed
-    on. Returns rows, scored, failures by name, parse_rate, judgments_per_second, server. Raises DataError, ModelError.
+    on. `reading` goes to `data.read_rows`. Returns what `summary` prints. Raises DataError, ModelError, and SrlibError on an
+    `out` that is not its own (see `files.output`).
     """
-    out, started = Path(out), time.monotonic()
-    if out.resolve() == Path(rows).resolve() or out.suffix == ".gz":
-        raise data.DataError(f"{out}: cannot take the judgments; name a new .jsonl file with -o, not that of the rows")
+    started, out = time.monotonic(), files.output(out, RECORDS, [rows, judge, model])
+    partial, note = (out.with_name(out.name + end) for end in (".partial", ".partial.json"))
+    resumes = not files.is_stream(out)
+    for path in (partial, note) if resumes else ():
+        files.output(path, [{"judge", "rows"}], [rows], record=note)
     if not is_served(judge):
         models.check_model(judge)
-    files.make_dir(out.resolve().parent)
-    lines = [(line, row) for line, _, row, *_ in data.read_rows(rows)][:limit]
+    lines = [(line, row) for line, _, row, *_ in itertools.islice(data.read_rows(rows, **reading), limit)]
     if not lines:
-        raise data.DataError(f"{rows}: holds no rows; give a .jsonl or .jsonl.gz file with one row a line")
+        raise data.DataError(f"{rows}: holds no rows; give a file with one row a line")
     items = [row for _, row in lines if isinstance(row, Item)]
-    partial, note = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
-    made_from = {"judge": identity(judge, model), "rows": files.sha256(rows)}
-    if not (partial.exists() and note.exists() and files.read_json(note) == made_from):
+    made_from = {"judge": identity(judge, model), "rows": hashlib.sha256(repr(lines).encode()).hexdigest()}
+    if resumes and not (partial.exists() and note.exists() and files.read_json(note) == made_from):
         partial.unlink(missing_ok=True)  # of another judge, or of other rows
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))
-    judged = {j.example_id: j for j in loaded.score_many(items, out=partial)}
-    failed = loaded.server.unfinished if loaded.server else {}
+    judged = {j.example_id: j for j in loaded.score_many(items, out=partial if resumes else None)}
+    failed, seconds = loaded.server.unfinished if loaded.server else {}, time.monotonic() - started
 
     records: list[dict[str, Any]] = []
     for line, row in lines:
@@ -132,16 +144,67 @@ def judge_file(
             record |= judged[row.id].model_dump(mode="json") | {"expected_score": judged[row.id].expected_score}
         records.append(record)
     files.write_text(out, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    if not failed:
+    if resumes and not failed:
         partial.unlink(missing_ok=True)
         note.unlink()
     failures = Counter(record["failure"] for record in records if record["failure"])
     scored = len(records) - failures.total()
-    return {
-        "rows": len(records),
-        "scored": scored,
-        "failures": dict(failures),
-        "parse_rate": scored / max(1, len(items)),
-        "judgments_per_second": (len(judged) - resumed) / (time.monotonic() - started),
-        "server": loaded.server.summary() if loaded.server else "",
-    }
+    done = {"rows": len(records), "scored": scored, "failures": dict(failures), "gold": against_gold(items, judged)}
+    done |= {"parse_rate": scored / max(1, len(judged)), "judgments_per_second": (len(judged) - resumed) / seconds}
+    warnings = _unlike_validation(model if loaded.server else judge, loaded, items, list(judged.values()))
+    return done | {"server": loaded.server.summary() if loaded.server else "", "warnings": warnings}
+
+
+def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[str, dict[str, Any]]:
+    """How judgments, by id, agree with the gold verdicts of their items: the metrics of `agreement.measure` for "scores", and
+    for "preferences" with A, tie and B as 1, 0 and -1; `independent` counts the instructions, unless all have the same."""
+    found, number = {}, {"A": 1, "tie": 0, "B": -1}
+    for kind, makes in (("scores", Example), ("preferences", Comparison)):
+        rows = [item for item in items if isinstance(item, makes) and item.gold is not None and item.id in judged]
+        if rows:
+            gold, said = [row.gold for row in rows], [judged[row.id].verdict for row in rows]
+            gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
+            clusters = [row.cluster for row in rows]
+            clusters = clusters if len({*clusters}) > 1 else None
+            found[kind] = agreement.measure(gold, said, group=clusters)
+            found[kind]["independent"] = len({*(clusters or range(len(rows)))})
+    return found
+
+
+def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
+    """Mean negative log-likelihood, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on
+    text of a kind that the model has not read before."""
+    found, longest = [], min(1024, model.config.get_text_config().max_position_embeddings)
+    for item in items[:: max(1, len(items) // 32)][:32]:
+        ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
+        with torch.inference_mode():
+            found.append(float(model(input_ids=ids, labels=ids).loss))
+    return found
+
+
+def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], judged: Sequence[Judgment]) -> list[str]:
+    """How these rows are unlike the validation split of the judge, as far as its judge.json knows that."""
+    known, found = models.judge_info(path).get("validation"), []
+    if known and judged:
+        readable, usual = intervals.mean([j.verdict is not None for j in judged]), known["parse_rate"]
+        if readable.high < usual:
+            found.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
+        nll = [] if judge.server else prompt_nll(*judge.sampler.args, items, judge.template)
+        if nll and fmean(nll) > (usual := known["prompt_nll_highest"]) + FAR:
+            found.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
+    return [f"This judge was trained on another kind of text: {fact}" for fact in found]
+
+
+def summary(done: Mapping[str, Any]) -> str:
+    """The value of `judge_file` in words, as `srlib judge` prints it."""
+    failures = ", ".join(f"{name} {n}" for name, n in sorted(done["failures"].items())) or "none"
+    rates = f"parse rate {done['parse_rate']:.1%} of the judged, {done['judgments_per_second']:.1f} judgments/s"
+    lines = [f"{done['rows']} rows, {done['scored']} with a score; {rates}; failures: {failures}", done["server"]]
+    for kind, found in done["gold"].items():
+        lines.append(f"Against {found['accuracy'].n} gold {kind}, with 95% intervals (no verdict counts as wrong):")
+        for name, (value, low, high, n) in ((name, found[name]) for name in METRICS):
+            lines.append(f"  {name:<18}{value:6.3f} [{low:.3f}, {high:.3f}]  n {n}".replace("nan", "–"))
+        if (n := found["independent"]) < FEW:
+            lines.append(f"  {n} independent rows are few, and the intervals wide: label {FEW} or more to rely on this")
+    lines += [] if done["scored"] else ["No row got a score: each line of the output says why"]
+    return "\n".join(filter(None, [*lines, *done["warnings"]]))

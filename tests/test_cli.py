@@ -1,5 +1,6 @@
 """The command: what it prints, where runs go, and how it says no."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -50,6 +51,38 @@ def test_runs_go_where_their_file_is_called(tmp_path, ran):
     assert srlib(*run, "--seeds", "0, 2,2") == (0, "== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2']")
     same = [("elsewhere", 0, 0, False), ("b03", 0, 0, False), ("tiny-0", 0, 0, False), ("tiny-2", 2, 0, False)]
     assert ran.runs == [("tiny", 3, 1, True), *same]
+
+
+def test_a_sweep_makes_a_run_for_each_value_and_seed(tmp_path, ran):
+    run, names = ("run", "params/tiny.yaml"), lambda: [name for name, *_ in ran.runs]
+    both = ["tiny-margin=1-strategy=majority_vote-0", "tiny-margin=2-strategy=majority_vote-0"]
+    others = [name.replace("majority_vote", "correct_answer") for name in both]
+    swept = ("-p", "margin=1,2", "-p", "strategy=majority_vote,correct_answer", "-p", "arms=base,sft", "--seeds", "0")
+    assert srlib(*run, *swept)[0] == 0
+    assert sorted(names()) == sorted(both + others)
+    ran.runs.clear()
+    printed = srlib(*run, "-p", "lora_targets=q_proj,v_proj", "-p", "arms=base,sft")
+    assert (printed, names()) == ((0, "TABLE tiny"), ["tiny"]), "these commas are their own"
+    ran.runs.clear()
+    srlib(*run, "-p", "seed=0,1")
+    assert [(name, seed) for name, seed, *_ in ran.runs] == [("tiny-0", 0), ("tiny-1", 1)]
+    ran.runs.clear()
+    for bad in (["margin=1,x"], ["margin=1,"], ["margin=1,1.0"], ["keep=last,bset"]):
+        assert srlib(*run, "-p", *bad)[0] == 2
+    (tmp_path / "runs" / "compare-tiny-margin").write_text("of somebody")
+    code, printed = srlib(*run, "-p", "margin=1,2")
+    assert (code, "was not made by this command" in printed, ran.runs) == (2, True, [])
+
+
+def test_a_terminal_that_cannot_print_a_result_does_not_lose_it(tmp_path):
+    code = "import sys; from srlib import cli, judge; scored = int(sys.argv.pop()); judge.summary = lambda done: '± \\udcff'\n"
+    code += "judge.judge_file = lambda *_, **__: {'scored': scored}; cli.app()"
+    out = tmp_path / "out.jsonl"
+    for scored, status in (("1", 0), ("0", 3)):
+        command = [sys.executable, "-c", code, "judge", "j", "rows.jsonl", "-o", out, scored]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C"}
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert (done.returncode, done.stdout, done.stderr) == (status, b"\\xb1 \\udcff\n", b"")
 
 
 def test_what_cannot_be_is_refused_and_failures_have_their_status(ran):

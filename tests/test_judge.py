@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -144,17 +145,85 @@ def test_rows_that_a_server_fails_on_are_named_and_judged_by_the_next_command(se
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
 
 
-def test_files_that_cannot_be_used_are_found_out_before_judging(base_dir, tmp_path, monkeypatch):
+def test_what_cannot_be_used_is_found_out_before_judging(base_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(Judge, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
+    monkeypatch.chdir(tmp_path)
     path, empty = write(tmp_path / "rows.jsonl", [row("a")]), write(tmp_path / "empty.jsonl", [])
+    labels = write(tmp_path / "labels.jsonl", [{"id": "a", "score": 3}])
+    write(tmp_path / "x.jsonl.partial", ["of somebody"])
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     cases = [
-        ((base_dir, path, out), "name a new .jsonl") for out in (path, tmp_path / "x/../rows.jsonl", "out.jsonl.gz")
+        ((base_dir, path, out), "is an input of this command")
+        for out in (path, "./../" + tmp_path.name + "/rows.jsonl")
     ]
-    cases += [((base_dir, empty, "out.jsonl"), "holds no rows"), ((base_dir, path, empty / "out"), "cannot be written")]
+    cases += [((base_dir, path, out), "was not made by this command") for out in (labels, "x.jsonl")]
+    cases += [
+        ((base_dir, path, empty / "out"), "folder that does not exist"),
+        ((base_dir, path, "o.gz"), "would not be compressed"),
+    ]
+    cases += [((base_dir, empty, "out.jsonl"), "holds no rows")]
     for arguments, words in [*cases, ((tmp_path / "nothing", path, "out.jsonl"), "there is no such directory")]:
         with pytest.raises(SrlibError, match=words):
             judge.judge_file(*arguments)
-    assert read(path) == [row("a")]
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_rows_with_gold_measure_the_judge(serve, tmp_path):
+    """The server gives a 3 to all but one row, and prefers A."""
+    serve.answer = lambda body, _: serve.well(body, message={"content": said(str(body))})
+    said = lambda body: "no" if "prime 7 " in body else "A [RESULT] A" if "Response A" in body else "Fine. [RESULT] 3"  # noqa: E731
+    gold = [3, 3, 3, 2, 1, None, 3, 3]
+    given = [row(f"r{i}", instruction=f"prime {i} ", score=score) for i, score in enumerate(gold)]
+    given += [
+        row("p", response_a="x", response_b="y", preference="A"),
+        row("q", response_a="x", response_b="y", preference="tie"),
+    ]
+    given += ["{not json"]
+    counts = judge.judge_file(serve.url, write(tmp_path / "rows.jsonl", given), tmp_path / "out.jsonl", model="judge")
+    scores, preferences = counts["gold"]["scores"], counts["gold"]["preferences"]
+    assert [(scores[m].value, scores[m].n) for m in ("accuracy", "mae")] == [
+        (pytest.approx(4 / 7), 7),
+        (pytest.approx(0.5), 6),
+    ]
+    assert scores["balanced_accuracy"].value == pytest.approx((4 / 5 + 0 + 0) / 3)
+    assert (preferences["accuracy"].value, preferences["accuracy"].n) == (0.5, 2)
+    assert (counts["scored"], counts["parse_rate"], counts["failures"]) == (9, 0.9, {"no_verdict": 1, "bad_row": 1})
+    printed = " ".join(judge.summary(counts).split())
+    assert "11 rows, 9 with a score; parse rate 90.0% of the judged" in printed
+    assert "Against 7 gold scores, with 95% intervals" in printed
+    assert "accuracy 0.571 [0.1" in printed
+    assert "pearson – [–, –] n 6" in printed, "a judge that always says 3"
+    assert "7 independent rows are few, and the intervals wide: label 30 or more" in printed
+    many = [row(f"r{i}", instruction=f"prime {i % 40}", score=3) for i in range(60)]
+    again = judge.judge_file(serve.url, write(tmp_path / "many.jsonl", many), tmp_path / "out.jsonl", model="judge")
+    assert again["gold"]["scores"]["independent"] == 40, "rows of one instruction stand or fall together"
+    assert "few" not in judge.summary(again)
+    assert (
+        judge.judge_file(serve.url, write(tmp_path / "n.jsonl", [row("a")]), tmp_path / "out.jsonl", model="j")["gold"]
+        == {}
+    )
+
+
+def test_a_judge_says_that_it_was_trained_on_another_kind_of_text(base_dir, one_thread, rows, tmp_path):
+    """On prose the base of the built-in world is lost, even if its judgments can be read."""
+    home, out = tmp_path / "judge", tmp_path / "out.jsonl"
+    shutil.copytree(base_dir, home)
+    own = files.write_rows(tmp_path / "own.jsonl", rows[:8]) or tmp_path / "own.jsonl"
+    prose = write(
+        tmp_path / "prose.jsonl", [row("a", response="It is raining cats and dogs, as my aunt would have it.")]
+    )
+    assert judge.judge_file(home, prose, out)["warnings"] == [], "nothing is known of its validation split"
+    loaded = Judge.load(home)
+    highest = max(judge.prompt_nll(*loaded.sampler.args, rows[:8], "brief"))
+    files.write_json(home / "judge.json", {"validation": {"parse_rate": 0.0, "prompt_nll_highest": highest}})
+    assert judge.judge_file(home, own, out)["warnings"] == []
+    [warning] = judge.judge_file(home, prose, out)["warnings"]
+    assert warning.startswith("This judge was trained on another kind of text: prompts have ")
+    files.write_json(
+        home / "judge.json", {"validation": {"parse_rate": 1.0, "prompt_nll_highest": 99}, "max_new_tokens": 3}
+    )
+    [warning] = judge.judge_file(home, own, out)["warnings"]
+    assert warning.endswith("0.0% of the judgments can be read, 100.0% on its validation split")
 
 
 def test_a_judge_is_identified_by_the_files_of_judge_and_base(tmp_path):

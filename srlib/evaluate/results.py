@@ -61,6 +61,7 @@ def judge_pass(
 ) -> None:
     """Judge all splits as the arm needs it, into <out>/<pass>; `silent` leaves the progress display to the parent."""
     from srlib import models, sample
+    from srlib.judge import prompt_nll
 
     os.environ |= {"SRLIB_PROGRESS": ""} if silent else {}
     loaded, tokenizer = models.load(model, **load)
@@ -72,7 +73,10 @@ def judge_pass(
             started, resumed = time.monotonic(), path.exists()
             judgments = sample.judgments(loaded, tokenizer, to_judge(split, rows), template=template, out=path, **draw)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
-            files.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)})
+            cost = {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)}
+            if split == "validation" and a.read == "greedy":  # `srlib judge` compares other rows with it
+                cost |= {"prompt_nll_highest": round(max(prompt_nll(loaded, tokenizer, rows, template)), 4)}
+            files.write_json(done, cost)
 
 
 def to_judge(split: str, rows: Split) -> list[Item]:

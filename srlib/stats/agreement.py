@@ -31,7 +31,7 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
         by_score = (counts * right) @ of_score.T / (counts @ of_score.T)  # NaN if a resample lacks a gold score
         values = {
             "accuracy": counts @ right / counts.sum(1),
-            "balanced_accuracy": np.nanmean(by_score, axis=1),
+            "balanced_accuracy": np.nansum(by_score, axis=1) / np.isfinite(by_score).sum(1),
             "parse_rate": counts @ scored / counts.sum(1),
             "mae": counts[:, scored] @ np.abs(x - y)[scored] / counts[:, scored].sum(1),
         }
