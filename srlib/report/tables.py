@@ -121,10 +121,11 @@ def _parameters(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if outdated := stages.outdated(run, "eval"):
         raise SrlibError(f"{run}: {outdated[1]} is newer than the results; run it to its end first")
     values, shown, queue = {}, {}, ["eval"]
-    while queue:
-        manifest = files.read_json(run / queue.pop() / "manifest.json")
+    for name in queue:  # it grows by all that is behind the results
+        manifest = files.read_json(run / name / "manifest.json")
         parts = manifest["parts"]
-        queue += [part.removeprefix("input ") for part in parts if part.startswith("input ")]
+        sources = [part.removeprefix("input ") for part in parts if part.startswith("input ")]
+        queue += [source for source in sources if source not in queue]
         values |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}
         shown |= parts | manifest.get("params", {})
     return values, shown
