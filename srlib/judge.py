@@ -16,6 +16,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -164,10 +165,10 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
         if rows:
             gold, said = [row.gold for row in rows], [judged[row.id].verdict for row in rows]
             gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
-            clusters = [row.cluster for row in rows]
-            clusters = clusters if len({*clusters}) > 1 else None
-            found[kind] = agreement.measure(gold, said, group=clusters)
-            found[kind]["independent"] = len({*(clusters or range(len(rows)))})
+            group = [row.cluster for row in rows] if len({row.cluster for row in rows}) > 1 else None
+            found[kind] = agreement.measure(gold, said, group=group) | {
+                "independent": len({*(group or range(len(rows)))})
+            }
     return found
 
 
@@ -179,7 +180,7 @@ def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str)
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
         with torch.inference_mode():
             found.append(float(model(input_ids=ids, labels=ids).loss))
-    return found
+    return [nll for nll in found if math.isfinite(nll)]
 
 
 def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], judged: Sequence[Judgment]) -> list[str]:

@@ -256,7 +256,7 @@ def no_network(tmp_path, monkeypatch):
 @pytest.mark.torch
 def test_a_pinned_set_in_the_cache_needs_no_network_and_a_missing_one_is_one_message(no_network, tmp_path):
     answers = write(tmp_path / "answers.jsonl", [{"id": "3", "order": "AB", "verdict": "A"}])
-    commands = (["score", str(answers)], ["eval", str(tmp_path), "-o", str(tmp_path / "out.json")])
+    commands = (["score", str(answers)], ["eval", "org/judge", "-o", str(tmp_path / "out.json")])
     for command in (*commands, ["score", str(answers), "--revision", "main"]):
         result = CliRunner().invoke(app, [*command, "--bench", "reward_bench"])
         assert (result.exit_code, isinstance(result.exception, SystemExit)) == (2, True)
@@ -279,7 +279,7 @@ def test_scored_twice_into_a_file_beside_gives_the_same_table(tmp_path):
     data = write(tmp_path / "llmbar.jsonl", [PAIR | {"id": "1"}])
     for name in ("X", "X.judgments"):
         judgments = write(tmp_path / f"{name}.jsonl", [{"id": "1", "order": "AB", "verdict": "A"}])
-        note = {"judge": "runs/tiny/judge", "sampling": run.GREEDY}
+        note = {"judge": "runs/tiny/judge", "revision": "", "compare": False, "sampling": run.GREEDY}
         (tmp_path / f"{name}.note.json").write_text(json.dumps(note))
         command = [
             "score",

@@ -75,7 +75,8 @@ def judge_pass(
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
             cost = {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)}
             if split == "validation" and a.read == "greedy":  # `srlib judge` compares other rows with it
-                cost |= {"prompt_nll_highest": round(max(prompt_nll(loaded, tokenizer, rows, template)), 4)}
+                nll = prompt_nll(loaded, tokenizer, rows, template)
+                cost |= {"prompt_nll_highest": round(max(nll), 4)} if nll else {}
             files.write_json(done, cost)
 
 

@@ -170,5 +170,5 @@ def take_home(run: Path, cfg: config.Parameters) -> Path:
     if about.is_file() and results.is_file():  # for `srlib judge`, which compares other rows with these
         rows = [r for r in files.read_json(results) if (r["arm"], r["split"]) == (source.name, "validation")]
         known = {r["metric"]: r["value"] for r in rows if r["metric"] in ("parse_rate", "prompt_nll_highest")}
-        files.write_json(about, files.read_json(about) | ({"validation": known} if known else {}))
+        files.write_json(about, files.read_json(about) | ({"validation": known} if len(known) == 2 else {}))
     return target
