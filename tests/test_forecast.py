@@ -80,7 +80,7 @@ def test_a_margin_counts_only_where_pairs_are_made():
 
 def write(run, **facts):
     for name, values in facts.items():
-        files.write_json(run / name / "manifest.json", {"key": name, "facts": values})
+        files.write_json(run / name / "manifest.json", {"key": name, "content": name, "facts": values})
 
 
 def test_a_run_goes_on_without_what_it_cannot_have(tmp_path):
