@@ -205,7 +205,7 @@ def ppi(
 def export(
     run: Annotated[Path, typer.Argument(help="directory of a run that has ended, such as runs/tiny")],
     to: Annotated[Path, typer.Option(help="where the judge goes, a new directory")],
-    how: Annotated[str, typer.Option("--format", help="adapter, merged or gguf (default: as the run keeps it)")] = "",
+    how: Annotated[str, typer.Option("--format", help="adapter or merged (default: as the run keeps it)")] = "",
     push: Annotated[str, typer.Option(metavar="ORG/NAME", help="also to the hub, private; HF_TOKEN is the key")] = "",
 ) -> None:
     """Export a run's judge: weights, tokenizer and model card, if it still judges as it did in the run."""

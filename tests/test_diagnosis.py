@@ -326,7 +326,7 @@ def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, m
     files.write_json(run / "results.json", [bias, bias | dict(split="test", metric="tokens", value=70)])
     files.write_json(run / "judgments" / "2" / "focus.json", [[[["response_words", ">", 0.0]]]])
     judges = {f"judges/{name}": base_dir for name in ("sft", "sre_1", "sre_2")}
-    stage = SimpleNamespace(run=run, path=run / "diagnose", finish=lambda **facts: None)
+    stage = SimpleNamespace(run=run, skipped={}, path=run / "diagnose", finish=lambda **facts: None)
     stage.inputs = {"data": run / "data", "eval": run / "eval"} | judges
     stage.cfg = config.load(None, [f"model={base_dir}", "arms=sft,sre_1,sre_2", "max_new_tokens=16"])
     monkeypatch.setattr("srlib.run.open_stage", lambda notebook, namespace: stage, raising=False)

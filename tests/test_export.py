@@ -108,8 +108,7 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for run, to, how, push, token, message in (
         (tmp_path / "none", out, "", "", "", "holds no judge; give the directory of a finished run"),
-        (merged_run, out, "zip", "", "", "--format 'zip' is not one of adapter, merged, gguf"),
-        (merged_run, out, "gguf", "", "", "--format gguf needs gguf, unsloth"),
+        (merged_run, out, "zip", "", "", "--format 'zip' is not one of adapter, merged"),
         (merged_run, out, "adapter", "", "", "this run keeps no adapter"),
         (merged_run, out, "", "me/judge", "", "--push needs a token that may write: set HF_TOKEN in the environment"),
         (adapter_run, out, "adapter", "me/judge", "hf_none", "nobody else has the base of this adapter"),

@@ -1,11 +1,10 @@
-"""Take a judge out of its run, as an adapter, as merged 16-bit weights or as GGUF, through a gate.
+"""Take a judge out of its run, as an adapter or as merged 16-bit weights, through a gate.
 
 The gate: the judge of the run and the exported one judge the same 32 items greedily. Every score has to be the same and the
 log-probability of each judgment within TOLERANCE; else nothing is left behind. Rounding passes, a wrong merge does not.
 """
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -39,7 +38,7 @@ class GateError(ExportError):
 
 def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `how` is
-    adapter, merged or gguf, by default as the run keeps it. Raises ExportError before anything is written, and GateError,
+    adapter or merged, by default as the run keeps it. Raises ExportError before anything is written, and GateError,
     which leaves nothing at `to`: `export(Path("runs/tiny"), Path("my-judge"), "merged")`."""
     judge, to = run / "judge", to.expanduser().resolve()
     if not judge.is_dir() or not (run / "params.yaml").is_file():
@@ -53,8 +52,7 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     with files.writing(to), tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
         write(judge, partial := Path(folder) / to.name, how, **weights)
         how_loaded = weights if how == "adapter" else {"dtype": cfg.dtype}
-        after = _load_gguf(partial) if how == "gguf" else models.load(partial, **how_loaded)
-        gate = compare(before, judged(after, items, info, before))
+        gate = compare(before, judged(models.load(partial, **how_loaded), items, info, before))
         files.write_json(partial / "export.json", {"format": how, **gate._asdict()})
         files.write_text(partial / "README.md", str(card.card(run, cfg, info, how, gate)))
         shutil.rmtree(to, ignore_errors=True)  # it was empty
@@ -68,13 +66,11 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -
     manifest, now = judge / "manifest.json", cfg.model_dump(mode="json", exclude={"arm", "iteration"})
     trained = files.read_json(manifest).get("params", {}) if manifest.is_file() else {}
     differ = [f"{name} {value} -> {now[name]}" for name, value in trained.items() if now.get(name, value) != value]
-    missing = [name for name in ("gguf", "unsloth") if importlib.util.find_spec(name) is None]
     base, token = models.base_of(judge), os.environ.get("HF_TOKEN")
     local, free = Path(base or judge / "none").is_dir(), not to.exists() or (to.is_dir() and not any(to.iterdir()))
     for holds, problem in [
         (differ, f"{judge} was made with other parameters ({', '.join(differ)}); run it to its end first"),
-        (how not in ("adapter", "merged", "gguf"), f"--format {how!r} is not one of adapter, merged, gguf"),
-        (how == "gguf" and missing, f"--format gguf needs {', '.join(missing)}; or convert a merged judge"),
+        (how not in ("adapter", "merged"), f"--format {how!r} is not one of adapter, merged"),
         (not free, f"{to}: is there already; name a new directory, or delete it"),
         (not to.parent.is_dir(), f"{to}: its folder does not exist; make the folder first, or name another"),
         (to.is_relative_to(judge.resolve()), f"{to}: lies inside the judge that is exported; name another directory"),
@@ -104,19 +100,6 @@ def write(judge: Path, out: Path, how: str, quantization: str, quant_type: str, 
         adapters.stop_at_end_of_turn(model, tokenizer).save_pretrained(out)
         tokenizer.save_pretrained(out)
         files.write_json(out / "judge.json", info | ({"base": card.shown(info["base"])} if "base" in info else {}))
-        if how == "gguf":
-            models.resolve_backend("unsloth")
-            from unsloth import FastLanguageModel
-
-            model, tokenizer = FastLanguageModel.from_pretrained(str(out), max_seq_length=None, load_in_4bit=False)
-            model.save_pretrained_gguf(str(out), tokenizer, quantization_method="f16")
-
-
-def _load_gguf(out: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
-    file = next(out.rglob("*.gguf"))
-    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval(), models.load_tokenizer(out)
 
 
 def _push(path: Path, name: str) -> None:
