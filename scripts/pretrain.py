@@ -180,7 +180,7 @@ def build_model(vocab_size: int, seed: int):
     return model
 
 
-def batches(tokenizer, seed: int, batch_size: int, notes: float) -> Iterator[list[tuple[list[int], list[int]]]]:
+def batches(tokenizer, seed: int, batch_size: int, notes: float = NOTES) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Endless batches of (prompt ids, completion ids), of similar length within a batch."""
     rng = random.Random(f"world pretraining {seed}")
     while True:
