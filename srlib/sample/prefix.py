@@ -6,7 +6,6 @@ over both, in an attention function registered with transformers; the model stay
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -103,20 +102,6 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
-class _Filled(Exception):
-    """The last layer's keys and values are in the cache."""
-
-
-class _KeysAndValues(DynamicCache):
-    """A cache that ends the forward pass once it is full: nobody needs what the last layer makes of a prompt."""
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **more: Any) -> Any:
-        updated = super().update(keys, values, layer_idx, *rest, **more)
-        if layer_idx == len(self.layers) - 1:
-            raise _Filled
-        return updated
-
-
 def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     """Keys and values of each layer, (P, Hkv, Tp, d), of all but the last token of every prompt: that one is the rows' first.
     Padding stands at the right end, where no token of a causal model sees it."""
@@ -125,9 +110,8 @@ def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     for start in range(0, len(prompts), step):
         padded = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
         rows = torch.tensor(padded, device=model.device)
-        cache = _KeysAndValues(config=model.config.get_text_config())
-        with contextlib.suppress(_Filled):
-            model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True)
+        cache = DynamicCache(config=model.config.get_text_config())
+        model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True)
         read = [(layer.keys, layer.values) for layer in cache.layers]
         layers = layers or [tuple(part.new_empty(len(prompts), *part.shape[1:]) for part in layer) for layer in read]
         for layer, new in zip(layers, read, strict=True):
