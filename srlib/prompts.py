@@ -13,7 +13,9 @@ Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
 'two_verdicts'
 """
 
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from srlib.schema import PREFERENCES, Comparison, Failure, Item, Preference, Rubric, Verdict, format_score
@@ -70,22 +72,29 @@ def request(item: Item, template: str = "brief") -> str:
     return sections if template == "brief" else task + sections
 
 
-def prompt_text(tokenizer: Any, item: Item, template: str = "brief") -> str:
-    """The whole prompt as text, for TRL and for sampling: `tokenizer(prompt_text(...))` gives its ids, with one BOS."""
-    return rendered(tokenizer, request(item, template))
+def prompt_text(tokenizer: Any, item: Item, template: str = "brief", shots: Sequence[Item] = ()) -> str:
+    """The whole prompt as text, for TRL and for sampling: `tokenizer(prompt_text(...))` gives its ids, with one BOS. `shots` are
+    items whose gold judgments stand before it, as turns of the conversation."""
+    judged = [(request(shot, template), completion(shot.rationale, shot.gold)) for shot in shots]
+    return rendered(tokenizer, request(item, template), judged)
 
 
-def prompt_ids(tokenizer: Any, item: Item, template: str = "brief") -> list[int]:
+def prompt_ids(tokenizer: Any, item: Item, template: str = "brief", shots: Sequence[Item] = ()) -> list[int]:
     """Token ids of the whole prompt, with the chat template and one BOS."""
-    return tokenizer(prompt_text(tokenizer, item, template))["input_ids"]
+    return tokenizer(prompt_text(tokenizer, item, template, shots))["input_ids"]
 
 
-def rendered(tokenizer: Any, text: str) -> str:
-    """A user's text in the chat template, up to the start of the answer, without the BOS that the tokenizer adds itself."""
-    text = defused(text, tokenizer)
+def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> str:
+    """A user's text in the chat template, up to the start of the answer, without the BOS that the tokenizer adds itself;
+    `before` are earlier turns, (user, assistant)."""
+    before, text = (
+        [(defused(user, tokenizer), defused(own, tokenizer)) for user, own in before],
+        defused(text, tokenizer),
+    )
     if tokenizer.chat_template is None:
-        return text + "\n"
-    turns = [{"role": "user", "content": text}]
+        return "".join(f"{user}\n{own}\n\n" for user, own in before) + text + "\n"
+    texts = [*itertools.chain.from_iterable(before), text]
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(texts)]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text

@@ -1,5 +1,6 @@
 """Arms, how each reads its judgments, and every row of results.json on a handful of judgments made by hand. No torch."""
 
+import functools
 import math
 
 import numpy as np
@@ -237,3 +238,26 @@ def test_annotators_are_held_against_each_other():
     assert rows["mae"]["value"] == 1
     assert rows["accuracy"]["protocol"] == "one annotator's rating against another's, 2 pairs; resampled by item"
     assert results.annotators({"test": examples(1, 2), "pairwise": comparisons("A")}, seed=0) == []
+
+
+def test_examples_of_a_prompt_take_every_score_in_turn():
+    shots = [e.model_copy(update={"rationale": f"So {e.id}."}) for e in examples(5, 5, 1, 3, 1)]
+    assert [e.id for e in results.few(shots, 4)] == ["c", "d", "a", "e"]
+    assert results.few(examples(1, 2), 2) == (), "a score without a rationale shows nobody how to judge"
+
+
+def test_a_prompt_is_chosen_on_validation(tmp_path):
+    items = examples(1, 2, 3)
+    shots = [e.model_copy(update={"id": f"shot {e.id}", "rationale": "So."}) for e in examples(1, 2, 3, 4)]
+
+    def judge(rows, out, template, shots=()):  # two examples in prometheus are right on all, two in brief on two
+        right = {("prometheus", 2): 3, ("brief", 2): 2, ("brief", 4): 2}.get((template, len(shots)), 1)
+        return [j for i, row in enumerate(rows) for j in draws(row.id, row.score if i < right else 5)]
+
+    brief, splits = functools.partial(judge, template="brief"), {"validation": items}
+    chosen = results.chosen_prompt(arm("base_few_shot"), brief, splits, tmp_path, shots)
+    assert [e.id for e in chosen["shots"]] == ["shot a", "shot b"], "of equally good ones the shorter"
+    assert files.read_json(tmp_path / "prompts.json")["right"]["4 examples"] == 2
+    assert results.chosen_prompt(arm("base_best_prompt"), brief, splits, tmp_path, shots)["template"] == "prometheus"
+    with pytest.raises(ArmError, match="chosen on validation rows, and there are none"):
+        results.chosen_prompt(arm("base_few_shot"), brief, {"test": items}, tmp_path, shots)

@@ -324,3 +324,32 @@ def test_a_batch_of_several_scales(tiny, few):
     assert all(
         j.score is None or tuple(j.distribution) == item.verdicts for item, j in zip(items, together, strict=True)
     )
+
+
+def test_examples_before_every_prompt_are_read_once(tiny, few, monkeypatch):
+    """The same judgments and distributions as when each prompt reads them itself, for less reading."""
+    from srlib.sample import prefix
+
+    model, tokenizer = tiny
+    shots = tuple(few[:2])
+    read, forward = [], type(model.get_decoder()).forward
+
+    def counted(self, input_ids=None, **rest):
+        read.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(model.get_decoder()), "forward", counted)
+    once = sample.judgments(model, tokenizer, few[2:6], shots=shots, max_new_tokens=40)
+    tokens = [sum(read)]
+    read.clear()
+    monkeypatch.setattr(prefix, "HEAD", 10**6)
+    each = sample.judgments(model, tokenizer, few[2:6], shots=shots, max_new_tokens=40)
+    tokens.append(sum(read))
+    assert [j.text for j in once] == [j.text for j in each]
+    for a, b in zip(once, each, strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-5)
+        assert list((a.distribution or {}).values()) == pytest.approx(list((b.distribution or {}).values()), abs=1e-4)
+    assert tokens[0] < 0.6 * tokens[1]
+    text = prompts.prompt_text(tokenizer, few[2], shots=shots)
+    assert text.index(prompts.completion(few[0].rationale, few[0].score)) < text.index(few[1].response)
+    assert text.endswith(prompts.prompt_text(tokenizer, few[2]).lstrip())

@@ -20,6 +20,8 @@ from srlib.stats.intervals import NAN, Floats
 
 ARMS = {  # in the order of every table and figure
     "base": "the base model, before SFT",
+    "base_few_shot": "the base model, with graded examples in its prompt",
+    "base_best_prompt": "the base model, with the best of several prompts",
     "sft_score_only": "SFT on scores without rationales",
     "sft": "SFT on rationales and scores",
     "sft_careful_only": "a ceiling: SFT that is told which annotators are careful",
@@ -33,6 +35,7 @@ ARMS = {  # in the order of every table and figure
     "sre_2": "self-rationalized twice",
     "sre_2_self_consistency": "self-rationalized twice, the majority of N draws",
 }
+PROMPTINGS = {"_few_shot": "few_shot", "_best_prompt": "best_prompt"}
 READINGS = {"_self_consistency": "majority", "_best_of_n": "likelihood", "_mean_of_n": "mean", "_median_of_n": "median"}
 
 CENTERS = {"majority": agreement.majority, "mean": np.mean, "median": np.median}
@@ -50,20 +53,23 @@ class Arm:
     judge: str | None  # directory of judges/; None is the base model
     read: str = "greedy"  # or a value of READINGS
     iteration: int = 0  # rounds of self-rationalization behind the judge
+    prompting: str = ""  # or a value of PROMPTINGS: the prompt is chosen on validation
 
     @property
     def judged_in(self) -> str:
         """The pass whose judgments the arm reads; arms that read the draws of one judge share it."""
-        return (self.judge or "base") + ("" if self.read == "greedy" else "_draws")
+        kind = self.prompting or ("" if self.read == "greedy" else "draws")
+        return "_".join(filter(None, [self.judge or "base", kind]))
 
 
 def arm(name: str) -> Arm:
     """`"sft_best_of_n" -> Arm(judge="sft", read="likelihood")`, `"base" -> Arm(judge=None)`; any name is a judge's."""
-    suffix = next((suffix for suffix in READINGS if name.endswith(suffix)), "")
+    suffix = next((suffix for suffix in (*READINGS, *PROMPTINGS) if name.endswith(suffix)), "")
     judge = name.removesuffix(suffix)
     number = judge.removeprefix("sre_")
     iteration = int(number) if number != judge and number.isdecimal() else 0
-    return Arm(name, None if name == "base" else judge, READINGS.get(suffix, "greedy"), iteration)
+    judge = None if judge == "base" and suffix not in READINGS else judge
+    return Arm(name, judge, READINGS.get(suffix, "greedy"), iteration, PROMPTINGS.get(suffix, ""))
 
 
 def in_order(names: Sequence[str]) -> list[str]:

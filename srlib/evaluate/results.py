@@ -6,6 +6,7 @@ A judgment without a score is wrong, is left out of correlations and errors, and
 two splits: `pairwise` compares the scores of both responses, `pairwise_compared` shows the judge both, in both orders.
 """
 
+import functools
 import itertools
 import os
 import time
@@ -17,14 +18,15 @@ from typing import Any
 import joblib
 import numpy as np
 
-from srlib import data, files
+from srlib import data, files, prompts
 from srlib.data import world
-from srlib.evaluate.arms import Arm, confidence, on_scale, read, scores
+from srlib.evaluate.arms import Arm, ArmError, confidence, on_scale, read, scores
 from srlib.hardware import machine
 from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment
 from srlib.stats import agreement, calibration, comparison, intervals
 from srlib.stats.intervals import Interval
 
+SHOTS = (1, 2, 4, 8)  # examples that a few-shot prompt may show
 COMPARED = "pairwise_compared"  # the split whose comparisons the judge sees as such
 Split = Sequence[Example] | Sequence[Comparison]
 Splits = Mapping[str, Split]
@@ -35,19 +37,28 @@ Models = Mapping[str, str | Path]
 
 
 def judge_all(
-    arms: Sequence[Arm], models: Models, splits: Splits, out: Path, *, load: Options, draw: Options, workers: int = 1
+    arms: Sequence[Arm],
+    models: Models,
+    splits: Splits,
+    out: Path,
+    *,
+    load: Options,
+    draw: Options,
+    workers: int = 1,
+    shots: Sequence[Example] = (),
 ) -> Passes:
     """Judge every split in every pass that the arms read.
 
     `models` maps a judge's name ("base" for the base model) to its directory; `load` and `draw` are keywords of
     `models.load` and of `sample.judgments` (a greedy pass draws one judgment at temperature 0). On a CPU, `workers`
-    processes share the passes. A split that is complete in <out>/<pass> is read, a partial one resumed.
+    processes share the passes. A split that is complete in <out>/<pass> is read, a partial one resumed. `shots` are examples
+    for the prompts of arms that show some; each of these arms chooses its prompt on the split `validation`.
     """
     passes = {a.judged_in: a for a in arms}
     todo = [a for name, a in passes.items() if not all((out / name / f"{split}.done").exists() for split in splits)]
     todo.sort(key=lambda a: a.read == "greedy")  # N draws take longest: first
     workers = 1 if machine.found().gpu else workers
-    shared = (splits, out, load, draw, workers > 1)
+    shared = (splits, out, load, draw, shots, workers > 1)
     calls = [joblib.delayed(judge_pass)(a, models[a.judge or "base"], *shared) for a in todo]
     with joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // workers)):
         running = joblib.Parallel(workers, return_as="generator_unordered")(calls)
@@ -57,27 +68,58 @@ def judge_all(
 
 
 def judge_pass(
-    a: Arm, model: str | Path, splits: Splits, out: Path, load: Options, draw: Options, silent: bool = False
+    a: Arm,
+    model: str | Path,
+    splits: Splits,
+    out: Path,
+    load: Options,
+    draw: Options,
+    shots: Sequence[Example] = (),
+    silent: bool = False,
 ) -> None:
     """Judge all splits as the arm needs it, into <out>/<pass>; `silent` leaves the progress display to the parent."""
     from srlib import models, sample
-    from srlib.judge import prompt_nll
 
     os.environ |= {"SRLIB_PROGRESS": ""} if silent else {}
     loaded, tokenizer = models.load(model, **load)
-    template = models.judge_info(model)["template"]
     draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
+    draw["template"] = models.judge_info(model)["template"]
+    judge = functools.partial(sample.judgments, loaded, tokenizer, **draw)
+    if a.prompting:
+        judge = functools.partial(judge, **chosen_prompt(a, judge, splits, out / a.judged_in, shots))
     for split, rows in splits.items():
         done, path = out / a.judged_in / f"{split}.done", out / a.judged_in / f"{split}.jsonl"
         if not done.exists():
             started, resumed = time.monotonic(), path.exists()
-            judgments = sample.judgments(loaded, tokenizer, to_judge(split, rows), template=template, out=path, **draw)
+            judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
-            cost = {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)}
-            if split == "validation" and a.read == "greedy":  # `srlib judge` compares other rows with it
-                nll = prompt_nll(loaded, tokenizer, rows, template)
-                cost |= {"prompt_nll_highest": round(max(nll), 4)} if nll else {}
-            files.write_json(done, cost)
+            files.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)})
+
+
+def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence[Example]) -> dict[str, Any]:
+    """The template and the examples with the most right scores on validation, as keywords of `sample.judgments`; on ties the
+    first of <out>/prompts.json, which keeps how often each was right. few_shot tries 1 to 8 examples, best_prompt every
+    template with and without two."""
+    if not splits.get("validation"):
+        raise ArmError(f"{a.name}: its prompt is chosen on validation rows, and there are none; leave the arm out")
+    tried: dict[str, dict[str, Any]] = {f"{k} examples": {"shots": few(shots, k)} for k in SHOTS}
+    if a.prompting == "best_prompt":
+        tried = {f"{t}, {k} examples": dict(template=t, shots=few(shots, k)) for k in (0, 2) for t in prompts.TEMPLATES}
+    items, right = to_judge("validation", splits["validation"]), {}
+    for i, (name, prompt) in enumerate(tried.items()):
+        judgments = judge(items, out=out / f"prompt_{i}.jsonl", **prompt)
+        right[name] = sum(j.score == item.score for j, item in zip(judgments, items, strict=True))
+    files.write_json(out / "prompts.json", {"validation items": len(items), "right": right})
+    return tried[max(right, key=right.__getitem__)]
+
+
+def few(shots: Sequence[Example], k: int) -> tuple[Example, ...]:
+    """k examples with a rationale, of as many different scores as there are, one score after the other."""
+    by_score: dict[float, list[Example]] = {}
+    for shot in shots:
+        by_score.setdefault(shot.score, []).extend([shot] if shot.rationale else [])
+    ranks = [(rank, score, shot) for score in sorted(by_score) for rank, shot in enumerate(by_score[score])]
+    return tuple(shot for *_, shot in sorted(ranks, key=lambda rank: rank[:2])[:k])
 
 
 def to_judge(split: str, rows: Split) -> list[Item]:
@@ -216,6 +258,7 @@ def protocol(a: Arm, split: str, draw: Options) -> str:
     draws = f"{draw['n']} draws at T={draw['temperature']:g}"
     how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
     how = how.get(a.read, f"{a.read} of {draws}")
+    how += f", {a.prompting.replace('_', ' ')} chosen on validation" if a.prompting else ""
     if split == COMPARED:
         return f"both orders, {how}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":

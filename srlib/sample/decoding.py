@@ -106,7 +106,7 @@ def judgments(
 ) -> list[Judgment]:
     """N judgments of each example or comparison, ordered by item, then index (arXiv 2410.05495, section 2.2).
 
-    `sampling` are the fields of `Sampling`: template, n, temperature, top_p, max_new_tokens, seed, distributions, batch_size.
+    `sampling` are the fields of `Sampling`: template, shots, n, temperature, top_p, max_new_tokens, seed, distributions, batch_size.
     Every batch is appended to the JSONL file `out` at once, and what it holds is not computed again. A prompt that leaves no
     room for a judgment gets judgments that failed as `too_long`.
     """
@@ -116,7 +116,7 @@ def judgments(
     def source(work: Work) -> Iterator[list[Judgment]]:
         # Cut batches from all items, similar lengths together, and compute them as a whole, even if some of it is on disk:
         # sums over a batch of another shape differ in their last bits, and now and then that draws another token.
-        todo = [(item, prompts.prompt_ids(tokenizer, item, s.template)) for item, _ in work]
+        todo = [(item, prompts.prompt_ids(tokenizer, item, s.template, s.shots)) for item, _ in work]
         todo.sort(key=lambda pair: len(pair[1]), reverse=True)  # if memory is short, that shows at once
         missing = {item.id for item, indices in work if indices}
         while todo:
@@ -158,7 +158,7 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
             row = row.model_copy(update=verdict_fields(item, logprobs))
         rows.append(row)
     items = {item.id: item for item, _ in batch}
-    return filled(model, tokenizer, items, rows, s.template) if s.distributions else rows
+    return filled(model, tokenizer, items, rows, s.template, s.shots) if s.distributions else rows
 
 
 def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[int], list[list[int]]]:
@@ -212,12 +212,17 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
 
 
 def filled(
-    model: Any, tokenizer: Any, items: Mapping[str, Item], judgments: Sequence[Judgment], template: str
+    model: Any,
+    tokenizer: Any,
+    items: Mapping[str, Item],
+    judgments: Sequence[Judgment],
+    template: str,
+    shots: Sequence[Item] = (),
 ) -> list[Judgment]:
     """The judgments, each that has a verdict with its distribution; `items` maps ids to what was judged."""
     model.eval()
     missing = [j for j in judgments if j.verdict is not None and not (j.distribution or j.preference_probability)]
-    ids = [prompts.prompt_ids(tokenizer, items[j.example_id], template) for j in missing]
+    ids = [prompts.prompt_ids(tokenizer, items[j.example_id], template, shots) for j in missing]
     asked = [(items[j.example_id], prompt, j.rationale) for j, prompt in zip(missing, ids, strict=True)]
     new = dict(zip([j.id for j in missing], score_distributions(model, tokenizer, asked), strict=True))
     return [j.model_copy(update=new.get(j.id, {})) for j in judgments]

@@ -31,6 +31,7 @@ class Sampling:
     """How judgments are drawn: greedily at temperature 0, and then n is 1."""
 
     template: str = "brief"
+    shots: tuple[Item, ...] = ()  # items whose gold judgments stand before every prompt
     n: int = 1
     temperature: float = 0.0
     top_p: float = 1.0

@@ -6,6 +6,8 @@ over both, in an attention function registered with transformers; the model stay
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from srlib.models.attention import check_arguments
 
 NAME = "srlib_shared_prefix"
 PREFILL = 2048  # prompt tokens in one forward pass: activations stay in a CPU's cache, and small on a GPU
+HEAD = 64  # tokens that all prompts must begin with for these to be read once: two passes cost more than fewer save
 BLOCK = 32  # the rows' own keys and values grow by so many tokens at a time
 
 Prompts = Sequence[Sequence[int]]  # token ids
@@ -104,15 +107,24 @@ AttentionInterface.register(NAME, _attend)
 
 def _prefill(model: Any, prompts: Prompts) -> list[tuple[Tensor, ...]]:
     """Keys and values of each layer, (P, Hkv, Tp, d), of all but the last token of every prompt: that one is the rows' first.
-    Padding stands at the right end, where no token of a causal model sees it."""
-    width = max(1, *(len(ids) - 1 for ids in prompts))  # a model reads at least one token; it counts as padding
+    Padding stands at the right end, where no token of a causal model sees it. What all prompts begin with, such as the
+    examples of a few-shot prompt, is read once."""
+    texts, decoder = [list(ids[:-1]) for ids in prompts], model.get_decoder()
+    alike = list(itertools.takewhile(lambda column: len({*column}) == 1, zip(*texts, strict=False)))
+    head = texts[0][: len(alike)] if len(alike) >= HEAD and len(prompts) > 1 else []
+    cache = DynamicCache(config=model.config.get_text_config())
+    if head:
+        decoder(input_ids=torch.tensor([head], device=model.device), past_key_values=cache, use_cache=True)
+    width = max(1, *(len(ids) - len(head) for ids in texts))  # a model reads at least one token; it counts as padding
+    seen = torch.ones(width, len(head) + width, dtype=torch.bool, device=model.device).tril(len(head))[None, None]
     step, layers = max(1, PREFILL // width), []
     for start in range(0, len(prompts), step):
-        padded = [[*ids[:-1], *[0] * (width + 1 - len(ids))] for ids in prompts[start : start + step]]
-        rows = torch.tensor(padded, device=model.device)
-        cache = DynamicCache(config=model.config.get_text_config())
-        model.get_decoder()(input_ids=rows, past_key_values=cache, use_cache=True)
-        read = [(layer.keys, layer.values) for layer in cache.layers]
+        padded = [ids[len(head) :] + [0] * (len(head) + width - len(ids)) for ids in texts[start : start + step]]
+        rows, own = torch.tensor(padded, device=model.device), copy.deepcopy(cache)
+        if head:
+            own.batch_repeat_interleave(len(rows))
+        decoder(input_ids=rows, attention_mask=seen if head else None, past_key_values=own, use_cache=True)
+        read = [(layer.keys, layer.values) for layer in own.layers]
         layers = layers or [tuple(part.new_empty(len(prompts), *part.shape[1:]) for part in layer) for layer in read]
         for layer, new in zip(layers, read, strict=True):
             layer[0][start : start + step], layer[1][start : start + step] = new
