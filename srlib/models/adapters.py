@@ -47,10 +47,12 @@ def add_lora(
     alpha: int = 32,
     dropout: float = 0.0,
     lora_targets: str = "all-linear",
+    checkpointing: bool = False,
     seed: int = 0,
 ) -> Any:
     """The model with an adapter, all that trains: a fresh one, which changes nothing yet, or the judge's own, which has to
-    have these settings (ModelError). `rank` 0 trains all weights, without an adapter."""
+    have these settings (ModelError). `rank` 0 trains all weights, without an adapter. `checkpointing` is for Unsloth, which
+    trains in the mode that it was given here or in `load`, whatever the trainer's arguments say."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     settings = dict(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_layers(model, lora_targets))
@@ -70,7 +72,8 @@ def add_lora(
     if loading.resolve_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
-        return FastLanguageModel.get_peft_model(model, **settings, use_gradient_checkpointing=False, random_state=seed)
+        mode = loading.unsloth_checkpointing(checkpointing)
+        return FastLanguageModel.get_peft_model(model, **settings, use_gradient_checkpointing=mode, random_state=seed)
     # No prepare_model_for_kbit_training: it turns what is not quantized into fp32, which sampling does not read.
     return get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
 

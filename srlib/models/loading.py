@@ -61,6 +61,7 @@ def load(
     quant_type: str = "nf4",
     dtype: str = "auto",
     training: bool = False,
+    checkpointing: bool = False,
 ) -> tuple[Any, Any]:
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314).
 
@@ -73,7 +74,7 @@ def load(
     unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
-        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type)
+        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type, checkpointing)
     else:
         loaded = load_transformers(str(base or model), quantization, quant_type, torch_type)
         if base is not None:
@@ -121,15 +122,21 @@ def load_transformers(
     return loaded
 
 
-def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any) -> Any:
+def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool) -> Any:
     from unsloth import FastLanguageModel
 
     if quantization == "4bit" and quant_type != "nf4":
         raise ModelError(f"Unsloth quantizes to nf4, not {quant_type}; set quant_type: nf4 or backend: transformers")
-    options = dict(dtype=dtype, max_seq_length=None, trust_remote_code=False, use_gradient_checkpointing=False)
+    options = dict(dtype=dtype, max_seq_length=None, trust_remote_code=False)
+    options |= dict(use_gradient_checkpointing=unsloth_checkpointing(checkpointing))
     options |= dict(load_in_4bit=quantization == "4bit", use_exact_model_name=True)  # not Unsloth's own quantized copy
     with _as_model_error(model), contextlib.redirect_stdout(io.StringIO()):
         return FastLanguageModel.from_pretrained(model, **options)[0]
+
+
+def unsloth_checkpointing(checkpointing: bool) -> str | bool:
+    """Unsloth's own mode, which keeps activations in the machine's RAM, on a GPU; the usual one on a CPU, where that is moot."""
+    return checkpointing and ("unsloth" if torch.cuda.is_available() else True)
 
 
 def with_adapter(loaded: Any, adapter: str | Path, training: bool = False) -> Any:
