@@ -3,7 +3,7 @@ the one judgment. Of N draws, `majority` (self-consistency), `mean` and `median`
 (best of N) takes the draw with the highest mean token log-probability.
 
 >>> arm("sre_2_self_consistency")
-Arm(name='sre_2_self_consistency', judge='sre_2', read='majority', iteration=2)
+Arm(name='sre_2_self_consistency', judge='sre_2', read='majority', iteration=2, prompting='')
 >>> arm("sft_mean_of_n").judged_in
 'sft_draws'
 """

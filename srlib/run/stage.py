@@ -94,8 +94,8 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     every = [*stages.before_eval(cfg), *stages.of(cfg.model_copy(update={"diagnose": True}))[-2:]]
     stage = next((one for one in every if one.notebook == notebook and one.fixed.items() <= values.items()), None)
     if stage is None:
-        why = f"arm {cfg.arm}, sft_mode {cfg.sft_mode}" if notebook == "02_sft" else "use open_run(globals())"
-        raise RunError(f"notebook {notebook} is no stage of this run: {why}")
+        why = {"02_sft": f"arm {cfg.arm}, sft_mode {cfg.sft_mode}", "09_rationales": "its rows have rationales"}
+        raise RunError(f"notebook {notebook} is no stage of this run: {why.get(notebook, 'use open_run(globals())')}")
     if notebook < "04":  # in 04, the function may be in a cell that has not been saved
         stages.check_strategy(cfg.strategy)
     run = open_run(values)

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from srlib import files
 from srlib.models.attention import attends_within, ordinary_tokens
-from srlib.sample.prefix import HEAD, NAME, PREFILL, Prompts, Shared
+from srlib.sample.prefix import NAME, PREFILL, Prompts, Shared
 
 EXACT, HALF = 1e-4, 0.5  # largest error of a likely token's log-probability in fp32 and in 16 bit, in nats
 KEPT = [1, 3]  # rows of the trial that stay
@@ -116,15 +116,14 @@ def _opened(way: Any, model: Any, prompts: Prompts, owner: Sequence[int]) -> Ite
 
 @torch.inference_mode()
 def _fastest(model: Any, within: float, longest: int) -> type:
-    """The fastest way whose log-probabilities are those of Plain, for two prompts with two continuations each: short ones that
-    begin alike, or if the texts are longer than the model's window, such that cross it, and then without Shared."""
-    ways, reason, size = [Shared, Copies], "", max(1, int(min(HEAD + 12, within - 4)))
+    """The fastest way whose log-probabilities are those of Plain, for two prompts with two continuations each: short ones, or
+    if the texts are longer than the model's window, such that cross it, and then without Shared."""
+    ways, reason, size = [Shared, Copies], "", 12
     if longest > within:
         ways, reason = [Copies], f"it attends within {within:g} tokens and a text has {longest}"
-        size = max(12, int(within) - 1)
-    tokens = ordinary_tokens(model, max(12, size))
-    other = tokens[5:9] if longest > within else tokens[: max(0, size - 8)] + tokens[1:5]
-    prompts, rests = [tokens[:size], other], [tokens[3:6], tokens[7:4:-1]] * 2
+        size = max(size, int(within) - 1)
+    tokens = ordinary_tokens(model, size)
+    prompts, rests = [tokens, tokens[5:9]], [tokens[3:6], tokens[7:4:-1]] * 2
     plain = _tried(Plain, model, prompts, rests)
     likely = plain.topk(5).indices  # of unlikely tokens, 16 bit tell little
 
