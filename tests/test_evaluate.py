@@ -258,6 +258,9 @@ def test_a_prompt_is_chosen_on_validation(tmp_path):
     chosen = results.chosen_prompt(arm("base_few_shot"), brief, splits, tmp_path, shots)
     assert [e.id for e in chosen["shots"]] == ["shot a", "shot b"], "of equally good ones the shorter"
     assert files.read_json(tmp_path / "prompts.json")["right"]["4 examples"] == 2
+    files.write_json(tmp_path / "base_few_shot" / "prompts.json", files.read_json(tmp_path / "prompts.json"))
+    row = table("base_few_shot", greedy(1, 2, 5), "test", items, tmp_path)["accuracy"]
+    assert row["protocol"].endswith("; prompt of 2 examples, as on validation")
     assert results.chosen_prompt(arm("base_best_prompt"), brief, splits, tmp_path, shots)["template"] == "prometheus"
     with pytest.raises(ArmError, match="chosen on validation rows, and there are none"):
         results.chosen_prompt(arm("base_few_shot"), brief, {"test": items}, tmp_path, shots)

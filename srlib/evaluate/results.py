@@ -109,8 +109,9 @@ def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence
     for i, (name, prompt) in enumerate(tried.items()):
         judgments = judge(items, out=out / f"prompt_{i}.jsonl", **prompt)
         right[name] = sum(j.score == item.score for j, item in zip(judgments, items, strict=True))
-    files.write_json(out / "prompts.json", {"validation items": len(items), "right": right})
-    return tried[max(right, key=right.__getitem__)]
+    best = max(right, key=right.__getitem__)
+    files.write_json(out / "prompts.json", {"chosen": best, "validation items": len(items), "right": right})
+    return tried[best]
 
 
 def few(shots: Sequence[Example], k: int) -> tuple[Example, ...]:
@@ -139,6 +140,8 @@ def results(
         sft = next((read(a, judged[a.judged_in][split]) for a in arms if a.name == "sft"), None)
         for a in arms if items else ():
             judgments, how = judged[a.judged_in][split], protocol(a, split, draw)
+            if a.prompting:
+                how += f"; prompt of {files.read_json(out / a.judged_in / 'prompts.json')['chosen']}, as on validation"
             if split == COMPARED:
                 found = _compared(read(a, judgments), items, options)
             elif split == "pairwise":
@@ -258,7 +261,6 @@ def protocol(a: Arm, split: str, draw: Options) -> str:
     draws = f"{draw['n']} draws at T={draw['temperature']:g}"
     how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
     how = how.get(a.read, f"{a.read} of {draws}")
-    how += f", {a.prompting.replace('_', ' ')} chosen on validation" if a.prompting else ""
     if split == COMPARED:
         return f"both orders, {how}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":
