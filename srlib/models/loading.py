@@ -62,11 +62,14 @@ def load(
     dtype: str = "auto",
     training: bool = False,
     checkpointing: bool = False,
+    max_length: int = 0,
 ) -> tuple[Any, Any]:
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314).
 
     A judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the base's
     layers, never merged, so it computes what it computed in training. Never loads remote code or pickled weights.
+    `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones off; 0: as many as the
+    model allows.
     """
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
@@ -74,7 +77,7 @@ def load(
     unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
-        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type, checkpointing)
+        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type, checkpointing, max_length)
     else:
         loaded = load_transformers(str(base or model), quantization, quant_type, torch_type)
         if base is not None:
@@ -122,16 +125,22 @@ def load_transformers(
     return loaded
 
 
-def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool) -> Any:
-    from unsloth import FastLanguageModel
+def _load_unsloth(
+    model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool, max_length: int = 0
+) -> Any:
+    from unsloth import FastLanguageModel  # before transformers
+    from transformers import AutoConfig  # isort: skip
 
     if quantization == "4bit" and quant_type != "nf4":
         raise ModelError(f"Unsloth quantizes to nf4, not {quant_type}; set quant_type: nf4 or backend: transformers")
-    options = dict(dtype=dtype, max_seq_length=None, trust_remote_code=False)
+    options = dict(dtype=dtype, trust_remote_code=False, load_in_4bit=quantization == "4bit")
+    options |= dict(use_exact_model_name=True)  # not Unsloth's own quantized copy
     options |= dict(use_gradient_checkpointing=unsloth_checkpointing(checkpointing))
-    options |= dict(load_in_4bit=quantization == "4bit", use_exact_model_name=True)  # not Unsloth's own quantized copy
-    with _as_model_error(model), contextlib.redirect_stdout(io.StringIO()):
-        return FastLanguageModel.from_pretrained(model, **options)[0]
+    options |= {"device_map": "cuda"} if torch.cuda.is_available() else {}  # its default spreads over several GPUs
+    with _as_model_error(model, RuntimeError), contextlib.redirect_stdout(io.StringIO()):
+        if not max_length:
+            max_length = AutoConfig.from_pretrained(base_of(model) or model).get_text_config().max_position_embeddings
+        return FastLanguageModel.from_pretrained(model, max_seq_length=max_length, **options)[0]
 
 
 def unsloth_checkpointing(checkpointing: bool) -> str | bool:

@@ -79,6 +79,7 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
         per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro,
         use_cpu=not gpu, bf16=bf16, fp16=gpu and dtype == torch.float16, dataloader_pin_memory=gpu,
         gradient_checkpointing=cfg.gradient_checkpointing, train_sampling_strategy="sequential",
+        optim="adamw_torch_fused", weight_decay=0.0,  # transformers' defaults; Unsloth has others on a GPU
         remove_unused_columns=False, save_strategy="steps", save_steps=50, save_total_limit=1, logging_steps=1,
         logging_first_step=True, report_to="wandb" if tracked else "none", disable_tqdm=True,
     )  # fmt: skip
