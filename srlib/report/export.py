@@ -93,7 +93,7 @@ def write(judge: Path, out: Path, how: str, quantization: str, quant_type: str, 
     exact, four_bit = models.torch_dtype(dtype), quantization == "4bit"
     options = (quantization, quant_type, exact) if four_bit else ("none", "", torch.float32, "cpu")
     model = loading.load_transformers(str(base or judge), *options)
-    model = model.dequantize(torch.float32) if four_bit else model  # the adapter was trained on top of these
+    model = model.to("cpu").dequantize(torch.float32) if four_bit else model  # the adapter was trained on top of these
     model = loading.with_adapter(model, judge).merge_and_unload() if base else model
     model = model.to(torch.float16 if exact == torch.float32 else exact)  # fp16 rounds eight times finer than bf16
     with models.saving(out):
