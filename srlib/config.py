@@ -98,10 +98,11 @@ class Parameters(BaseModel):
     focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
 
     # 04 curate
-    strategy: str = _p("correct_answer", "correct_answer, majority_vote, meta_judge, a function of 04, FILE.py:NAME")
+    strategy: str = _p("correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, FILE.py:NAME")
     margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
+    hints: Literal["none", "rescue", "all"] = _p("none", "prompts judged with a hint: none, if all right or wrong, all")
     balance: bool = _p(False, "as many pairs for every gold score as the rarest has")
     drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")
     redraws: int = _p(10, "redraws of a score with its rationale fixed; it flips if most end in another", ge=1)

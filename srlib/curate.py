@@ -5,12 +5,16 @@ A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs 
     rule            chosen                  rejected                        needs gold scores
     correct_answer  score == gold           |score - gold| >= margin        yes
     majority_vote   score == mode of N      |score - mode| >= margin        no
+    graded          nearer to gold          farther by margin, unreadable   yes
     meta_judge      highest rating          lowest, at least margin lower   no
+    meta_equal      best of equal scores    worst of them                   no
 
 Preferences (A, B, tie) have no margin: any other one is rejected. Another rule is a function with the same arguments, in
-notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule.
+notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule. A rule
+sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`.
 """
 
+import itertools
 import math
 import random
 import runpy
@@ -20,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, multimode
 
+import numpy as np
+
 from srlib import prompts
-from srlib.schema import Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
-from srlib.stats import agreement
+from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
+from srlib.stats import agreement, comparison
 
 Pairs = list[tuple[Judgment, Judgment]]  # (chosen, rejected)
 Rule = Callable[[Item, list[Judgment], float], Pairs | str]  # item, judgments, margin -> pairs or a reason
@@ -32,6 +38,9 @@ REASONS = {
     "all_wrong": "no judgment is right",
     "all_right": "every judgment is right",
     "margin": "the wrong ones are within the margin",
+    "no_equal": "no two judgments have the same score",
+    "no_comparison": "no comparison of equal judgments could be read",
+    "undecided": "the comparisons prefer none of the equal judgments",
     "too_long": "prompt and judgment exceed the length limit",
     "no_pair": "the rule gives no pair",
     "flips": "the rejected rationale does not hold its score",
@@ -47,6 +56,9 @@ META_RUBRIC = Rubric(
         "The feedback is right with one slip",
         "Every point is right, specific, and the verdict follows",
     ],
+)
+COMPARED = (
+    4  # equal judgments of a prompt that meta_equal compares in both orders: 12 comparisons, and 2 of unequal ones
 )
 
 
@@ -70,6 +82,23 @@ def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs
     return _against(modes[0], judgments, margin) if len(modes) == 1 else "no_majority"
 
 
+def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
+    """The nearest to gold over the farthest, the second nearest over the second farthest, ...; unreadable ones are last, beyond
+    every margin: distances 0, 1, 3 and one unreadable give (0, unreadable), (1, 3) (ranks as in arXiv 2404.07017)."""
+    if item.gold is None:
+        raise CurateError(f"{item.id} has no gold score or preference, which graded needs; use majority_vote")
+    off = {j.id: math.inf if j.verdict is None else distance(j.verdict, item.gold) for j in judgments}
+    ranked = sorted(judgments, key=lambda j: (j.verdict is None, off[j.id]))
+    if ranked[0].verdict is None:
+        return "no_score"
+    pairs = zip(ranked, reversed(ranked), strict=True)  # the second half has negative differences
+    kept = [(c, r) for c, r in pairs if off[r.id] - off[c.id] >= max(margin, 1e-9)]
+    return kept or ("all_wrong" if 0 not in off.values() else "margin" if any(off.values()) else "all_right")
+
+
+graded.reads_unreadable = True
+
+
 def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: dict | None = None) -> Pairs | str:
     """The best rated judgment over the worst, the second best over the second worst, ...; `ratings`: judgment id -> score."""
     if ratings is None:
@@ -81,7 +110,27 @@ def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: di
     return [(c, r) for c, r in pairs if ratings[c.id] - ratings[r.id] >= max(margin, 1e-9)] or "margin"
 
 
-RULES: dict[str, Rule] = {"correct_answer": correct_answer, "majority_vote": majority_vote, "meta_judge": meta_judge}
+def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences: dict | None = None) -> Pairs | str:
+    """The best over the worst of judgments with one score, by Bradley-Terry; `preferences`: id of a meta-comparison -> A, B, tie
+    or None. No score is preferred for being high, as arXiv 2407.19594 saw it, and `margin` does not count."""
+    if preferences is None:
+        raise CurateError("rule meta_equal needs preferences: let the judge compare `meta_comparisons` first")
+    equal = [(a, b) for a, b in itertools.permutations(judgments, 2) if a.verdict == b.verdict]
+    games = [(a, b, p) for a, b in equal if (p := preferences.get(f"{a.id}>{b.index}"))]
+    if not games:
+        return "no_comparison" if equal else "no_equal"
+    players = {j.id: j for a, b, _ in games for j in (a, b) if j.verdict == games[0][0].verdict}
+    place, wins = {name: i for i, name in enumerate(players)}, np.zeros((len(players), len(players)))
+    for a, b, preferred in games:
+        if a.id in place:
+            won = {"A": 1.0, "tie": 0.5, "B": 0.0}[preferred]
+            wins[place[a.id], place[b.id]] += won
+            wins[place[b.id], place[a.id]] += 1 - won
+    ranked = sorted(zip(comparison.bradley_terry(wins), players.values(), strict=True), key=lambda pair: pair[0])
+    return [(ranked[-1][1], ranked[0][1])] if ranked[-1][0] - ranked[0][0] > 1e-6 else "undecided"
+
+
+RULES: dict[str, Rule] = {f.__name__: f for f in (correct_answer, majority_vote, graded, meta_judge, meta_equal)}
 
 
 def rule_named(strategy: str, namespace: Mapping, root: Path) -> Rule:
@@ -116,6 +165,68 @@ def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[
         for j in judgments
         if j.verdict is not None
     ]
+
+
+def meta_comparisons(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Comparison]:
+    """Both orders of any two of at most COMPARED judgments with a prompt's most frequent verdict, for the judge to compare, as
+    `<id of A>><index of B>`. The first also meets a judgment with another verdict, for `higher_preferred`."""
+    distinct: dict[str, dict[str, Judgment]] = {item.id: {} for item in items}
+    for j in sorted(judgments, key=lambda j: j.index):
+        if j.verdict is not None and j.example_id in distinct:
+            distinct[j.example_id].setdefault(j.text, j)
+    rows = []
+    for item in items:
+        of_verdict: dict[Verdict, list[Judgment]] = {}
+        for j in distinct[item.id].values():
+            of_verdict.setdefault(j.verdict, []).append(j)
+        equal, *others = sorted(of_verdict.values(), key=len, reverse=True) or [[]]
+        matches = [*itertools.permutations(equal[:COMPARED], 2)]
+        matches += itertools.permutations([equal[0], others[0][0]], 2) if others else []
+        asked = dict(instruction=prompts.request(item), rubric=META_RUBRIC, preference=None)
+        rows += [Comparison(id=f"{a.id}>{b.index}", response_a=a.text, response_b=b.text, **asked) for a, b in matches]
+    return rows
+
+
+def higher_preferred(judgments: Sequence[Judgment], preferences: Mapping[str, Verdict | None]) -> list[bool]:
+    """Whether the judge preferred the higher score, for each meta-comparison of two different scores that is no tie."""
+    scores, outcomes = {j.id: j.score for j in judgments}, []
+    for name, preferred in preferences.items():
+        a, _, index = name.rpartition(">")
+        first, second = scores.get(a), scores.get(f"{a.rpartition('#')[0]}#{index}")
+        if preferred in ("A", "B") and None not in (first, second) and first != second:
+            outcomes.append((first > second) == (preferred == "A"))
+    return outcomes
+
+
+def to_hint(
+    items: Sequence[Item], judgments: Sequence[Judgment], hints: str, margin: float, seed: int = 0
+) -> list[Item]:
+    """Items whose gold verdict is the one to hint at: the right one in `<id>~right`, and in `<id>~wrong` a random one that is at
+    least `margin` off, if there is one. `rescue`: items whose judgments with a verdict are all right, or none is; `all`, `none`:
+    of all items, of none (hint-driven sampling, arXiv 2410.03742)."""
+    gold = {item.id: item.gold for item in items if hints != "none"}
+    if None in gold.values():
+        raise CurateError(
+            "hints name the right verdict, and some items have no gold score or preference; set hints=none"
+        )
+    seen = {(j.example_id, j.verdict == gold.get(j.example_id)) for j in judgments if j.verdict is not None}
+    asked = []
+    for item in items if gold else ():
+        if hints == "rescue" and {(item.id, True), (item.id, False)} <= seen:
+            continue
+        far = [v for v in item.verdicts if v != item.gold and distance(v, item.gold) >= margin]
+        wrong = random.Random(f"{seed} {item.id}").sample(far, min(1, len(far)))
+        for name, verdict in zip(("right", "wrong"), [item.gold, *wrong], strict=False):
+            field = "preference" if isinstance(item, Comparison) else "score"
+            asked.append(item.model_copy(update={"id": f"{item.id}~{name}", field: verdict}))
+    return asked
+
+
+def from_hints(asked: Sequence[Item], drawn: Sequence[Judgment], n: int) -> list[Judgment]:
+    """Judgments drawn with a hint that end in its verdict, as judgments n (right) and n + 1 (wrong) of their plain items."""
+    hinted = {item.id: item.gold for item in asked}
+    kept = [(j, *j.example_id.rsplit("~", 1)) for j in drawn if j.verdict == hinted[j.example_id]]
+    return [j.model_copy(update={"example_id": name, "index": n + (kind == "wrong")}) for j, name, kind in kept]
 
 
 @dataclass(frozen=True)
@@ -154,29 +265,35 @@ def curate(
     seed: int = 0,
     fits: Callable[[Item, str], bool] = lambda item, text: True,
     flipping: Callable[[list[Pair]], Collection[str]] | None = None,
+    hinted: Collection[str] = (),
 ) -> Curation:
-    """Preference pairs from N judgments of each item; those without a verdict are left out, and a repeated text counts once.
+    """Preference pairs from N judgments of each item; a repeated text counts once. Those without a verdict are left out, or, if
+    the rule reads them, those without text.
 
     `fits(item, text)`: prompt and judgment stay within the length limit; other judgments are dropped, never truncated.
     `flipping(pairs)`: ids of rejected judgments whose rationale does not hold its score; called once, with all pairs.
+    `hinted`: ids of judgments drawn with a hint; the strategy of a pair with one is `hinted`.
     `balance`: as many pairs for every chosen score as the rarest has. `max_pairs` 0: no limit. The draw of a prompt depends
     on its id, `seed` and `iteration` only, so a subset of the prompts gives the same pairs.
     """
     by_item: dict[str, list[Judgment]] = {item.id: [] for item in items}
     for judgment in sorted(judgments, key=lambda j: -j.index):
         by_item.get(judgment.example_id, []).append(judgment)
-    strategy = getattr(getattr(rule, "func", rule), "__name__", "rule")  # a functools.partial has `func`
+    function = getattr(rule, "func", rule)  # a functools.partial has `func`
+    strategy, reads_all = getattr(function, "__name__", "rule"), getattr(function, "reads_unreadable", False)
     order = sorted(items, key=lambda item: item.id)
     random.Random(f"{seed} {iteration}").shuffle(order)
     pairs, reasons = [], {}
     for item in order:
-        distinct = list({j.text: j for j in by_item[item.id] if j.verdict is not None}.values())
+        usable = [j for j in by_item[item.id] if j.verdict is not None or (reads_all and j.text)]
+        distinct = list({j.text: j for j in usable}.values())
         random.Random(f"{seed} {iteration} {item.id}").shuffle(distinct)
         result = _apply(rule, item, distinct, margin, fits)
         if isinstance(result, str):
             reasons[item.id] = result
         else:
-            pairs += [_pair(item, c, r, strategy, iteration) for c, r in result[:pairs_per_prompt]]
+            for c, r in result[:pairs_per_prompt]:
+                pairs.append(_pair(item, c, r, "hinted" if c.id in hinted or r.id in hinted else strategy, iteration))
     flips = flipping(pairs) if flipping is not None else ()
     held = [pair for pair in pairs if pair.rejected_id not in flips]
     even = _balanced(held) if balance else held
@@ -214,7 +331,7 @@ def _pair(item: Item, chosen: Judgment, rejected: Judgment, strategy: str, itera
     return Pair(
         id=f"{chosen.id}>{rejected.index}", example_id=item.id, chosen=chosen.text, rejected=rejected.text,
         chosen_id=chosen.id, rejected_id=rejected.id, chosen_score=chosen.verdict, rejected_score=rejected.verdict,
-        gold=item.gold, margin=None if chosen.preference else distance(rejected.verdict, chosen.verdict),
+        gold=item.gold, margin=None if None in (chosen.score, rejected.score) else abs(rejected.score - chosen.score),
         strategy=strategy, iteration=iteration,
     )  # fmt: skip
 

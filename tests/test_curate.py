@@ -1,6 +1,7 @@
 """Judgments -> pairs: the rules and all reasons on hand-made cases, and every prompt is accounted for."""
 
 import functools
+import math
 import random
 from collections import Counter
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlib import curate as module
-from srlib.curate import CurateError, correct_answer, curate, majority_vote, meta_judge, rule_named
+from srlib.curate import CurateError, correct_answer, curate, graded, majority_vote, meta_equal, meta_judge, rule_named
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -45,6 +46,12 @@ def rated(*ratings):
     return functools.partial(meta_judge, ratings={f"e#{i}": r for i, r in enumerate(ratings)})
 
 
+def compared(**preferences):
+    """meta_equal with these preferences: `e0_1="A"` is the comparison of judgment 0 as A with 1 as B."""
+    named = {f"e#{name[1:].replace('_', '>')}": p for name, p in preferences.items()}
+    return functools.partial(meta_equal, preferences=named)
+
+
 @pytest.mark.parametrize(
     ("verdicts", "gold", "rule", "margin", "expected"),
     [
@@ -55,6 +62,9 @@ def rated(*ratings):
         ([4, 2, 3, 1], 4.0, rated(5, 1, 4, 2), 2, [(3, 1), (4, 2)]), ([4, 2, 3, 1], None, rated(5, 1, 4, 2), 3, [(4, 2)]),
         (["A", "tie", None], "A", correct_answer, 100, [("A", "tie")]), (["A", "B"], "A", rated(2, 5), 2, [("B", "A")]),
         (["B", "A", "B", "tie"], "A", majority_vote, 2, [("B", "A"), ("B", "tie")]),
+        ([1, 5, 4, 3, 2], 5.0, graded, 2, [(4, 2), (5, 1)]), ([1, 5, 4, 3, 2], 5.0, graded, 3, [(5, 1)]),  # 3 is left over
+        ([3, 1], 4.0, graded, 2, [(3, 1)]), ([5, 2, 3], 4.0, graded, 1, [(5, 2)]), (["B", "A"], "A", graded, 9, [("A", "B")]),
+        ([2, 4, 4], 4.0, compared(e1_2="B", e2_1="A"), 9, [(4, 4)]),
     ],
 )  # fmt: skip
 def test_rules(verdicts, gold, rule, margin, expected):
@@ -76,6 +86,10 @@ def test_rules(verdicts, gold, rule, margin, expected):
         ([2, 2, 3], {"rule": majority_vote}, "margin"), (["A", "B"], {"rule": majority_vote}, "no_majority"),
         (["B", "tie"], {"gold": "A"}, "all_wrong"), ([4, 1], {"rule": rated()}, "no_score"), ([4], {"rule": rated(3)}, "margin"),
         ([4, 1], {"rule": rated(3, 3), "margin": 0}, "margin"),  # none is preferred among equals
+        ([4, 4], {"rule": graded}, "all_right"), ([4, 3], {"rule": graded}, "margin"), ([2, 2], {"rule": graded}, "all_wrong"),
+        ([None, None], {"rule": graded}, "no_score"), (["B", None], {"gold": "A", "rule": graded}, "all_wrong"),
+        ([4, 1], {"rule": compared(e0_1="A")}, "no_equal"), ([4, 4, 1], {"rule": compared(e0_2="A")}, "no_comparison"),
+        ([4, 4], {"rule": compared(e0_1="A", e1_0="A")}, "undecided"), ([4, 4], {"rule": compared(e0_1="tie")}, "undecided"),
         ([4, 1], {"rule": lambda *_: "mine"}, "mine"), ([4, 1], {"flipping": lambda pairs: {"e#1"}}, "flips"),
     ],
 )  # fmt: skip
@@ -88,7 +102,9 @@ def test_reasons(verdicts, settings, reason):
 def test_a_rule_that_cannot_work_is_refused():
     rules = {
         "e has no gold score or preference, which correct_answer needs": correct_answer,
+        "e has no gold score or preference, which graded needs": graded,
         "needs ratings": meta_judge,
+        "needs preferences": meta_equal,
         "prompt e: .* each of them only once": lambda item, judgments, margin: [(judgments[0], judgments[0])],
         "judgments of this prompt": lambda item, judgments, margin: [sampled([4, 1], "other")],
     }
@@ -124,6 +140,96 @@ def test_a_repeated_text_counts_once_and_a_pair_says_where_it_comes_from():
     [row] = module.meta_examples([item_of(gold="A")], sampled(["B", None]))
     assert (row.id, row.response) == ("e#0", "Reason 0. [RESULT] B")
     assert all(text in row.instruction for text in ("Greet e.", "Hello", "Go", FIVE.text))
+
+
+def test_graded_rejects_what_cannot_be_read_first_and_chooses_nothing_unreadable():
+    verdicts = [None, 1, 4, None, 3, None]
+    texts = ["It greets.", "One.", "Four.", "", "Three.", "It"]  # a judgment without text is nothing to learn from
+    curation = one(verdicts, rule=graded, margin=3, texts=texts)
+    assert [(p.chosen_score, p.rejected_score, p.margin) for p in curation.pairs] == [(4, None, None), (3, None, None)]
+    assert {p.rejected for p in curation.pairs} == {"It greets.", "It"}
+    assert (curation.pairs[0].gold, curation.n_judgments) == (4.0, {"e": 6})
+    assert one([1, None], rule=graded).pairs[0].chosen_score == 1, "wrong and readable is above unreadable"
+    assert one([4, None]).drops == {"all_right": 1}, "other rules see judgments with a verdict only"
+    own = functools.partial(lambda item, judgments, margin, n: str(len(judgments) - n), n=1)
+    assert one(verdicts, rule=own, texts=texts).drops == {"2": 1}
+    own.func.reads_unreadable = True
+    assert one(verdicts, rule=own, texts=texts).drops == {"4": 1}
+    items, judgments = many([5.0] * 3 + [3.0], [5, None, 1])
+    both = curate(items, judgments, graded, pairs_per_prompt=2, balance=True)
+    assert (len(both.pairs), both.drops, both.waterfall()[0]) == (4, {}, ("judgments", 12))
+
+
+def test_equal_judgments_are_compared_in_both_orders_within_a_bound():
+    verdicts = [2, 4, 4, None, 4, 4, 4, 4]
+    judgments = sampled(verdicts, texts=[*map(str, range(7)), "6"])  # the last repeats a text
+    asked = module.meta_comparisons([item_of(), item_of("f")], judgments)
+    names = [c.id for c in asked]
+    first = [1, 2, 4, 5]  # at most COMPARED of those with the most frequent verdict
+    assert names[:-2] == [f"e#{a}>{b}" for a in first for b in first if a != b]
+    assert (len(first), names[-2:]) == (module.COMPARED, ["e#1>0", "e#0>1"])
+    assert (asked[0].response_a, asked[0].response_b, asked[0].preference) == ("1", "2", None)
+    assert all(text in asked[0].instruction for text in ("Greet e.", "Hello", FIVE.text))
+    higher = {"e#1>0": "A", "e#0>1": "A", "e#1>2": "A", "e#2>1": "tie", "e#4>0": None, "e#5>0": "tie"}
+    assert module.higher_preferred(judgments, higher) == [True, False]
+    assert module.higher_preferred(sampled(["A", "B"]), {"e#0>1": "A"}) == [], "no preference is higher than another"
+
+
+def test_meta_equal_takes_the_best_and_the_worst_of_those_compared():
+    wins = compared(e0_1="A", e1_0="B", e1_2="A", e2_1="B", e0_2="tie", e2_0="B", e0_3="A", e3_4="B")
+    for seed in range(3):  # 3 has another score, and 4 was never compared with an equal one
+        [pair] = one([5, 5, 5, 1, 5], rule=wins, seed=seed).pairs
+        assert (pair.chosen_id, pair.rejected_id, pair.margin, pair.strategy) == ("e#0", "e#2", 0.0, "meta_equal")
+    [pair] = one(["B", "B", "A"], "A", rule=compared(e1_0="A")).pairs
+    assert (pair.chosen_id, pair.rejected_id) == ("e#1", "e#0")
+
+
+def test_only_prompts_whose_judgments_agree_are_judged_with_a_hint():
+    draws = {"right": [4, 4, None], "wrong": [1, 3, 5], "both": [4, 1], "unread": [None, None]}
+    items, judgments = [item_of(n) for n in draws], [j for n, v in draws.items() for j in sampled(v, n)]
+    assert module.to_hint(items, judgments, "none", 2) == []
+    asked = module.to_hint(items, judgments, "rescue", 2)
+    assert [item.id for item in asked] == [
+        f"{n}~{kind}" for n in ("right", "wrong", "unread") for kind in ("right", "wrong")
+    ]
+    assert [item.score for item in asked[::2]] == [4, 4, 4]
+    assert {item.score for seed in range(20) for item in module.to_hint(items, judgments, "all", 2, seed)[1::2]} == {
+        1,
+        2,
+    }
+    assert {item.score for seed in range(20) for item in module.to_hint(items, judgments, "all", 0, seed)[1::2]} == {
+        1,
+        2,
+        3,
+        5,
+    }
+    assert [item.id for item in module.to_hint(items[:1], judgments, "rescue", 4)] == ["right~right"], (
+        "no score is 4 off"
+    )
+    [_, wrong] = module.to_hint([item_of(gold="A")], [], "rescue", 99)
+    assert (wrong.gold in ("B", "tie"), wrong.instruction) == (True, "Greet e.")
+    with pytest.raises(CurateError, match="hints name the right verdict, and some items have no gold"):
+        module.to_hint([item_of(gold=None)], [], "rescue", 2)
+    assert module.to_hint([item_of(gold=None)], [], "none", 2) == []
+
+
+def test_hinted_judgments_join_the_others_and_their_pairs_say_so():
+    items = [item_of("e"), item_of("f"), item_of("g")]
+    judgments = [*sampled([4, 4], "e"), *sampled([1, 2], "f"), *sampled([4, 1], "g")]
+    asked = module.to_hint(items, judgments, "rescue", 2)
+    drawn = [
+        sampled([score], name)[0] for name, score in [("e~right", 4), ("e~wrong", int(asked[1].score)), ("f~right", 3)]
+    ]
+    drawn += [sampled([None], "f~wrong")[0]]
+    hinted = module.from_hints(asked, drawn, 2)
+    assert [(j.id, j.score) for j in hinted] == [("e#2", 4), ("e#3", asked[1].score)], (
+        "3 is not the verdict of its hint"
+    )
+    curation = curate(items, judgments + hinted, hinted={j.id for j in hinted})
+    found = {p.example_id: p for p in curation.pairs}
+    assert {name: p.strategy for name, p in found.items()} == {"e": "hinted", "g": "correct_answer"}
+    assert (found["e"].rejected_id, curation.drops) == ("e#3", {"all_wrong": 1})
+    assert curation.waterfall()[0] == ("judgments", 8)
 
 
 def test_filters_count_the_prompts_that_they_empty():
@@ -163,7 +269,9 @@ def test_every_prompt_is_accounted_for(draws, name, margin, most, balance, cap, 
     items = [item_of(f"e{i}", data.draw(st.sampled_from([1.0, 3.0, 5.0]))) for i in range(len(draws))]
     judgments = [j for item, scores in zip(items, draws, strict=True) for j in sampled(scores, item.id)]
     ratings = {j.id: data.draw(st.integers(1, 5)) for j in judgments if j.score is not None}
-    rule = functools.partial(meta_judge, ratings=ratings) if name == "meta_judge" else module.RULES[name]
+    preferences = {c.id: data.draw(st.sampled_from("AB")) for c in module.meta_comparisons(items, judgments)}
+    known = {"meta_judge": {"ratings": ratings}, "meta_equal": {"preferences": preferences}}
+    rule = functools.partial(module.RULES[name], **known[name]) if name in known else module.RULES[name]
     limits = dict(margin=margin, pairs_per_prompt=most, balance=balance, max_pairs=cap)
     curation = curate(items, judgments, rule, **limits, fits=lambda item, text: "Reason 5" not in text)
     kept = Counter(p.example_id for p in curation.pairs)
@@ -178,6 +286,10 @@ def test_every_prompt_is_accounted_for(draws, name, margin, most, balance, cap, 
         assert "Reason 5" not in p.chosen + p.rejected
         if name == "meta_judge":
             assert ratings[p.chosen_id] - ratings[p.rejected_id] >= max(margin, 1)
+        elif name == "meta_equal":
+            assert p.chosen_score == p.rejected_score
         else:
-            assert p.margin >= max(margin, 1)
-            assert name == "majority_vote" or p.chosen_score == p.gold
+            off = [math.inf if s is None else abs(s - p.gold) for s in (p.chosen_score, p.rejected_score)]
+            assert name == "majority_vote" or off[1] - off[0] >= max(margin, 1)
+            assert name != "majority_vote" or p.margin >= max(margin, 1)
+            assert name != "correct_answer" or off[0] == 0

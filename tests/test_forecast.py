@@ -57,6 +57,7 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("test has 9 rows: an accuracy near 50% will have an interval of ±33 points", [], {"test": rows(9)}),
         ("test has 2 instructions", [], {"test": rows(instruction=lambda i: f"Greet {i % 2}.")}),
         ("all test scores are 3", [], {"test": rows(score=3)}),
+        ("meta_equal needs a judge that compares", ["strategy=meta_equal"], {}),
         ("4 of 40 training rows are longer", [], {"response": lambda i: "very " * 600 if i % 10 == 0 else "Hi."}),
         ("13 of 40 training rows cannot give a pair", ["margin=2"], {}),
         (

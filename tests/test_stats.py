@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
@@ -232,6 +232,19 @@ def test_the_table_is_corrected_as_a_whole():
 def test_win_rate_compares_like_a_dictionary():
     a, b = [[3, 0], [3, 1], [1, 9], [2, 2], [2, 2]], [[2, 9], [3, 0], [2, 0], [2, 2], [2, 3]]
     assert (comparison.win_rate(a, b)[::3], comparison.win_rate([1, 2], [0, 2]).value) == ((0.5, 5), 0.75)
+
+
+def test_bradley_terry_is_the_most_likely_strength():
+    wins = np.random.default_rng(0).integers(0, 4, (5, 5)) * (1 - np.eye(5))
+    wins[0], wins[:, 1] = 0, 0  # one loses every game, one wins every game
+
+    def loss(log):
+        games = (wins * np.logaddexp(0, log - log[:, None])).sum()
+        return games + 0.5 * (np.logaddexp(0, log) + np.logaddexp(0, -log)).sum()
+
+    best = optimize.minimize(loss, np.zeros(5), tol=1e-12).x
+    np.testing.assert_allclose(np.log(comparison.bradley_terry(wins)), best, atol=1e-3)
+    assert comparison.bradley_terry([[0, 1], [1, 0]]).tolist() == [1, 1]
 
 
 ANSWERS = st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.integers(0, 1)), min_size=1, max_size=12)

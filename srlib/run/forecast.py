@@ -98,6 +98,8 @@ def _lengths(
 def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: list[str], refusals: list[str]) -> None:
     """Whether a judgment can be so far off that it is rejected."""
     needed = any(name.startswith("pairs/") for stage in stages.of(cfg) for name in stage.inputs)
+    if needed and cfg.strategy == "meta_equal" and cfg.sft_mode == "pointwise":
+        notes.append("meta_equal needs a judge that compares, and sft_mode pointwise teaches none: set -p sft_mode=mix")
     if not needed or cfg.strategy not in ("correct_answer", "majority_vote"):
         return
     farthest = [max(abs(s - e.score) for s in (e.rubric.scale[0], e.rubric.scale[-1])) for e in train]

@@ -44,6 +44,16 @@ def win_rate(quality_a: Array, quality_b: Array, **options: Any) -> Interval:
     return intervals.mean((1 + outcome) / 2, **options)
 
 
+def bradley_terry(wins: Array) -> Floats:
+    """(n,) strengths from `wins` (n, n), how often i beat j, a tie half a win each (MM of Hunter 2004). Each also has a draw with a
+    player of strength 1, so that strengths are finite if one always wins."""
+    wins, strength = np.asarray(wins, float), np.ones(len(wins))
+    for _ in range(200):
+        opponents = ((wins + wins.T) / (strength[:, None] + strength)).sum(1) + 1 / (1 + strength)
+        strength = (wins.sum(1) + 0.5) / opponents
+    return strength
+
+
 def permutation_test(a: Array, b: Array, *, group: Keys = None, n_permutations: int = 9999, seed: int = 0) -> float:
     """Two-sided p value of "a and b (n,) can be exchanged", by item or by group: from all exchanges if there are at
     most `n_permutations`, else from so many and the data (Ernst 2004). Of 5 items 5 better: 2 / 2**5."""
