@@ -269,7 +269,8 @@ def test_every_prompt_is_accounted_for(draws, name, margin, most, balance, cap, 
     items = [item_of(f"e{i}", data.draw(st.sampled_from([1.0, 3.0, 5.0]))) for i in range(len(draws))]
     judgments = [j for item, scores in zip(items, draws, strict=True) for j in sampled(scores, item.id)]
     ratings = {j.id: data.draw(st.integers(1, 5)) for j in judgments if j.score is not None}
-    preferences = {c.id: data.draw(st.sampled_from("AB")) for c in module.meta_comparisons(items, judgments)}
+    asked = module.meta_comparisons(items, judgments) if name == "meta_equal" else []
+    preferences = {c.id: data.draw(st.sampled_from(["A", "B", "tie", None])) for c in asked}
     known = {"meta_judge": {"ratings": ratings}, "meta_equal": {"preferences": preferences}}
     rule = functools.partial(module.RULES[name], **known[name]) if name in known else module.RULES[name]
     limits = dict(margin=margin, pairs_per_prompt=most, balance=balance, max_pairs=cap)
