@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import pytest
 from conftest import ROOT
@@ -121,6 +122,9 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             judge.judge_file(serve.url, path, out, model="judge")
         monkeypatch.setattr(files, "append_rows", append)
+        seen = -1
+        while seen != (seen := len(serve.bodies)):  # requests of the interrupted command may still be on their way
+            time.sleep(0.3)
         serve.bodies.clear()
         write(path, [*given[:4], given[4] | changes])
         assert judge.judge_file(serve.url, path, out, model="judge")["rows"] == 5
