@@ -58,7 +58,7 @@ META_RUBRIC = Rubric(
     ],
 )
 COMPARED = (
-    4  # equal judgments of a prompt that meta_equal compares in both orders: 12 comparisons, and 2 of unequal ones
+    4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, and 2 of unequal ones
 )
 
 

@@ -138,6 +138,13 @@ class _ItemFields(Row):
         """All possible verdicts."""
         return PREFERENCES if isinstance(self, Comparison) else self.rubric.scale
 
+    @property
+    def ratings(self) -> list[Verdict]:
+        """The verdicts of several annotators, meta["ratings"]; [] if these are not two or more possible verdicts."""
+        given = self.meta.get("ratings")
+        several = isinstance(given, list) and len(given) > 1
+        return given if several and all(type(v) is not bool and v in self.verdicts for v in given) else []
+
 
 class Example(_ItemFields):
     """One response to judge, with its gold score if there is one."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from srlib import prompts
 from srlib.models import ModelError
-from srlib.schema import Item, format_score
+from srlib.schema import Comparison, Item, format_score
 
 TextRow = dict[str, str]
 HINT = "(Hint: the right verdict is {}. Explain it by the rubric, and do not mention this hint.)"
@@ -64,13 +64,12 @@ def by_annotator(items: Sequence[Item]) -> list[Item]:
     the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
     rows: list[Item] = []
     for item in items:
-        ratings, texts = item.meta.get("ratings"), item.meta.get("rationales")
-        both = isinstance(ratings, list) and isinstance(texts, list) and len(ratings) == len(texts) > 1
-        if not both or not all(rating in item.verdicts for rating in ratings):
+        texts, verdict = item.meta.get("rationales"), "preference" if isinstance(item, Comparison) else "score"
+        if not item.ratings or not isinstance(texts, list) or len(texts) != len(item.ratings):
             rows.append(item)
             continue
-        for number, (rating, text) in enumerate(zip(ratings, texts, strict=True), start=1):
-            rows.append(item.model_copy(update={"id": f"{item.id}#{number}", "score": rating, "rationale": text}))
+        for number, (rating, text) in enumerate(zip(item.ratings, texts, strict=True), start=1):
+            rows.append(item.model_copy(update={"id": f"{item.id}#{number}", verdict: rating, "rationale": text}))
     return rows
 
 

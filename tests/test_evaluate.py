@@ -231,10 +231,10 @@ def test_baselines_are_rows_like_any(tmp_path):
 
 
 def test_annotators_are_held_against_each_other():
-    ratings = {"a": [1, 3], "b": [2, 2], "c": [3]}
-    rated = [e.model_copy(update={"meta": {"ratings": ratings[e.id]}}) for e in examples(1, 2, 3)]
+    ratings = {"a": [1, 3], "b": [2, 2], "c": [3], "d": "45", "e": [1, 9], "f": [None, 2], "g": [True, 2]}
+    rated = [e.model_copy(update={"meta": {"ratings": ratings[e.id]}}) for e in examples(1, 2, 3, 4, 5, 1, 2)]
     rows = {row["metric"]: row for row in results.annotators({"test": rated}, seed=0, n_boot=100)}
-    assert (rows["accuracy"]["value"], rows["accuracy"]["n"]) == (0.5, 2), "two items have two ratings"
+    assert (rows["accuracy"]["value"], rows["accuracy"]["n"]) == (0.5, 2), "two items have two ratings on their scale"
     assert rows["mae"]["value"] == 1
     assert rows["accuracy"]["protocol"] == "one annotator's rating against another's, 2 pairs; resampled by item"
     assert results.annotators({"test": examples(1, 2), "pairwise": comparisons("A")}, seed=0) == []
@@ -262,5 +262,7 @@ def test_a_prompt_is_chosen_on_validation(tmp_path):
     row = table("base_few_shot", greedy(1, 2, 5), "test", items, tmp_path)["accuracy"]
     assert row["protocol"].endswith("; prompt of 2 examples, as on validation")
     assert results.chosen_prompt(arm("base_best_prompt"), brief, splits, tmp_path, shots)["template"] == "prometheus"
+    results.chosen_prompt(arm("base_few_shot"), brief, splits, tmp_path, examples(1, 2))
+    assert list(files.read_json(tmp_path / "prompts.json")["right"]) == ["0 examples"], "none has a rationale to show"
     with pytest.raises(ArmError, match="chosen on validation rows, and there are none"):
         results.chosen_prompt(arm("base_few_shot"), brief, {"test": items}, tmp_path, shots)

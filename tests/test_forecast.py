@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 from srlib import config, files, sft
 from srlib.run import RunError, forecast, stages
 from srlib.run.stage import kept
-from srlib.schema import Example, Rubric
+from srlib.schema import Comparison, Example, Rubric
 
 pytestmark = pytest.mark.torch
 RUBRIC = Rubric(criterion="Is it polite?", levels={1: "rude", 2: "neutral", 3: "kind"})
@@ -144,3 +144,8 @@ def test_every_annotator_of_a_row_is_a_row_of_its_prompt():
     assert sft.by_annotator(rows(1, meta={"ratings": [1, 9], "rationales": ["a", "b"]})) == rows(
         1, meta={"ratings": [1, 9], "rationales": ["a", "b"]}
     ), "a rating that is off the scale is nobody's score"
+    several = {"ratings": ["A", "tie"], "rationales": ["More polite.", "Alike."]}
+    two = Comparison(
+        id="c", instruction="Greet.", response_a="Hi", response_b="Oi", preference="A", rubric=RUBRIC, meta=several
+    )
+    assert [(c.gold, c.rationale) for c in sft.by_annotator([two])] == [("A", "More polite."), ("tie", "Alike.")]

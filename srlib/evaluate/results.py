@@ -102,9 +102,11 @@ def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence
     template with and without two."""
     if not splits.get("validation"):
         raise ArmError(f"{a.name}: its prompt is chosen on validation rows, and there are none; leave the arm out")
-    tried: dict[str, dict[str, Any]] = {f"{k} examples": {"shots": few(shots, k)} for k in SHOTS}
+    chosen = [few(shots, k) for k in ((0, 2) if a.prompting == "best_prompt" else SHOTS)]  # maybe fewer than k
+    tried: dict[str, dict[str, Any]] = {f"{len(some)} examples": {"shots": some} for some in chosen}
     if a.prompting == "best_prompt":
-        tried = {f"{t}, {k} examples": dict(template=t, shots=few(shots, k)) for k in (0, 2) for t in prompts.TEMPLATES}
+        options = [(t, some) for some in chosen for t in prompts.TEMPLATES]
+        tried = {f"{t}, {len(some)} examples": dict(template=t, shots=some) for t, some in options}
     items, right = to_judge("validation", splits["validation"]), {}
     for i, (name, prompt) in enumerate(tried.items()):
         judgments = judge(items, out=out / f"prompt_{i}.jsonl", **prompt)
@@ -245,8 +247,8 @@ def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[st
     against each other one, resampled by item. About as much as a judge can reach on these labels."""
     rows = []
     for split, items in splits.items():
-        rated = [e for e in items if isinstance(e, Example) and len(e.meta.get("ratings") or []) > 1]
-        pairs = [(e.id, a, b) for e in rated for a, b in itertools.permutations(e.meta["ratings"], 2)]
+        rated = [e for e in items if isinstance(e, Example) and e.ratings]
+        pairs = [(e.id, a, b) for e in rated for a, b in itertools.permutations(e.ratings, 2)]
         if rated:
             ids, one, other = zip(*pairs, strict=True)
             found = agreement.measure(one, other, n_boot=n_boot, group=list(ids))

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_LIMIT = re.compile(
-    r"(window|window_size|chunk_size|index_topk)$"
-)  # a setting: sliding_window, attention_chunk_size, ...
+_LIMIT = re.compile(r"(window|window_size|chunk_size|index_topk)$")  # sliding_window, attention_chunk_size, ...
 _WITHOUT_EFFECT = ("scaling", "dropout", "is_causal", "position_ids", "sliding_window")  # a window: see attends_within
 
 

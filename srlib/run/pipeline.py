@@ -124,9 +124,8 @@ def run(
                         ready[0].say(f"skipped: {problem}")
                         continue
                     if cfg.data and jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
-                        foreseen = forecast.of_run(
-                            cfg, run
-                        )  # 01 printed it, but other parameters may have changed since
+                        # Notebook 01 has printed it, but other parameters may have changed since
+                        foreseen = forecast.of_run(cfg, run)
                         foreseen.check()
                         for note in foreseen.notes:
                             jobs[0].say(printable(note))
