@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from srlib.files import shorten
+from srlib.files import read_yaml, shorten
 from srlib.schema import SrlibError
 
 ARMS = [
@@ -292,7 +292,7 @@ def _sources(notebook: str, root: Path | None) -> tuple[str, str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        root = read_yaml(path)
         if not isinstance(root, yaml.MappingNode | None):
             raise ValueError("it holds no names")
         pairs = root.value if root else []

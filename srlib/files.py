@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 from pydantic_core import from_json
 from tqdm import tqdm
@@ -186,6 +187,14 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str) -> Any:
     """The value of a JSON file; RowError if it cannot be read."""
     return parse_json(str(path), b"\n".join(line for _, line in read_lines(path)))
+
+
+def read_yaml(path: Path) -> yaml.Node | None:
+    """The root node of a YAML file in UTF-8. ValueError on an alias: a few nested ones would make billions of values."""
+    text = path.read_text("utf-8-sig")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise ValueError("it holds an alias (*name); write its value out")
+    return yaml.compose(text, yaml.SafeLoader)
 
 
 @contextlib.contextmanager

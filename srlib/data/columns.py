@@ -35,7 +35,7 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
     path, where = Path(path).expanduser(), f"rubric {path}"
     try:
         is_json = path.suffix.lower() == ".json"
-        value = files.read_json(path) if is_json else _plain(yaml.compose(path.read_text("utf-8-sig"), yaml.BaseLoader))
+        value = files.read_json(path) if is_json else _plain(files.read_yaml(path))
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise RowError(f"{where}: cannot be read as YAML or JSON in UTF-8 ({problem}); correct it") from None

@@ -157,7 +157,8 @@ def _csv(path: Path) -> Rows:
     with _open(path, encoding) as file:
         number, header = 0, ()
         try:
-            for cells in csv.reader(file, delimiter=separator, strict=True):
+            lines = iter(lambda: file.readline(files.MAX_LINE + 1), "")  # a longer one has a cell that is refused
+            for cells in csv.reader(lines, delimiter=separator, strict=True):
                 number += cells != ["sep=", ""]
                 filled = [i for i, cell in enumerate(cells) if cell.strip()]
                 if header and filled:
