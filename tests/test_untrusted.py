@@ -102,7 +102,7 @@ def test_a_compressed_bomb_takes_bounded_memory(tmp_path, name):
     bomb(tmp_path / name, 2**29)
     assert (tmp_path / name).stat().st_size < 2**21
     run = subprocess.run([sys.executable, "-c", MEASURE, tmp_path / name], capture_output=True, text=True, timeout=100)
-    kind, *message, megabytes = run.stdout.split()
+    kind, *_, megabytes = run.stdout.split()
     assert kind.endswith("Error"), run
     assert kind != "MemoryError", run
     assert int(megabytes) < 450, "the file was held as a whole"
@@ -118,10 +118,11 @@ def test_a_torn_gzip_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../outside", "a/../../b", "/tmp/x", "..", "sre_1\x00"])
 def test_names_are_no_paths(tmp_path, name):
-    with pytest.raises(SrlibError):
-        from srlib.run import stages
+    from srlib.run import stages
 
-        stages.of(config.load(None, [f"arms=sft,{name}"]))
+    cfg = config.Parameters(arms=["sft", name])
+    with pytest.raises(SrlibError):
+        stages.of(cfg)
     row = Example(
         id=name.replace("\x00", ""), instruction="a", response="b", rubric=Rubric(criterion="c", levels=["d", "e"])
     )
@@ -143,14 +144,14 @@ def test_a_redirect_does_not_carry_the_key_to_another_host(status, monkeypatch):
         )
     )
     item = Example(id="one", instruction="a", response="b", rubric=Rubric(criterion="c", levels=["d", "e", "f"]))
+    server, problem = sample.Server(first.url, "judge", max_retries=0, timeout=5), ""
     try:
-        sample.server_judgments(
-            sample.Server(first.url, "judge", max_retries=0, timeout=5), [item], n=1, temperature=1.0
-        )
+        sample.server_judgments(server, [item], n=1, temperature=1.0)
     except SrlibError as error:
-        assert "canary" not in str(error)
+        problem = str(error)
     finally:
         first.close()
         other.close()
+    assert "canary" not in problem
     assert any("canary" in str(headers) for headers in first.headers)
     assert not any("canary" in str(headers) for headers in other.headers)
