@@ -47,6 +47,8 @@ def results(run):
 
 
 def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch):
+    for name in ("SRLIB_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, f"canary-{name}")
     run = project / "runs" / "t"
     samples = run / "judgments" / "1.partial" / "judgments.jsonl"
     stop(start("runs/t"), lambda: lines(samples) >= 16)
@@ -63,6 +65,7 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
         assert {"display_data", "execute_result", "error"} & outputs <= {"display_data", "execute_result"}, path
         assert str(project) not in text, "a notebook that is shown around tells nothing of this machine"
     assert not [*run.rglob("*.partial"), *(run / ".checkpoints").glob("*")]
+    assert not [path for path in run.rglob("*") if path.is_file() and b"canary-" in path.read_bytes()], "a key leaks"
     report = (run / "report.html").read_text()
     assert "sre_1" in report
     assert not [word for word in ("<script", str(project)) if word in report]
