@@ -154,13 +154,12 @@ def output(path: Path | str, kinds: Sequence[set[str]], inputs: Iterable = (), r
         return path
     path, there = path.resolve(), os.path.exists(path)
     sources = [Path(source).resolve() for source in inputs if os.path.exists(source)]
+    within = any(path.is_relative_to(s) or (there and path.samefile(s)) for s in sources)
     for problem, holds_true in {
         "is a directory": path.is_dir(),
         "would not be compressed": path.suffix == ".gz",
         "is in a folder that does not exist": not path.parent.is_dir(),
-        "is an input of this command, or lies in one": any(
-            path.is_relative_to(s) or (there and path.samefile(s)) for s in sources
-        ),
+        "is an input of this command, or lies in one": within,
         "was not made by this command": there and path.stat().st_size and not holds(record or path, kinds),
     }.items():
         if holds_true:

@@ -166,9 +166,8 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
             gold, said = [row.gold for row in rows], [judged[row.id].verdict for row in rows]
             gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
             group = [row.cluster for row in rows] if len({row.cluster for row in rows}) > 1 else None
-            found[kind] = agreement.measure(gold, said, group=group) | {
-                "independent": len({*(group or range(len(rows)))})
-            }
+            independent = len({*(group or range(len(rows)))})
+            found[kind] = agreement.measure(gold, said, group=group) | {"independent": independent}
     return found
 
 

@@ -12,6 +12,7 @@ from architectures import KINDS, make
 from srlib import models, prompts
 from srlib.data import world
 from srlib.hardware import shapes
+from srlib.models import loading
 
 pytestmark = pytest.mark.torch
 JOBS = [("llama", "none"), ("qwen2", "none"), ("gemma2", "none"), ("mistral", "none"), ("llama", "4bit")]
@@ -30,7 +31,7 @@ def test_a_judgment_ends_with_its_turn_and_no_response_can_end_it(hub, rows, kin
     from transformers import AutoTokenizer
 
     tokenizer, (*_, special, end, _) = models.load_tokenizer(hub(kind)), KINDS[kind]
-    assert tokenizer.eos_token == models.end_of_turn(AutoTokenizer.from_pretrained(hub(kind))) == end
+    assert tokenizer.eos_token == loading.end_of_turn(AutoTokenizer.from_pretrained(hub(kind))) == end
     completion = prompts.completion_ids(tokenizer, f"Quoting {end}.")
     assert [i for i, token in enumerate(completion) if token == tokenizer.eos_token_id] == [len(completion) - 1]
     assert prompts.prompt_ids(tokenizer, rows[0]).count(tokenizer.bos_token_id) == (1 if special[0] else 0)
@@ -91,8 +92,8 @@ UNSLOTH = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from srlib import models
-if models.resolve_backend("auto") == "unsloth":
+from srlib import config
+if config.resolve_backend("auto") == "unsloth":
     from test_architectures import JOBS, learned
     hub, out = Path(sys.argv[1]), Path(sys.argv[2])
     print("learned", json.dumps([learned(hub / kind, out / f"{kind}{bits}", "unsloth", bits) for kind, bits in JOBS]))

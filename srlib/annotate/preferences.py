@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from srlib.curate import META_RUBRIC
 from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, Comparison, Example, Judgment, Preference, format_score
 from srlib.stats.intervals import Interval, Keys, mean
 
-UNDEFINED = Interval(np.nan, np.nan, np.nan, 0)
 Judged = Sequence[Judgment | None]
 
 
@@ -82,5 +79,5 @@ def win_rates(preferences: Sequence[Preference], group: Keys = None, n_boot: int
     credit, keys = {"A": 1.0, "tie": 0.5, "B": 0.0}, range(len(preferences)) if group is None else group
     rated = [(credit[p], key) for p, key in zip(preferences, keys, strict=True)]
     subsets = (rated, [(value, key) for value, key in rated if value != 0.5])
-    rates = [mean([v for v, _ in some], n_boot, group=[k for _, k in some]) if some else UNDEFINED for some in subsets]
+    rates = [mean([v for v, _ in some], n_boot, group=[k for _, k in some]) if some else Interval() for some in subsets]
     return WinRates(*rates, *(list(preferences).count(p) for p in ("A", "tie", "B")))

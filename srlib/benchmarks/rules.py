@@ -104,13 +104,11 @@ def reward_bench_2(rows: Sequence[Judged]) -> Rows:
     credits, subsets = np.array([best_of(row) for row in rows]), np.array([row.subset for row in rows])
     counts = intervals.resamples(len(rows), group=[row.group for row in rows])
     values = {name: mean_where(counts, credits, subsets == name) for name in RB2_SUBSETS}
-    values["Ties"] = ties_score([row for row in rows if row.subset == "Ties"], counts[:, subsets == "Ties"])
-    absent = set(RB2_SUBSETS) - {*subsets}
-    result = []
-    for name in (name for name in RB2_SUBSETS if name not in absent):
-        members = [row for row in rows if row.subset == name]
-        result.append(figure("score" if name == "Ties" else "accuracy", members, values[name], name))
-    return [*result, figure("score", rows, sum(values.values()) / 6, "mean of six", absent)]
+    members = {name: [row for row in rows if row.subset == name] for name in RB2_SUBSETS}
+    values["Ties"] = ties_score(members["Ties"], counts[:, subsets == "Ties"])
+    metrics = dict.fromkeys(RB2_SUBSETS, "accuracy") | {"Ties": "score"}
+    result = [figure(metrics[name], members[name], values[name], name) for name in RB2_SUBSETS if members[name]]
+    return [*result, figure("score", rows, sum(values.values()) / 6, "mean of six", {*RB2_SUBSETS} - {*subsets})]
 
 
 def ties_score(rows: Sequence[Judged], counts: np.ndarray) -> np.ndarray:
@@ -201,8 +199,7 @@ def by_document(rows: Sequence[Judged]) -> Rows:
             varied.append((gold, scores))
     for name, correlation in (("spearman_by_document", spearmanr), ("kendall_by_document", kendalltau)):
         values = [correlation(gold, scores)[0] for gold, scores in varied]
-        mean = intervals.mean(values) if values else Interval(NAN, NAN, NAN, 0)
-        result.append(figure(name, rows, mean))
+        result.append(figure(name, rows, intervals.mean(values) if values else Interval()))
         result[-1]["failures"] |= {"document without variance": n} if (n := len(groups) - len(varied)) else {}
     return result
 
@@ -212,11 +209,11 @@ def figure(
 ) -> dict[str, Any]:
     """One result row, from an interval or the values of all resamples; null if undefined, for want of `absent` subsets."""
     interval = values if isinstance(values, Interval) else intervals.interval(values, len(rows))
-    failures = Counter(reason for row in rows for reason in row.failures.values())
-    asked = sum(len(row.answers) for row in rows)
-    counts = {"parse_rate": round((asked - failures.total()) / max(1, asked), 6), "failures": dict(failures)}
-    counts["failures"] |= {f"no {name}": 1 for name in sorted(absent)}
-    return {"subset": subset, "metric": metric, **intervals.fields(interval), **counts}
+    asked, failed = sum(len(row.answers) for row in rows), Counter(f for row in rows for f in row.failures.values())
+    failures = {**failed, **{f"no {name}": 1 for name in sorted(absent)}}
+    parse_rate = round((asked - failed.total()) / max(1, asked), 6)
+    head = {"subset": subset, "metric": metric, **intervals.fields(interval)}
+    return head | {"parse_rate": parse_rate, "failures": failures}
 
 
 def mean_where(counts: np.ndarray, x: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from srlib import files, prompts
 from srlib.data import fields
@@ -26,6 +25,7 @@ _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+|,\d\d?)?\s*", re.ASCII)  # 2,5 in many countries; 2,500 may be thousands
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_parsed = lru_cache(maxsize=4096)(Rubric.model_validate_json)
 Part = tuple[str, Mapping[str, Any], Match]  # dimension, or ""; row; its columns
 Shared = Rubric | dict[str, Rubric] | None  # the rubric of a file, or one for each dimension
 
@@ -73,12 +73,10 @@ def expand(row: Mapping[str, Any], found: Match, where: str, shared: Shared = No
         column = name if name in found.present else f"{found.name('scores')}.{name}"
         columns = found.columns | {"score": column, "rubric": f"rubrics.{name}"}
         yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, found._replace(columns=columns)
-    if not scores and isinstance(shared, Rubric) and row.get(found.name("rubric")) is None:
-        found, row = (
-            found._replace(columns=found.columns | {"rubric": "(rubric file)"}),
-            {**row, "(rubric file)": shared},
-        )
     if not scores:
+        if isinstance(shared, Rubric) and row.get(found.name("rubric")) is None:
+            found = found._replace(columns=found.columns | {"rubric": "(rubric file)"})
+            row = {**row, "(rubric file)": shared}
         yield "", row, found
 
 
@@ -155,9 +153,8 @@ def _check_cells(values: Mapping[str, Any], found: Match, where: str) -> None:
             raise RowError(f"{place}: {files.shorten(value)} is no object; correct it")
         is_gold = field == "reference_answer" and found.name(field).lower() == "gold" and field not in found.given
         if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
-            raise RowError(
-                f"{place} is {files.shorten(value)}: set columns=score:gold, or columns=reference_answer:gold"
-            )
+            advice = "set columns=score:gold, or columns=reference_answer:gold"
+            raise RowError(f"{place} is {files.shorten(value)}: {advice}")
         try:
             if field != "rubric":  # the schema checks rubrics, one object for many rows
                 (value if isinstance(value, str) else _JSON.encode(value)).encode()
@@ -211,17 +208,9 @@ def _rubric(value: Any, row: Mapping[str, Any], found: Match, pair: bool, where:
         levels = {low: "Nothing of what is asked for", high: "Entirely correct and complete"}
         rubric = rubric | {"levels": levels, "step": step}
     try:
-        return _parsed(json.dumps(rubric)) or rubric
-    except (TypeError, ValueError):
+        return _parsed(json.dumps(rubric))
+    except (TypeError, ValueError):  # pydantic's errors are ValueErrors
         return rubric
-
-
-@lru_cache(maxsize=4096)
-def _parsed(rubric: str) -> Rubric | None:
-    try:
-        return Rubric.model_validate_json(rubric)
-    except ValidationError:
-        return None
 
 
 def _object(value: Any, where: str) -> Any:

@@ -19,8 +19,5 @@ ATTRIBUTES = {  # genre -> attribute -> its values
 }
 COMBINATIONS = [tuple(criteria) for criteria in _TABLES["COMBINATIONS"]]
 COMBINATIONS_HELD_OUT = [tuple(criteria) for criteria in _TABLES["COMBINATIONS_HELD_OUT"]]
-LABELS = {
-    "order": _TABLES["POSITIONS"],
-    "tone": _TABLES["TONE"],
-    "format": _TABLES["FORMAT"],
-}  # else: the points asked for
+# What the checks of a criterion are about; of the others, the points asked for
+LABELS = {"order": _TABLES["POSITIONS"], "tone": _TABLES["TONE"], "format": _TABLES["FORMAT"]}

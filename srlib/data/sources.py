@@ -168,9 +168,8 @@ def _csv(path: Path) -> Rows:
                     header = tuple(" ".join(cell.split()) or f"column {i}" for i, cell in enumerate(cells, start=1))
                     header = header[: filled[-1] + 1]
                     if len(set(header)) < len(header) or not "".join(header).isprintable():
-                        raise RowError(
-                            f"{path}, row {number}: the header must be text and name every column once; correct it"
-                        )
+                        problem = "the header must be text and name every column once; correct it"
+                        raise RowError(f"{path}, row {number}: {problem}")
         except csv.Error as error:
             raise RowError(f"{path}, row {number + 1}: malformed CSV ({error}); correct the file") from None
         if not header:

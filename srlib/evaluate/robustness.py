@@ -22,7 +22,6 @@ from srlib.schema import Example, Judgment, format_score
 from srlib.stats.agreement import at_equal
 from srlib.stats.intervals import Interval, fields, mean
 
-NONE = Interval(math.nan, math.nan, math.nan, 0)
 INJECTIONS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 Judged = Sequence[Judgment | None]
 Logprobs = Mapping[str, float | None]
@@ -130,7 +129,7 @@ def equal_gold_rows(
             for item, j in zip(items, judged, strict=True)
             if j is not None and None not in (j.score, item.score, feature.get(item.id))
         ]
-        effects = dict.fromkeys(("slope", "correlation"), NONE)
+        effects = dict.fromkeys(("slope", "correlation"), Interval())
         if kept:
             x, scores, gold, group = zip(*kept, strict=True)
             effects = at_equal(x, scores, gold, n_boot=n_boot, group=group)
@@ -165,7 +164,7 @@ def _share(item: Example, score: float | None) -> float:
 
 def _mean(values: np.ndarray, kept: np.ndarray, group: Sequence[str], n_boot: int) -> Interval:
     if not kept.any():
-        return NONE
+        return Interval()
     return mean(values[kept].astype(float), n_boot=n_boot, group=[group[i] for i in np.flatnonzero(kept)])
 
 

@@ -62,9 +62,7 @@ def _training(shape: Shape, job: Job) -> dict[str, float]:
         casts += 2.0 * (projections + shape.vocab * shape.hidden)
     attention = shape.heads * shape.head_dim
     readers = len({*job.targets} - {"o_proj", "down_proj"})
-    readers = (
-        readers if c == 2 else min(2, readers)
-    )  # in fp32, adapters behind one norm share its output as their input
+    readers = min(2, readers) if c == 4 else readers  # in fp32, adapters behind one norm share its output
     inputs = readers * shape.hidden + ("o_proj" in job.targets) * attention
     layer = 8 * shape.hidden + c * (inputs + 4 * attention + 4 * shape.intermediate + len(job.targets) * job.lora_rank)
     kept = shape.layers * shape.hidden * job.bytes + layer if job.checkpointing else shape.layers * layer

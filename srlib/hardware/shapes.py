@@ -66,9 +66,8 @@ def of_model(model: str | Path, root: Path | None = None) -> Shape:
     if not path.is_file() and str(model) in KNOWN:
         return Shape(str(model), *KNOWN[str(model)])
     if not path.is_file():
-        raise ShapeError(
-            f"model {model}: its size is unknown; choose a directory, or `hf download {model} config.json`"
-        )
+        advice = f"choose a directory, or `hf download {model} config.json`"
+        raise ShapeError(f"model {model}: its size is unknown; {advice}")
     try:
         config = json.loads(path.read_bytes())
         config = config.get("text_config", config)

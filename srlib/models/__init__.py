@@ -1,6 +1,6 @@
 """Models: load a base or a judge for training or judging, add the adapter that trains, write the judge to disk.
 
-loading    a base, a judge or its tokenizer: load, check_model, judge_info; which backend, dtype and end of turn
+loading    a base, a judge or its tokenizer: load, check_model, judge_info; which dtype and end of turn
 attention  what a model attends to, and what a comparison on short texts cannot show
 adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one adapter of two
 """
@@ -8,15 +8,4 @@ adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one ad
 # ruff: noqa: F401
 from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge, saving
 from srlib.models.adapters import linear_layers as lora_targets
-from srlib.models.loading import (
-    ModelError,
-    base_of,
-    check_model,
-    end_of_turn,
-    hush,
-    judge_info,
-    load,
-    load_tokenizer,
-    resolve_backend,
-    torch_dtype,
-)
+from srlib.models.loading import ModelError, base_of, check_model, judge_info, load, load_tokenizer, torch_dtype

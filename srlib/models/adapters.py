@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from srlib import files
+from srlib.config import resolve_backend
 from srlib.models import gguf, loading
 from srlib.models.loading import ModelError
 
@@ -69,7 +70,7 @@ def add_lora(
         raise ModelError("lora_rank 0 trains all weights, which quantized weights do not allow; change one of the two")
     if rank == 0:
         return model.requires_grad_(True)
-    if loading.resolve_backend(backend) == "unsloth":
+    if resolve_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
         mode = loading.unsloth_checkpointing(checkpointing)

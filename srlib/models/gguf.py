@@ -75,15 +75,13 @@ def _convert(file: Path, out: Path) -> None:
     loading.hush()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-            model, info = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
-            )
+            options = dict(gguf_file=file.name, dtype=torch.float32, output_loading_info=True)
+            model, info = AutoModelForCausalLM.from_pretrained(file.parent, **options)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # transformers raises what its readers raise
         problem = str(error).partition("\n")[0]
-        raise GgufError(
-            f"model {file.name}: transformers cannot read this GGUF file ({problem}); try Q8_0 or F16"
-        ) from error
+        advice = f"transformers cannot read this GGUF file ({problem}); try Q8_0 or F16"
+        raise GgufError(f"model {file.name}: {advice}") from error
     if missing := sorted(info["missing_keys"]):  # transformers has put random numbers in their place
         raise GgufError(f"model {file.name}: it lacks weights, or has them under other names: {files.shorten(missing)}")
     model.hf_quantizer = None  # transformers still calls the weights quantized, and would refuse to save them

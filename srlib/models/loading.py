@@ -92,10 +92,8 @@ def load(
         for module in loaded.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # else a forward pass in eval mode repacks the weights on
                 module.support_avx512bf16_for_cpu = False  # such CPUs, and breaks later training (bitsandbytes 0.50.2)
-    if len(tokenizer) > (rows := loaded.get_input_embeddings().num_embeddings):
-        raise ModelError(
-            f"model {model}: {len(tokenizer)} tokens, {rows} rows in its embedding; copy the right tokenizer"
-        )
+    if (n := len(tokenizer)) > (rows := loaded.get_input_embeddings().num_embeddings):
+        raise ModelError(f"model {model}: {n} tokens, {rows} rows in its embedding; copy the right tokenizer")
     if not unsloth:
         with _as_model_error(model, Exception):  # models raise anything
             loaded.eval()
@@ -214,7 +212,9 @@ def load_tokenizer(model: str | Path) -> Any:
     remedy = "change the template, chat_template.jinja, or remove it if the model can do without"
     try:
         if tokenizer.chat_template is not None:  # of several, the default one
-            tokenizer.chat_template = _TODAY.sub(_on_one_day, tokenizer.get_chat_template())
+            day = datetime.date(2024, 7, 26)  # Llama 3's own default: a prompt is the same tomorrow
+            fixed = _TODAY.sub(lambda call: call[1] + day.strftime(call[2]) + call[1], tokenizer.get_chat_template())
+            tokenizer.chat_template = fixed
         rendered = prompts.rendered(tokenizer, "@question@")
     except Exception as error:  # templates raise anything
         raise ModelError(f"model {model}: its chat template refuses a single user turn ({error}); {remedy}") from error
@@ -226,11 +226,6 @@ def load_tokenizer(model: str | Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _on_one_day(call: re.Match[str]) -> str:
-    """`strftime_now("%d %b %Y")` in a template as `"26 Jul 2024"`, Llama 3's own default: a prompt is the same tomorrow."""
-    return f"{call[1]}{datetime.date(2024, 7, 26).strftime(call[2])}{call[1]}"
 
 
 def _add_nothing_behind_a_text(model: str | Path, tokenizer: Any) -> None:

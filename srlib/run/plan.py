@@ -90,9 +90,8 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
 
     def sampling(n: int) -> Job:
         rows = cfg.sample_batch_size or max(1, min(memory.ROWS // n, memory.PROMPTS))
-        return Job(
-            "sample", min(rows, max(1, memory.PROMPT_TOKENS // prompt)), prompt, cfg.max_new_tokens, n, **weights
-        )
+        rows = min(rows, max(1, memory.PROMPT_TOKENS // prompt))
+        return Job("sample", rows, prompt, cfg.max_new_tokens, n, **weights)
 
     draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
     return {

@@ -277,29 +277,23 @@ def _http_client(url: str) -> tuple[Any, str]:
     """The client for a server, and the variable that names the proxy to it, "" if there is none."""
     import openai
 
-    variable, proxy = _proxy(url)
+    proxies, scheme, host = getproxies(), url.partition(":")[0], urlsplit(url).hostname or ""
+    direct = LOOPBACK.fullmatch(host) or proxy_bypass(host)
+    name = "" if direct else next((name for name in (scheme, "all") if proxies.get(name)), "")
+    given = next((v for v in (f"{name}_proxy", f"{name.upper()}_PROXY") if os.environ.get(v)), "the system")
+    variable, proxy = (given, proxies[name]) if name else ("", None)
+    proxy = f"http://{proxy}" if proxy and "://" not in proxy else proxy
     try:
-        certificates = httpx.create_ssl_context(trust_env=url.startswith("https"))
+        certificates = httpx.create_ssl_context(trust_env=scheme == "https")
     except OSError as error:
-        raise DrawsError(
-            f"SSL_CERT_FILE: no certificates ({error.strerror or error}); correct it or unset it"
-        ) from None
+        why = error.strerror or error
+        raise DrawsError(f"SSL_CERT_FILE: no certificates ({why}); correct it or unset it") from None
     hooks = {"response": [_mark_spent]}
     try:
         return openai.DefaultHttpxClient(verify=certificates, trust_env=False, proxy=proxy, event_hooks=hooks), variable
     except (ImportError, ValueError, httpx.InvalidURL) as error:  # the value may hold a password, and so the message
-        advice = f"write http://host:port, unset it, or add {urlsplit(url).hostname} to NO_PROXY"
+        advice = f"write http://host:port, unset it, or add {host} to NO_PROXY"
         raise DrawsError(f"{variable}: this proxy cannot be used ({type(error).__name__}); {advice}") from None
-
-
-def _proxy(url: str) -> tuple[str, str | None]:
-    """The variable that names the proxy for this URL, and the proxy; none for a server on this machine."""
-    proxies, scheme, host = getproxies(), url.partition(":")[0], urlsplit(url).hostname or ""
-    name = next((name for name in (scheme, "all") if proxies.get(name)), "")
-    if not name or LOOPBACK.fullmatch(host) or proxy_bypass(host):
-        return "", None
-    variable = next((v for v in (f"{name}_proxy", f"{name.upper()}_PROXY") if os.environ.get(v)), "the system")
-    return variable, proxies[name] if "://" in proxies[name] else f"http://{proxies[name]}"
 
 
 def _mark_spent(response: Any) -> None:
