@@ -49,12 +49,10 @@ class Judge:
 
     @classmethod
     def load(cls, path: str | Path, *, model: str = "", **options: Any) -> Judge:
-        """Load a judge from its directory (or any causal language model), or from the URL of an OpenAI-compatible server.
-
-        `model` is the judge's name on the server, or its directory if the server has it under that: then the directory says
-        how its prompts are written. `options` go to `models.load` (quantization, dtype, ...) or to `sample.Server`
-        (concurrency, api, ...). Raises ModelError or DrawsError with the reason.
-        """
+        """Load a judge from its directory (or any causal language model), or from the URL of an OpenAI-compatible
+        server. `model` is the judge's name on the server, or its directory if the server has it under that: then the
+        directory says how its prompts are written. `options` go to `models.load` (quantization, dtype, ...) or to
+        `sample.Server` (concurrency, api, ...). Raises ModelError or DrawsError with the reason."""
         if not is_served(path):
             info, bound = models.judge_info(path), functools.partial(sample.judgments, *models.load(path, **options))
             return cls(bound, info["template"], info["max_new_tokens"])
@@ -74,11 +72,9 @@ class Judge:
     def compare(
         self, *, instruction: str, response_a: str, response_b: str, rubric: Rubric, reference_answer: str | None = None
     ) -> Judgment:
-        """Judge two responses side by side, greedily: `preference` is "A", "B" or "tie", or `failure` says why not.
-
-        For a judge that learned to compare (sft_mode mix or merge). Any judge compares by `expected_score` of both. Judge
-        both orders if it matters: a judge may prefer the first response.
-        """
+        """Judge two responses side by side, greedily: `preference` is "A", "B" or "tie", or `failure` says why not. For
+        a judge that learned to compare (sft_mode mix or merge). Any judge compares by `expected_score` of both. Judge
+        both orders if it matters: a judge may prefer the first response."""
         fields = dict(instruction=instruction, response_a=response_a, response_b=response_b, rubric=rubric)
         comparison = Comparison(id="one", reference_answer=reference_answer, preference=None, **fields)
         return self.score_many([comparison])[0]
@@ -107,13 +103,11 @@ def identity(judge: str | Path, model: str = "") -> str:
 def judge_file(
     judge: str | Path, rows: str | Path, out: str | Path, limit: int | None = None, model: str = "", **reading: Any
 ) -> dict[str, Any]:
-    """Judge every row of a file with Judge.load(judge, model=model). One line of `out` for each row, in order: `{"line", "id",
-    ...}` with the fields of a judgment and expected_score, or with `failure` bad_row or not_judged and a `reason`.
-
-    Judgments are kept in `<out>.partial` as they come: the same command resumes, and asks a server again for what it failed
-    on. `reading` goes to `data.read_rows`. Returns what `summary` prints. Raises DataError, ModelError, and SrlibError on an
-    `out` that is not its own (see `files.output`).
-    """
+    """Judge every row of a file with Judge.load(judge, model=model). One line of `out` for each row, in order:
+    `{"line", "id", ...}` with the fields of a judgment and expected_score, or with `failure` bad_row or not_judged and
+    a `reason`. Judgments are kept in `<out>.partial` as they come: the same command resumes, and asks a server again
+    for what it failed on. `reading` goes to `data.read_rows`. Returns what `summary` prints. Raises RowError,
+    ModelError, and SrlibError on an `out` that is not its own (see `files.output`)."""
     started, out = time.monotonic(), files.output(out, RECORDS, [rows, judge, model])
     partial, note = (out.with_name(out.name + end) for end in (".partial", ".partial.json"))
     resumes = not files.is_stream(out)
@@ -123,7 +117,7 @@ def judge_file(
         models.check_model(judge)
     lines = [(line, row) for line, _, row, *_ in itertools.islice(data.read_rows(rows, **reading), limit)]
     if not lines:
-        raise data.DataError(f"{rows}: holds no rows; give a file with one row a line")
+        raise files.RowError(f"{rows}: holds no rows; give a file with one row a line")
     items = [row for _, row in lines if isinstance(row, Item)]
     made_from = {"judge": identity(judge, model), "rows": hashlib.sha256(repr(lines).encode()).hexdigest()}
     if resumes and not (partial.exists() and note.exists() and files.read_json(note) == made_from):

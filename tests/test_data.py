@@ -124,9 +124,7 @@ def test_bad_rows_are_refused_or_dropped_and_counted(tmp_path):
     bad = [OURS | {"id": "x", "response": ""}, OURS | {"score": None}, PAIR | {"preference": None}]
     bad += [OURS | {"id": "z", "split_hint": "food"}]
     path = write(tmp_path / "rows.jsonl", many(20, split_hint="train") + bad)
-    with pytest.raises(
-        data.DataError, match=r"(?s)^4 of 24 rows .*line 21: field response is missing.*, line 24: field"
-    ):
+    with pytest.raises(RowError, match=r"(?s)^4 of 24 rows .*line 21: field response is missing.*, line 24: field"):
         data.load(path, n_validation=2)
     loaded = data.load(path, n_validation=2, bad_rows="drop")
     assert loaded.counts == COUNTS | {"rows": 24, "bad rows": 4, "moved to test": 3, "moved to validation": 2}
@@ -188,11 +186,11 @@ def test_no_instruction_crosses_and_comparisons_follow_the_examples(tmp_path, mi
 
 def test_refusals_of_whole_sources(tmp_path):
     pairs = write(tmp_path / "b.jsonl", [PAIR | {"id": f"{{}}{i}", "instruction": f"Greet {i}."} for i in range(20)])
-    with pytest.raises(data.DataError, match="comparisons alone make no judge"):
+    with pytest.raises(RowError, match="comparisons alone make no judge"):
         data.load("", n_validation=2, pairwise=pairs)
-    with pytest.raises(data.DataError, match=r"no training rows; .*; comparisons alone make no judge"):
+    with pytest.raises(RowError, match=r"no training rows; .*; comparisons alone make no judge"):
         data.load(pairs, n_validation=2)
-    with pytest.raises(data.DataError, match=r"b\.jsonl: id '{}\d+' is in .*a\.jsonl too"):
+    with pytest.raises(RowError, match=r"b\.jsonl: id '{}\d+' is in .*a\.jsonl too"):
         data.load(write(tmp_path / "a.jsonl", many(20)), n_validation=2, pairwise=pairs)
 
 
@@ -352,7 +350,7 @@ def test_missing_columns_are_asked_for_in_one_message(tmp_path, rubric):
     asked = r"(?s)^30 of 30 rows.* row 2 to 21: field instruction, response, rubric, score are missing\. "
     asked += r"The columns are 'Nr', 'Questions', 'Text', 'Grades'; name columns: "
     asked += r"-p columns=instruction:Questions,response:COLUMN,score:Grades; -p rubric=FILE gives .*\n  and 10 more$"
-    with pytest.raises(data.DataError, match=asked):
+    with pytest.raises(RowError, match=asked):
         data.load(path, n_validation=2, bad_rows="drop")
     named = ["instruction:Questions", "response:Text", "score:Grades"]
     loaded = data.load(path, n_validation=2, columns=named, rubric=rubric)
@@ -419,7 +417,7 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
     part = [nested[0] | {"scores": {"polite": 4, "clear": None}}]
     assert [getattr(row, "id", None) for row in read(path, part, rubric=file)] == ["0", "0#clear"]
     with pytest.raises(
-        data.DataError, match=r"line 1, polite: score 4 is not on .*\n.*line 1, clear: field scores.clear is missing"
+        RowError, match=r"line 1, polite: score 4 is not on .*\n.*line 1, clear: field scores.clear is missing"
     ):
         data.load(path, n_validation=1, rubric=file)
 
@@ -477,7 +475,7 @@ def test_a_test_split_is_carved_by_whole_prompts(tmp_path):
         assert len(found["train"]) >= 16
     for hint in ({}, {"split_hint": "train"}):
         path = write(tmp_path / "one.jsonl", [OURS | {"id": str(i)} | hint for i in range(40)])
-        with pytest.raises(data.DataError, match=r"all training rows have the same; add rows .*, or name a `group`"):
+        with pytest.raises(RowError, match=r"all training rows have the same; add rows .*, or name a `group`"):
             data.load(path, n_validation=4)
     grouped = [OURS | {"id": str(i), "group": f"g{i // 4}", "split_hint": "train"} for i in range(40)]
     found = data.load(write(path, grouped), n_validation=4).splits
@@ -488,7 +486,7 @@ def test_a_test_split_is_carved_by_whole_prompts(tmp_path):
 def test_inputs_that_failed():
     rubric = CASES / "rubric.yaml"
     with pytest.raises(
-        data.DataError, match=r"(?s)^2 of 300 rows.* row 43: field Grade: 'n/a' .* row 182: field Grade is missing"
+        RowError, match=r"(?s)^2 of 300 rows.* row 43: field Grade: 'n/a' .* row 182: field Grade is missing"
     ):
         data.load(CASES / "excel.csv", n_validation=20, rubric=rubric)
     loaded = data.load(CASES / "excel.csv", n_validation=20, rubric=rubric, bad_rows="drop")

@@ -77,14 +77,14 @@ def test_a_file_is_converted_once_and_plain_transformers_loads_it(tmp_path, cach
 def test_what_cannot_be_read_is_refused(model, problem, tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.gguf").write_text("These are no weights.")
-    with pytest.raises(gguf.GgufError, match=problem):
+    with pytest.raises(gguf.ModelError, match=problem):
         models.load(model)
     assert not cache.exists() or not [*cache.iterdir()]
 
 
 def test_weights_that_are_missing_never_become_random_ones(tmp_path, cache):
     write(tmp_path / "part.gguf", leave_out="model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(gguf.GgufError, match=r"it lacks weights.*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(gguf.ModelError, match=r"it lacks weights.*layers\.1\.mlp\.up_proj"):
         gguf.directory(tmp_path / "part.gguf")
 
 

@@ -23,10 +23,8 @@ class Side(NamedTuple):
 def side_by_side(
     examples: Sequence[Example], a: Judged, b: Judged, equal_score_only: bool = False
 ) -> tuple[list[Side], Counter[str]]:
-    """The items that can be compared, and how many cannot, by reason; `a` and `b` hold a judgment of each example.
-
-    With `equal_score_only`, a rationale cannot win by its score.
-    """
+    """The items that can be compared, and how many cannot, by reason; `a` and `b` hold a judgment of each example. With
+    `equal_score_only`, a rationale cannot win by its score."""
     sides, left_out = [], Counter()
     for example, *pair in zip(examples, a, b, strict=True):
         if any(judgment is None or judgment.score is None for judgment in pair):
@@ -53,10 +51,8 @@ def as_comparison(side: Side) -> Comparison:
 
 
 def judge_preferences(judge: Judge, sides: Sequence[Side], **options: Any) -> list[tuple[Preference | None, ...]]:
-    """Greedy preferences for each item as given and swapped, both in terms of the arms; None without a verdict.
-
-    The judge must compare (sft_mode mix or merge, or a general model on a server); `options` go to Judge.score_many.
-    """
+    """Greedy preferences for each item as given and swapped, both in terms of the arms; None without a verdict. The
+    judge must compare (sft_mode mix or merge, or a general model on a server); `options` go to Judge.score_many."""
     given = [as_comparison(side) for side in sides]
     judgments = judge.score_many([order for c in given for order in (c, c.swapped())], **options)
     preferences = {j.example_id: j.preference for j in judgments}  # a server may have left some out

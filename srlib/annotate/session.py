@@ -82,10 +82,8 @@ class Session(anywidget.AnyWidget):
         return [i for i, name in enumerate(ids) if any((name, criterion) not in self.choices for criterion in CRITERIA)]
 
     def receive(self, message: Any) -> None:
-        """`{"number": 3, "criterion": "overall", "choice": "left"}` from the page, or `{"number": 4}` to go there.
-
-        An answer is saved before the page shows it, and the page says if it cannot be. ValueError on anything else.
-        """
+        """`{"number": 3, "criterion": "overall", "choice": "left"}` from the page, or `{"number": 4}` to go there. An
+        answer is saved before the page shows it, and the page says if it cannot be. ValueError on anything else."""
         number = message.get("number") if isinstance(message, dict) else None
         if type(number) is not int or not 0 <= number < len(self.items):
             raise ValueError(f"the page sent {store.shorten(message)}; run the cell again")

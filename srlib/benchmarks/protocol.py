@@ -74,9 +74,8 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
         advice = f"give its rows with --data FILE (they are at {benchmark.where})"
         advice += f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
         raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {advice}")
-    questions: list[Question] = []
+    questions, left_out = [], Counter()
     seen: dict[str, str] = {}  # id of a question or of an item of it -> its row
-    left_out: Counter[str] = Counter()
     for file, subset, row in _rows(benchmark, source, revision):
         if row.problem is not None:
             raise RowError(f"{file}, {row.problem}")

@@ -56,12 +56,10 @@ def evaluate(
     compare: bool = False,
     model: str = "",
 ) -> Rows:
-    """Judge every item of a benchmark greedily, with Judge.load(judge, model=model), and write the result rows to `out`.
-
-    Every response is judged alone; with `compare`, two are judged together, in both orders (for a judge trained to compare).
-    Judgments are kept in the file `kept`, and the same command resumes. Raises files.RowError on a row that does not fit,
-    SrlibError if those judgments are of another judge or of other rows, and on an `out` that is not its own (files.output).
-    """
+    """Judge every item of a benchmark greedily, with Judge.load(judge, model=model), and write the result rows to
+    `out`. Every response is judged alone, or, with `compare` (for a judge that learned it), two together in both orders.
+    Judgments are kept in the file `kept`, and the same command resumes. Raises files.RowError on a row that does not
+    fit, SrlibError if those judgments are of another judge or of other rows, and as files.output does."""
     from srlib.judge import Judge, identity  # imports torch, which `score` does not need
 
     out = files.output(out, [RESULT], inputs := [judge, model, data])

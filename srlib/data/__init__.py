@@ -5,8 +5,8 @@ these together, and `overlap` reports text that splits share.
 """
 
 from srlib.data import columns, overlap, sources, splits, world
-from srlib.data.loading import DataError, Loaded, RowFailure, load, read_rows
+from srlib.data.loading import Loaded, RowFailure, load, read_rows
 from srlib.data.splits import balanced, baselines, class_balance, describe_scale
 
-__all__ = ["DataError", "Loaded", "RowFailure", "balanced", "baselines", "class_balance", "columns", "describe_scale"]
-__all__ += ["load", "overlap", "read_rows", "sources", "splits", "world"]
+__all__ = ["Loaded", "RowFailure", "balanced", "baselines", "class_balance", "columns", "describe_scale", "load"]
+__all__ += ["overlap", "read_rows", "sources", "splits", "world"]

@@ -12,13 +12,9 @@ from srlib import files
 from srlib.data import fields, sources, splits
 from srlib.data.columns import convert, expand, read_rubric
 from srlib.files import RowError
-from srlib.schema import Example, Item, SrlibError
+from srlib.schema import Example, Item
 
 FEW = 0.05  # share of bad rows that are left out without a word from the user
-
-
-class DataError(SrlibError, ValueError):
-    """A source that cannot be used as data. Says file, row, field, and what to do."""
 
 
 class RowFailure(NamedTuple):
@@ -49,14 +45,13 @@ def read_rows(
     columns: Sequence[str] = (),
     rubric: str | Path = "",
 ) -> Iterator[tuple[int, str, Item | RowFailure, list[tuple[str, str]]]]:
-    """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time.
-
-    The row is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to
-    columns by hand, ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each
-    dimension of rows with several scores, which become one row a dimension. `score_step` is for rubrics with a range and no
-    levels; a gold score between two steps (the mean of two graders, say) moves to the nearer one, and meta["score_given"]
-    keeps the original. Raises RowError if the source or the rubric cannot be read, or if no row has a column of `columns`.
-    """
+    """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time. The row
+    is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to columns
+    by hand, ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each dimension
+    of rows with several scores, which become one row a dimension. `score_step` is for rubrics with a range and no
+    levels; a gold score between two steps (the mean of two graders, say) moves to the nearer one, and
+    meta["score_given"] keeps the original. Raises RowError if the source or the rubric cannot be read, or no row has
+    one of `columns`."""
     given, shared = fields.parse(columns), read_rubric(rubric) if str(rubric) else None
     name = str(source) if sources.is_hub_id(source) else Path(source).name
     options = {"source": name, "score_step": score_step, "training": training}
@@ -124,16 +119,14 @@ def load(
     columns: Sequence[str] = (),
     rubric: str | Path = "",
 ) -> Loaded:
-    """The splits of a source of judged examples (each needs a score) and of a source of comparisons beside it.
-
-    Splits: see splits.split_of; a split that the hub or a folder names counts as a hint. Without test rows, at most a fifth
-    of the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
+    """The splits of a source of judged examples (each needs a score) and of a source of comparisons beside it. Splits:
+    see splits.split_of; a split that the hub or a folder names counts as a hint. Without test rows, at most a fifth of
+    the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
     most `limits[split]` rows are kept, a sample that depends on `seed` and ids only, in the source's order;
     `balance_classes` evens out the training scores (splits.balanced). `columns` and `rubric`: see read_rows. `bad_rows`
-    "refuse" raises DataError, which lists the bad rows, "drop" counts them, "few" drops at most one row in 20.
-    """
+    "refuse" raises RowError, which lists the bad rows, "drop" counts them, "few" drops at most one row in 20."""
     if not str(source):
-        raise DataError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
+        raise RowError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
     room = {name: (limits or {}).get(name, math.inf) for name in splits.NAMES}
     n_train, n_test = room["train"], room["test"]
     room["train"] = math.inf if balance_classes else n_train + n_validation + n_test
@@ -174,22 +167,22 @@ def load(
         listed += [f"and {counts['bad rows'] - 20} more"] if len(failures) > 20 else []
         head = f"{counts['bad rows']} of {counts['rows']} rows cannot be used; correct them"
         head += ", or set bad_rows=drop" if any(rows.values()) else ""
-        raise DataError("\n  ".join([head, *listed]))
+        raise RowError("\n  ".join([head, *listed]))
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
     counts |= splits.complete(rows, n_validation, n_test, seed)
     if not rows["train"]:
         others = "; comparisons alone make no judge, give them as data_pairwise" if rows["train_pairwise"] else ""
-        raise DataError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
+        raise RowError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
     if not rows["test"]:
         advice = "add rows with more instructions, set `split_hint` of some to test, or name a `group` for each row"
-        raise DataError(f"{source}: rows are split by instruction, and all training rows have the same; {advice}")
+        raise RowError(f"{source}: rows are split by instruction, and all training rows have the same; {advice}")
     if balance_classes:
         counts["left out for balance"] = len(rows["train"]) - len(splits.balanced(rows["train"], seed))
         rows["train"] = splits.balanced(rows["train"], seed, n_train)
     rows["train"] = splits.sample(rows["train"], n_train, seed)
     ids = Counter(row.id for split in rows.values() for row in split)
     if twice := [name for name, n in ids.items() if n > 1]:  # judgments of both kinds go into one file
-        raise DataError(f"{pairwise}: id {files.shorten(twice[0])} is in {source} too; ids must be unique, rename one")
+        raise RowError(f"{pairwise}: id {files.shorten(twice[0])} is in {source} too; ids must be unique, rename one")
     counts["over a limit"] = counts["rows"] - counts["bad rows"] - counts["left out for balance"] - len(ids)
     commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}
     table = [{"column": column, "our field": field, "rows": n} for (column, field), n in used.items()]

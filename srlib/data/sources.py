@@ -21,7 +21,7 @@ from srlib.files import RowError
 
 FORMATS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".parquet.gz")
 CHUNK = 2**16  # characters of a file that are read at once
-Rows = Iterator[tuple[int, Any, tuple[str, ...]]]  # number, value (a line of JSON as bytes), columns of a table
+Rows = Iterator[tuple]  # number, value (a line of JSON as bytes), and the columns if it is a row of a table
 
 
 class SourceRow(NamedTuple):
@@ -32,18 +32,18 @@ class SourceRow(NamedTuple):
     values: dict[str, Any] | None
     problem: str | None
     split: str  # of the file, if a folder or hub set has several; else ""
-    header: tuple[str, ...]  # all columns of a table, whose empty cells `values` leaves out; () for JSON
+    header: tuple[str, ...] = ()  # all columns of a table, whose empty cells `values` leaves out
 
 
 def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
     """Every row of a source. Raises RowError if the source cannot be read, or not beyond some row."""
     total, parts = 0, _files(source, revision)
     for split, file in parts:
-        for number, value, header in _read(file):
+        for number, value, *header in _read(file):
             total += 1
             where = f"{'line' if isinstance(value, bytes) else 'row'} {number}"
             where = f"{file.name}, {where}" if len(parts) > 1 else where
-            row = SourceRow(number if len(parts) == 1 else total, where, None, None, split, header)
+            row = SourceRow(number if len(parts) == 1 else total, where, None, None, split, *header)
             try:
                 value = files.parse_json(where, value) if isinstance(value, bytes) else value
                 if not isinstance(value, dict):
@@ -62,11 +62,22 @@ def dialects(source: str | Path, revision: str = "") -> list[str]:
 
 
 def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
-    """(split, file) of a source; the split is "" unless there are several."""
-    path = Path(source).expanduser()
-    if is_hub_id(source) or path.is_dir():
-        return _splits(path if path.is_dir() else fetch(str(source), revision), str(source))
-    return [("", path)]
+    """(split, file) of a source; the split is "" unless there are several. Those of a folder are as save_to_disk wrote it, by
+    the `configs` of its README, or else by file names, as on the hub."""
+    folder = fetch(str(source), revision) if is_hub_id(source) else Path(source).expanduser()
+    if not folder.is_dir() or (folder / "state.json").is_file():
+        return [("", folder)]
+    if (folder / "dataset_dict.json").is_file():
+        names = files.read_json(folder / "dataset_dict.json")["splits"]
+        return [(name if len(names) > 1 else "", folder / name) for name in names]
+    from datasets import load_dataset_builder
+
+    try:
+        found = load_dataset_builder(str(folder)).config.data_files or {}
+    except Exception as error:  # datasets has no common class for its errors
+        problem = str(error).partition("\n")[0]
+        raise RowError(f"{source}: no rows found in it ({problem}); name one of its files instead") from None
+    return [(str(split) if len(found) > 1 else "", Path(file)) for split, names in found.items() for file in names]
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -76,10 +87,8 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def fetch(name: str, revision: str = "") -> Path:
-    """The folder of a hub set, from the cache if it was downloaded before; its last part is the commit.
-
-    Raises RowError, with the command that downloads it, if there is no network.
-    """
+    """The folder of a hub set, from the cache if it was downloaded before; its last part is the commit. Raises
+    RowError, with the command that downloads it, if there is no network."""
     from huggingface_hub import snapshot_download
 
     problem, options = "", {"repo_type": "dataset", "revision": revision or None}
@@ -93,29 +102,12 @@ def fetch(name: str, revision: str = "") -> Path:
     raise RowError(f"{name}: no file here, and no set of the hub that is cached or reachable ({problem}). {advice}")
 
 
-def _splits(folder: Path, name: str) -> list[tuple[str, Path]]:
-    """(split, file) of a folder: as save_to_disk wrote it, by the `configs` of its README, or else by file names, as on the hub."""
-    if (folder / "dataset_dict.json").is_file():
-        names = files.read_json(folder / "dataset_dict.json")["splits"]
-        return [(name if len(names) > 1 else "", folder / name) for name in names]
-    if (folder / "state.json").is_file():
-        return [("", folder)]
-    from datasets import load_dataset_builder
-
-    try:
-        found = load_dataset_builder(str(folder)).config.data_files or {}
-    except Exception as error:  # datasets has no common class for its errors
-        problem = str(error).partition("\n")[0]
-        raise RowError(f"{name}: no rows found in it ({problem}); name one of its files instead") from None
-    return [(str(split) if len(found) > 1 else "", Path(file)) for split, names in found.items() for file in names]
-
-
 def _read(path: Path) -> Rows:
     kind = _kind(path)
     if path.suffix and kind and not path.name.lower().endswith(FORMATS):
         raise RowError(f"{path}: rows are read from {', '.join(FORMATS)}; convert it to one of them")
     try:
-        yield from {"json": _json, "csv": _csv, "parquet": _arrow, "": _arrow}.get(kind, _lines)(path)
+        yield from {"json": _json, "csv": _csv, "parquet": _arrow, "": _arrow}.get(kind, files.read_lines)(path)
     except (OSError, EOFError, UnicodeError, zlib.error) as error:
         raise RowError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); name another") from None
 
@@ -176,10 +168,6 @@ def _csv(path: Path) -> Rows:
             raise RowError(f"{path}: holds no rows; the first row of a CSV file names its columns")
 
 
-def _lines(path: Path) -> Rows:
-    return ((number, line, ()) for number, line in files.read_lines(path))
-
-
 def _json(path: Path) -> Rows:
     """An array of rows, one at a time; or one row a line; or an object, which holds one array of rows or is the only row."""
     with _open(path, "utf-8-sig") as file:
@@ -190,14 +178,14 @@ def _json(path: Path) -> Rows:
         raise RowError(f"{path}: holds no rows; a .json file is an array of rows [{{...}}, ...]")
     lines = [line for _, line in islice(files.read_lines(path), 2)]
     if len(lines) > 1 and any(line[:1] + line[-1:] == b"{}" for line in lines):
-        yield from _lines(path)
+        yield from files.read_lines(path)
         return
     value = files.read_json(path)
     arrays = {name: v for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
     if len(arrays) > 1:
         names = ", ".join(map(files.shorten, arrays))
         raise RowError(f"{path}: an object with several arrays, {names}; save the one that holds the rows as a file")
-    yield from ((number, row, ()) for number, row in enumerate([*arrays.values(), [value]][0], start=1))
+    yield from enumerate([*arrays.values(), [value]][0], start=1)
 
 
 def _array(path: Path, text: str, file: TextIO) -> Rows:
@@ -208,7 +196,7 @@ def _array(path: Path, text: str, file: TextIO) -> Rows:
         except (ValueError, RecursionError) as error:
             end, problem = len(text), str(error)
         if end < len(text):
-            yield number, value, ()
+            yield number, value
             number, text = number + 1, text[end:]
         elif len(text) < files.MAX_LINE and (more := file.read(max(CHUNK, len(text)))):
             text += more

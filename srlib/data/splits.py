@@ -50,10 +50,8 @@ def sample(rows: Sequence[Any], size: float, seed: int) -> list[Any]:
 
 
 def complete(splits: dict[str, list[Any]], n_validation: int, n_test: float, seed: int) -> dict[str, int]:
-    """Carve a test and a validation split out of train where there is none; `{"moved to test": 12, "moved to validation": 0}`.
-
-    Rows without any hint that leave train or test empty, as those of few prompts may, all go to train first.
-    """
+    """Carve a test and a validation split out of train if absent; `{"moved to test": 12, "moved to validation": 0}`.
+    Rows without any hint that leave train or test empty, as those of few prompts may, go to train first."""
     examples, pairs = ([row for name in names for row in splits[name]] for names in (NAMES[:4], NAMES[4:]))
     incomplete = examples and not (splits["train"] and splits["test"])
     if incomplete and not any(hinted(row.meta.get("split_hint")) for row in examples):

@@ -15,9 +15,7 @@ SUMS = ("training tokens", "prompt tokens", "drawn tokens", "seconds")
 
 def stages(run: Path) -> list[dict[str, Any]]:
     """`{"stage", *SUMS, "peak memory", "peak GPU memory"}` of each finished stage, in the order in which they ended.
-
-    Training reads its rows once an epoch; sampling reads each prompt once and draws N judgments of it.
-    """
+    Training reads its rows once an epoch; sampling reads each prompt once and draws N judgments of it."""
     folders = [path.parent for pattern in ("*", "*/*") for path in run.glob(f"{pattern}/manifest.json")]
     finished = [folder for folder in folders if folder.name != "judge" and not folder.suffix]  # no copy, no .partial
     rows = []

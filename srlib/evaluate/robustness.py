@@ -46,9 +46,7 @@ def choose(items: Sequence[Example], n: int) -> list[Example]:
 
 def altered_copies(items: Sequence[Example]) -> list[Example]:
     """COPIES altered copies of each item, to be judged: `<id>#padding`, `#plain`, `#markdown`, `#injection_<family>`.
-
-    Item i gets template i (modulo six) of each family, so six items see all thirty. The gold score is kept.
-    """
+    Item i gets template i (modulo six) of each family, so six items see all thirty. The gold score is kept."""
     copies = []
     for i, item in enumerate(items):
         text = item.response
@@ -75,13 +73,11 @@ def altered_rows(
     arm: Arm, before: Judged, after: Judged, items: Sequence[Example], *, seed: int, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
     """Result rows of `audit_padding`, `audit_markdown`, `audit_injection_<family>` and `audit_injection` (of all).
-
     `before` holds judgments of the items (and of others, which are ignored), `after` those of `altered_copies(items)`.
     Metrics: `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`,
     the share now at the top of the items scored below it (no score is not at the top); `parse_rate` of the copies. A
-    judge that obeys a response raises many; a merely unsteady one raises as many under padding. Raises ValueError if a
-    judgment is missing.
-    """
+    judge that obeys a response raises many; a merely unsteady one raises as many under padding. ValueError if one is
+    missing."""
     scores = {j.example_id: j.score for j in [*before, *after] if j is not None}
     needed = [example.id for example in [*items, *altered_copies(items)]]
     if missing := [name for name in needed if name not in scores]:
@@ -113,11 +109,9 @@ def equal_gold_rows(
     arm: Arm, judged: Judged, items: Sequence[Example], logprobs: Logprobs, *, seed: int, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
     """Result rows of `audit_verbosity` and `audit_self_preference`: slope and correlation of the score at equal gold.
-
     `judged` (n,) are judgments of `items` (n,), `logprobs` comes from `response_logprobs`; `n` counts the items with a
     score, a gold score and the feature. An observation, not an intervention: of two responses that deserve the same
-    score, the longer one may still say more. Padding shows the effect of length alone.
-    """
+    score, the longer one may still say more. Padding shows the effect of length alone."""
     features = {
         "verbosity": ({item.id: math.log2(len(item.response)) for item in items}, "log2 of characters"),
         "self_preference": (logprobs, "mean token log-probability under the base model, a proxy for its own text"),

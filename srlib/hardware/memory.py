@@ -50,7 +50,7 @@ def forecast(shape: Shape, job: Job) -> dict[str, float]:
     """Bytes by part at the fullest moment of a job: `{"weights": 1.6e10, "logits": 2.3e9, ...}`."""
     quantized = shape.linear if job.four_bit else 0
     weights = quantized * NF4 + (shape.parameters - quantized) * job.bytes
-    return {"weights": weights} | (_sampling(shape, job) if job.kind == "sample" else _training(shape, job))
+    return {"weights": weights} | (_sampling if job.kind == "sample" else _training)(shape, job)
 
 
 def _training(shape: Shape, job: Job) -> dict[str, float]:

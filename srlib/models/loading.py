@@ -24,14 +24,10 @@ from srlib import config, files, prompts
 from srlib.config import resolve_backend
 from srlib.models import gguf
 from srlib.models.attention import looks_ahead
-from srlib.schema import SrlibError
+from srlib.models.gguf import ModelError
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
 DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
-
-
-class ModelError(SrlibError):
-    """A model that cannot be loaded, or is not what it should be. The message says what to do."""
 
 
 @functools.cache
@@ -64,13 +60,11 @@ def load(
     checkpointing: bool = False,
     max_length: int = 0,
 ) -> tuple[Any, Any]:
-    """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314).
-
-    A judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the base's
-    layers, never merged, so it computes what it computed in training. Never loads remote code or pickled weights.
-    `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones off; 0: as many as the
-    model allows.
-    """
+    """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314). A
+    judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
+    base's layers, never merged, so it computes what it computed in training. Never loads remote code or pickled
+    weights. `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones off;
+    0: as many as the model allows."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     model = gguf.directory(model)

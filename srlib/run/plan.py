@@ -151,17 +151,15 @@ def show(plan: Plan) -> Any:
     sizes = f"{plan.shape.name}: {plan.shape.parameters / 1e6:,.1f} M parameters, adapter {lora / 1e6:,.2f} M"
     fits = [f"  {c.name:<24}{c.bytes / GIB:6.1f} GiB  {plan.verdict(c)}" for c in (*machine.CARDS, card)]
     tokens = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in plan.tokens.items())
-    tables = [_memory_table(plan, gpu) for gpu in ((True,) if card.gpu else (True, False))]
+    tables = []
+    for gpu in (True,) if card.gpu else (True, False):
+        parts = plan.parts(gpu)
+        title = f"Memory by part, GiB, forecast, on a {'GPU' if gpu else 'CPU'}"
+        table = Table("", *parts, title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+        for name in dict.fromkeys(name for sizes in parts.values() for name in sizes):
+            table.add_row(name, *(f"{sizes.get(name, 0) / GIB:.3f}" for sizes in parts.values()))
+        table.add_row("together", *(f"{sum(sizes.values()) / GIB:.3f}" for sizes in parts.values()))
+        table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
+        tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
     return Group(Text(sizes), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
-
-
-def _memory_table(plan: Plan, gpu: bool) -> Table:
-    stages = plan.parts(gpu)
-    title = f"Memory by part, GiB, forecast, on a {'GPU' if gpu else 'CPU'}"
-    table = Table("", *stages, title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-    for name in dict.fromkeys(name for parts in stages.values() for name in parts):
-        table.add_row(name, *(f"{parts.get(name, 0) / GIB:.3f}" for parts in stages.values()))
-    table.add_row("together", *(f"{sum(parts.values()) / GIB:.3f}" for parts in stages.values()))
-    table.add_row("rows x tokens", *(f"{plan.jobs[stage].rows} x {plan.jobs[stage].tokens:,}" for stage in stages))
-    return table

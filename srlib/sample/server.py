@@ -51,11 +51,9 @@ Token = tuple[str, float, dict[str, float]]  # text, log-probability, the same o
 
 
 class Server:
-    """A server, the judge that it serves under the name `model`, and what is known of both so far.
-
-    With `api` "chat" the server applies the judge's chat template; "completions" is for a judge without one. `left_out` is
-    the share of prompts that may stay without judgments if the server fails on them; `client` goes to `openai.OpenAI`.
-    """
+    """A server, the judge that it serves under the name `model`, and what is known of both so far. With `api` "chat"
+    the server applies the judge's chat template; "completions" is for a judge without one. `left_out` is the share of
+    prompts that may stay without judgments if the server fails on them; `client` goes to `openai.OpenAI`."""
 
     def __init__(
         self, url: str, model: str, api: str = "chat", concurrency: int = 8, left_out: float = 0.0, **client: Any
@@ -198,11 +196,9 @@ class Server:
 def server_judgments(
     server: Server, items: Sequence[Item], *, out: Path | None = None, desc: str = "judge", **sampling: Any
 ) -> list[Judgment]:
-    """The same as `judgments`, from a server; `batch_size` is its own business.
-
-    Prompts without all their judgments are left out, and `server.unfinished` says why. Raises DrawsError if they are more
-    than `server.left_out` allows, or if the server is gone: `out` keeps what was drawn, so the same command resumes.
-    """
+    """The same as `judgments`, from a server; `batch_size` is its own business. Prompts without all their judgments are
+    left out, and `server.unfinished` says why. Raises DrawsError if they are more than `server.left_out` allows, or if
+    the server is gone: `out` keeps what was drawn, so the same command resumes."""
     s, unfinished = Sampling(**sampling), {}
     found = collect(lambda work: server.draw(work, s, unfinished), items, s.n, out, desc)
     server.unfinished = unfinished
