@@ -7,8 +7,7 @@
     judge.compare(instruction="...", response_a="...", response_b="...", rubric=...).preference
 
 A judge behind a server is used alike: `Judge.load("http://localhost:8000/v1", model="judge")`. For files there is
-`judge_file`, which is what `srlib judge` calls.
-"""
+`judge_file`, which is what `srlib judge` calls."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from srlib import prompts
 from srlib.data import lexicon, world
-from srlib.data.world import check_comparison, check_rationale
+from srlib.data.world import check_rationale
 
 SPLITS = ("train", "validation", "test", "ood")
 HELD_OUT = {topic for _, held_out in lexicon.TOPICS.values() for topic in held_out.split()}
@@ -18,6 +18,13 @@ DIGESTS = {  # of the rows on which models/tiny-base and the published results r
 }  # fmt: skip
 ROWS = [e for split in SPLITS for e in world.examples(split, 0, 250)]
 TRAINING = world.training_comparisons("train", 0, 100)
+
+
+def check_comparison(comparison, rationale):
+    """`check_rationale` of both responses."""
+    sides = rationale.removeprefix("Response A:").partition("Response B:")[::2]
+    examples = [ROWS[0].model_copy(update={"meta": {"checks": checks}}) for checks in comparison.meta["checks"]]
+    return [check_rationale(e, side) for e, side in zip(examples, sides, strict=True)]
 
 
 def test_the_rows_are_those_of_the_first_release():

@@ -2,8 +2,7 @@
 
 A hash of the item decides which arm is on the left, and neither the page nor the answers name an arm: an answer holds
 hashes of the two texts. So it is a preference only beside the run's judgments, and is outdated if these have changed.
-Each annotator has one append-only file; the last answer to a question holds.
-"""
+Each annotator has one append-only file; the last answer to a question holds."""
 
 import datetime
 import hashlib

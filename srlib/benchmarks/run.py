@@ -4,8 +4,7 @@
     rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
 `score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
-and that A is better (docs/guides/benchmarks.md).
-"""
+and that A is better (docs/guides/benchmarks.md)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

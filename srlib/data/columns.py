@@ -2,8 +2,7 @@
 
 The rubric of a row is an object, text in Prometheus form, or a criterion with a range or with columns of levels. One for all
 rows comes from a YAML or JSON file with `criterion`, `levels` and perhaps `step`; for rows with several scores the file has
-such a block under the name of each dimension. Messages use the names of the file's columns.
-"""
+such a block under the name of each dimension. Messages use the names of the file's columns."""
 
 import json
 import re

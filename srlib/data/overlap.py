@@ -2,8 +2,7 @@
 
 The usual measures of contamination: lower-cased words without punctuation (GPT-3, arXiv 2005.14165, appendix C), letters and
 digits (GPT-4, arXiv 2303.08774, appendix C; here every run instead of three). An item is hit if it shares one gram; a text
-shorter than a gram is one gram.
-"""
+shorter than a gram is one gram."""
 
 import itertools
 import re

@@ -73,7 +73,7 @@ def comparisons(seed: int, n: int) -> list[Comparison]:
 
 def training_comparisons(split: str, seed: int, n: int, care: float = 0.5) -> list[Comparison]:
     """`n` in-domain pairs with a gold rationale ("Response A: The day: fail. ... Response B: ..."); `meta` as in `examples`,
-    with the checks of both responses for `check_comparison`."""
+    with the checks of both responses."""
     return _comparisons(random.Random(f"world pairwise {split} {seed}"), f"{split}-pairwise-{seed}", n, care)
 
 
@@ -105,18 +105,8 @@ class Checked(NamedTuple):
 
 def check_rationale(example: Example, rationale: str) -> Checked:
     """Compare every verdict of a rationale with the truth. Only for examples of this world."""
-    return _check(example.meta["checks"], rationale)
-
-
-def check_comparison(comparison: Comparison, rationale: str) -> tuple[Checked, Checked]:
-    """The same for both responses of a training comparison; a rationale in another form has no right verdict."""
-    of_a, _, of_b = rationale.removeprefix("Response A:").partition("Response B:")
-    return _check(comparison.meta["checks"][0], of_a), _check(comparison.meta["checks"][1], of_b)
-
-
-def _check(checks: list[dict[str, Any]], rationale: str) -> Checked:
+    checks, verdicts, evidence = example.meta["checks"], 0, 0
     sentences = [(f" {re.sub('[,:]', ' ', text)} ", v == "pass") for text, v in _SENTENCE.findall(rationale)]
-    verdicts = evidence = 0
     for check in checks:
         i = next((i for i, (text, _) in enumerate(sentences) if f" {check['label']} " in text), None)
         text, verdict = ("", None) if i is None else sentences.pop(i)

@@ -13,14 +13,14 @@ and of the judge before it on the same items; `of_training` reads the log and th
     meta_higher     share of meta-judged pairs whose chosen score is the higher one (97.7% after a collapse,
                     Meta-Rewarding, arXiv 2407.19594)
 
-An undefined value (no shared item, nothing to divide by) is None and does not fire.
-"""
+An undefined value (no shared item, nothing to divide by) is None and does not fire."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import entropy
 
 from srlib.schema import Item, Judgment, Pair, SrlibError
 from srlib.stats.agreement import distinct_n
@@ -74,12 +74,9 @@ def of_training(
 
 def renewed(rows: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> Rows:
     """The same values against new thresholds: a finished stage keeps its rows, and the run's thresholds may change."""
-    limits = [thresholds.get(row["alarm"], row.get("threshold")) for row in rows]
-    return [
-        dict(row, threshold=limit, fired=row["value"] is not None and row["value"] > limit)
-        for row, limit in zip(rows, limits, strict=True)
-        if limit is not None
-    ]
+    limits = [(row, thresholds.get(row["alarm"], row.get("threshold"))) for row in rows]
+    kept = [dict(row, threshold=limit) for row, limit in limits if limit is not None]
+    return [row | {"fired": row["value"] is not None and row["value"] > row["threshold"]} for row in kept]
 
 
 def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -103,8 +100,6 @@ def _row(alarm: str, value: float, iteration: int, n: int, protocol: str) -> dic
 
 
 def _measure(items: Sequence[Item], judgments: Draws) -> dict[str, Any]:
-    from scipy.stats import entropy
-
     draws: dict[str, list[Judgment]] = {item.id: [] for item in items}
     for judgment in judgments:
         draws.get(judgment.example_id, []).append(judgment)

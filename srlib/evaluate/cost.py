@@ -1,7 +1,6 @@
 """The cost of a run by stage and by arm: tokens, seconds and peak memory (bytes), read from the stages' manifests.
 
-A number that nobody measured is None, never 0, and so is a sum with one of those in it.
-"""
+A number that nobody measured is None, never 0, and so is a sum with one of those in it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,7 @@
 (arXiv 2306.05685 on verbosity, 2402.14016 and 2403.17710 on injections; the thirty templates are our own, plain data).
 *Equal gold* compares responses of the same gold score: does the judge's score rise with length (verbosity), or with how
 likely the base model finds the response (self-preference by perplexity, arXiv 2410.21819)?
-Scores are shares of the rubric's scale, 0 (lowest) to 1 (highest), to pool rubrics: 0.25 is one point of five.
-"""
+Scores are shares of the rubric's scale, 0 (lowest) to 1 (highest), to pool rubrics: 0.25 is one point of five."""
 
 import math
 import re

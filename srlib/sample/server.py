@@ -67,9 +67,9 @@ class Server:
         self.url, self._key = match[1] + (match[2] or "/v1"), os.environ.get(name, "").strip()
         if not re.fullmatch(r"[!-~]*", self._key):  # the HTTP library would print it with its complaint
             raise DrawsError(f"{name} holds characters that no key has; set it again")
-        http, variable = _http_client(self.url)
+        self._http, variable = _http_client(self.url)
         self._name = f"{self.url}, model {model!r}" + (f", through the proxy of {variable}" if variable else "")
-        client = dict(timeout=300, max_retries=5, http_client=http) | client
+        client = dict(timeout=300, max_retries=5, http_client=self._http) | client
         self._client = openai.OpenAI(base_url=self.url, api_key=self._key or "none", **client)
         self.model, self.api, self.concurrency, self.left_out = model, api, concurrency, left_out
         self.answered = self.one_by_one = False  # it has answered; it returns fewer choices than n
@@ -104,15 +104,13 @@ class Server:
 
     def _reach(self) -> None:
         """Connect once, since a request would be tried six times before it fails."""
-        import openai
-
         try:
-            self._client.with_options(max_retries=0, timeout=30).get("/models", cast_to=httpx.Response)
-        except openai.APIError as error:  # any answer will do
-            why = error.__cause__
-            if isinstance(why, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
-                advice = "set SSL_CERT_FILE to the certificate of its authority; " if "CERTIFICATE" in str(why) else ""
-                raise DrawsError(f"{self._name}: cannot be reached ({why}); {advice}{HINT}") from None
+            self._http.get(f"{self.url}/models", timeout=30)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as why:
+            advice = "set SSL_CERT_FILE to the certificate of its authority; " if "CERTIFICATE" in str(why) else ""
+            raise DrawsError(f"{self._name}: cannot be reached ({why}); {advice}{HINT}") from None
+        except httpx.HTTPError:
+            pass  # any answer will do
 
     def _draw(self, item: Item, missing: list[int], s: Sampling) -> tuple[Item, list[Judgment], Exception | None]:
         """The missing judgments of one item, and the error that ended them early."""

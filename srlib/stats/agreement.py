@@ -1,13 +1,13 @@
 """Agreement of scores with gold scores, of two scores with a preference, and of N scores of one item with each other.
 
 Scores are floats, NaN if a judgment has none. A missing score is wrong in everything that counts right and wrong, and
-absent from correlations and errors: `measure([1, 2, 3], [1, 2, float("nan")])["accuracy"].value` is 2/3.
-"""
+absent from correlations and errors: `measure([1, 2, 3], [1, 2, float("nan")])["accuracy"].value` is 2/3."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import kendalltau, rankdata
 
 from srlib.stats import intervals
 from srlib.stats.intervals import NAN, Array, Floats, Interval, Keys, columns
@@ -47,8 +47,6 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
 
 
 def _correlations(x: Floats, y: Floats) -> tuple[float, float, float, float]:
-    from scipy.stats import kendalltau, rankdata
-
     constant = [len(set(v)) < 2 for v in (x, y)]
     if not len(x) or (all(constant) and x[0] == y[0]):
         return NAN, NAN, NAN, NAN

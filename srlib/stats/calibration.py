@@ -1,8 +1,7 @@
 """Confidence against correctness: calibration error, risk and coverage of a judge that may abstain, temperature.
 
 An item's `confidence` (n,) is the probability that the judge gives to its own score, NaN if it abstains anyway;
-`correct` (n,) is 0 or 1. A threshold or a temperature is chosen on validation items and measured on others.
-"""
+`correct` (n,) is 0 or 1. A threshold or a temperature is chosen on validation items and measured on others."""
 
 from typing import Any, NamedTuple
 

@@ -4,8 +4,7 @@ If a statistic depends on the items only through how often each distinct outcome
 multinomial draw of that table, 2,000 resamples are a matrix of counts (2000, outcomes), and a few matrix products give
 the statistic of all. With `group`, whole groups are drawn: all answers to one question, say. Means get BCa intervals;
 correlations and QWK, for which percentiles are too narrow, t intervals on Fisher's z scale with a jackknife standard
-error (coverage: docs/bench/coverage.md). A mean of 0 or 1 has an interval of no width: read `n` beside it.
-"""
+error (coverage: docs/bench/coverage.md). A mean of 0 or 1 has an interval of no width: read `n` beside it."""
 
 from collections.abc import Collection, Hashable, Sequence
 from statistics import NormalDist
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike as Array
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 Keys = Sequence[Hashable] | None
@@ -45,8 +45,6 @@ def mean(values: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -
 def seeds(values: Array) -> Interval:
     """Mean over seeds with Student's t interval, NaN for one seed: `[60, 62, 64] -> (62, 57.03, 66.97, 3)`. NaN values
     are left out, and `n` says how many remain."""
-    from scipy.special import stdtrit
-
     (values,) = columns(["values"], values=values)
     values = values[~np.isnan(values)]
     n, center = len(values), float(values.mean()) if len(values) else NAN
@@ -111,8 +109,6 @@ def on_z_scale(values: Floats, n: int, units: Floats) -> Interval:
     """t interval of a correlation from its `values` (1 + U,) on the data, then without each of the `units` (U,): the
     jackknife standard error (Efron & Tibshirani 1993, chapter 11) times the slope of Fisher's z (arctanh). If one item
     decides whether there is a correlation at all, it is [-1, 1]."""
-    from scipy.special import stdtrit
-
     value, without, total = float(values[0]), values[1:], units.sum()
     if np.isnan(value) or abs(value) > 1 - 1e-12:
         return Interval(value, value, value, n)

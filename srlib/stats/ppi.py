@@ -2,8 +2,7 @@
 
 Angelopoulos et al. 2023 (arXiv 2301.09633) with the weight of PPI++ (arXiv 2311.01453): the mean of the judge's scores,
 corrected by its errors on the rows that people scored. It is unbiased whatever the judge says; a good judge narrows the
-interval, a useless one gets no weight. The authors' package brings numba and statsmodels; this is all we need of it.
-"""
+interval, a useless one gets no weight. The authors' package brings numba and statsmodels; this is all we need of it."""
 
 from collections import Counter
 from collections.abc import Mapping
