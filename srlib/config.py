@@ -208,10 +208,8 @@ def sweep(overrides: Sequence[str], seeds: str | None = None) -> list[tuple[str,
 
 
 def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None = None) -> dict[str, Any]:
-    """Checked parameters of a running notebook: `in_namespace("05_dpo", globals())`.
-
-    Those of its parameters cell and those that papermill injected; papermill only warns about a name that nobody declares.
-    """
+    """Checked parameters of a running notebook: `in_namespace("05_dpo", globals())`. Those of its parameters cell and
+    those that papermill injected; papermill only warns about a name that nobody declares."""
     names = declared_in(notebook, root)
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):  # first line of the cell that papermill injects
@@ -317,9 +315,8 @@ def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
     field = FIELDS[name]
     if is_text and field.annotation == list[str]:
         return [item.strip() for item in value.split(",") if item.strip()]
-    adapter = TypeAdapter(
-        Annotated[field.annotation, field], config=ConfigDict(strict=not is_text, allow_inf_nan=False)
-    )
+    rules = ConfigDict(strict=not is_text, allow_inf_nan=False)
+    adapter = TypeAdapter(Annotated[field.annotation, field], config=rules)
     try:
         return adapter.validate_strings(value) if is_text else adapter.validate_python(value)
     except ValidationError as error:

@@ -65,10 +65,8 @@ class Row(BaseModel):
 
 
 class Rubric(Row):
-    """One criterion, and `levels`: score -> description, at least two; a list describes the scores 1, 2, 3, ...
-
-    With `step`, scores lie between the levels, too: `levels={0: "wrong", 2.5: "complete"}, step=0.25` makes eleven.
-    """
+    """One criterion, and `levels`: score -> description, at least two; a list describes the scores 1, 2, 3, ... With
+    `step`, scores lie between the levels, too: `levels={0: "wrong", 2.5: "complete"}, step=0.25` makes eleven."""
 
     criterion: Text
     levels: ByScore[str]

@@ -39,12 +39,10 @@ Row = dict[str, list[int]]  # TRL's tokenized pair: prompt_ids, chosen_ids, reje
 
 
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
-    """Let the model compute each prompt of a batch once; returns the collator that TRL's DPOTrainer has to use.
-
-    `rows` are TRL's pairs of text (prompt, chosen, rejected). The shared way is compared with the plain one on the longest of
-    them. If it fails, or the log-probabilities differ (a short window, soft caps, Unsloth's attention on a GPU, ...) the model
-    is left as it was, the reason is printed, and None is returned: TRL's own way.
-    """
+    """Let the model compute each prompt of a batch once; returns the collator that TRL's DPOTrainer has to use. `rows`
+    are TRL's pairs of text (prompt, chosen, rejected). The shared way is compared with the plain one on the longest of
+    them. If it fails, or the log-probabilities differ (a short window, soft caps, Unsloth's attention on a GPU, ...)
+    the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     name, config = type(causal).__name__, causal.config.get_text_config()
     collator, pairs = Collator(pad_token_id=tokenizer.pad_token_id), _longest(tokenizer, rows)
@@ -105,10 +103,9 @@ def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 
 class Collator(DataCollatorForPreference):
-    """TRL's collator with rows cut to [last prompt token, completion], and in `shared` the row that the model reads.
-
-    n pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen sides first, T - 1 the longest completion.
-    """
+    """TRL's collator with rows cut to [last prompt token, completion], and in `shared` the row that the model reads. n
+    pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen sides first, T - 1 the longest
+    completion."""
 
     def torch_call(self, examples: list[Row]) -> dict[str, Any]:
         batch = super().torch_call([{**row, "prompt_ids": row["prompt_ids"][-1:]} for row in examples])
@@ -116,12 +113,10 @@ class Collator(DataCollatorForPreference):
 
 
 def _lay_out(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """One row of L tokens: P distinct prompts, then the 2n completions.
-
-    `wanted` (2n * T,) says where the logits of [last prompt token, completion] stand in the row, the last prompt token again
-    as padding. `prompt_slots` (P, Tp) and `completion_slots` (2n, Tc) say where each token of a padded table stands in the
-    row, L for padding; `back` (L,) where each token of the row stands in the tables; `owner` (2n,) whose prompt it is.
-    """
+    """One row of L tokens: P distinct prompts, then the 2n completions. `wanted` (2n * T,) says where the logits of
+    [last prompt token, completion] stand in the row, the last prompt token again as padding. `prompt_slots` (P, Tp) and
+    `completion_slots` (2n, Tc) say where each token of a padded table stands in the row, L for padding; `back` (L,)
+    where each token of the row stands in the tables; `owner` (2n,) whose prompt it is."""
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows))}
     completions = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
     owner = torch.tensor([prompts[tuple(row["prompt_ids"])] for row in rows] * 2)

@@ -39,11 +39,9 @@ def steps(n_rows: int, batch_size: int, epochs: float, at_least: int = 0) -> int
 def order(
     lengths: Sequence[int], prompts: Sequence[Hashable] = (), *, batch_size: int, steps: int, seed: int
 ) -> list[int]:
-    """Row numbers of a whole training, `steps * batch_size` of them: every row once before any comes again.
-
-    Rows of one prompt (`prompts`, one for each row) stand side by side, so that `shared_prompts` finds them in one batch.
-    Rows of similar length meet in one step, which saves a fifth of the time in padding; steps are shuffled.
-    """
+    """Row numbers of a whole training, `steps * batch_size` of them: every row once before any comes again. Rows of one
+    prompt (`prompts`, one for each row) stand side by side, so that `shared_prompts` finds them in one batch. Rows of
+    similar length meet in one step, which saves a fifth of the time in padding; steps are shuffled."""
     if not len(lengths):
         raise ModelError("there is nothing to train on: no rows are left; look at the drops of the stage before")
     of_prompt: dict[Hashable, list[int]] = {}
@@ -64,11 +62,9 @@ def order(
 
 
 def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
-    """Settings of transformers' Trainer that belong to the machine and not to the method.
-
-    A step of `batch_size` rows is cut into equal parts of at most `cfg.micro_batch_size`. On a CPU, fp32 weights compute in
-    bf16 if it has instructions for that, unless `dtype: float32` forbids it.
-    """
+    """Settings of transformers' Trainer that belong to the machine and not to the method. A step of `batch_size` rows
+    is cut into equal parts of at most `cfg.micro_batch_size`. On a CPU, fp32 weights compute in bf16 if it has
+    instructions for that, unless `dtype: float32` forbids it."""
     gpu, dtype = torch.cuda.is_available(), torch_dtype(cfg.dtype)
     if not gpu and dtype == torch.float16:
         raise ModelError("dtype float16 trains on a GPU only; set it to auto, float32 or bfloat16")
@@ -123,7 +119,6 @@ def exact_adapter(model: Any) -> Iterator[None]:
 
 def log_of(trainer: Any) -> list[dict[str, float]]:
     """What the trainer logged, one dict a step: `[{"step": 1, "loss": 0.75, "rewards/margins": 0.0, ...}, ...]`."""
-    entries = [
-        entry for entry in trainer.state.log_history if "loss" in entry and entry["step"] <= trainer.args.max_steps
-    ]
+    history, last = trainer.state.log_history, trainer.args.max_steps
+    entries = [entry for entry in history if "loss" in entry and entry["step"] <= last]
     return [{name: float(value) for name, value in entry.items()} for entry in entries]

@@ -105,11 +105,9 @@ def judgments(
     model: Any, tokenizer: Any, items: Sequence[Item], *, out: Path | None = None, desc: str = "judge", **sampling: Any
 ) -> list[Judgment]:
     """N judgments of each example or comparison, ordered by item, then index (arXiv 2410.05495, section 2.2).
-
-    `sampling` are the fields of `Sampling`: template, shots, n, temperature, top_p, max_new_tokens, seed, distributions, batch_size.
-    Every batch is appended to the JSONL file `out` at once, and what it holds is not computed again. A prompt that leaves no
-    room for a judgment gets judgments that failed as `too_long`.
-    """
+    `sampling` are the fields of `Sampling`: template, shots, n, temperature, top_p, max_new_tokens, seed,
+    distributions, batch_size. Every batch is appended to the JSONL file `out` at once, and what it holds is not
+    computed again. A prompt that leaves no room for a judgment gets judgments that failed as `too_long`."""
     s = Sampling(**sampling)
     model.eval()
 
@@ -143,9 +141,7 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
     verdicts = [candidates(tokenizer, item)[1] if s.distributions else [] for item, _ in batch]
     single = [[ids[0] for ids in rest] if all(len(ids) == 1 for ids in rest) else [] for rest in verdicts]
     watch = sorted({token for tokens in single for token in tokens})
-    ends = [
-        token for token in np.ravel(model.generation_config.eos_token_id) if token is not None
-    ]  # one, several or none
+    ends = [token for token in np.ravel(model.generation_config.eos_token_id) if token is not None]  # often several
     how = dict(eos=tokenizer.eos_token_id, ends=ends, max_new_tokens=s.max_new_tokens, watch=watch, draws=draws)
     how |= dict(temperature=s.temperature, top_p=s.top_p)
     drawn = decode(model, [ids for _, ids in batch], [p for p, _, _ in wanted], **how)

@@ -95,9 +95,7 @@ class Redrawn(NamedTuple):
 
     id: str
     example_id: str
-    entropy: (
-        float  # of the verdict's distribution, in nats: 0 if the rationale leaves no doubt, log(K) if it says nothing
-    )
+    entropy: float  # of the verdict, in nats: 0 if the rationale leaves no doubt, log(K) if it says nothing
     flip_rate: float  # exact probability that a redraw ends in another verdict
     flips: bool  # more than half of the k redraws do
 

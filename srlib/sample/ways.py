@@ -75,9 +75,8 @@ class Plain:
         order, parts = sorted(range(len(tokens)), key=lambda i: len(self.rows[i])), []
         for length, same in itertools.groupby([self.rows[i] for i in order], key=len):
             rows = torch.tensor(list(same), device=self.model.device)
-            parts += [
-                self.model(input_ids=some, **self.few).logits[:, -1] for some in rows.split(max(1, PREFILL // length))
-            ]
+            chunks = rows.split(max(1, PREFILL // length))
+            parts += [self.model(input_ids=some, **self.few).logits[:, -1] for some in chunks]
         return torch.cat(parts)[np.argsort(order)]
 
     def keep(self, rows: Tensor) -> None:
