@@ -17,7 +17,7 @@ import pytest
 from annotated import HOSTILE, write_run
 
 from srlib import files
-from srlib.annotate.session import Answer
+from srlib.annotate import Answer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]' (make test-browser does)")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

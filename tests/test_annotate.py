@@ -7,7 +7,7 @@ import pytest
 from annotated import HOSTILE, run_cells, write_run
 
 from srlib import annotate, files
-from srlib.annotate.preferences import as_comparison
+from srlib.annotate import as_comparison
 from srlib.judge import Judge
 from srlib.schema import Example, Judgment, Rubric
 

@@ -169,7 +169,7 @@ def test_a_hub_set_without_a_network(tmp_path, monkeypatch):
     judged.write(hub / "test.parquet", rows[30:])
     loaded = data.load("o/n", n_validation=5, bad_rows="drop")
     assert [len(loaded.splits[name]) for name in ("train", "validation", "test")] == [24, 5, 10]
-    with pytest.raises(data.DataError, match=r"\n  o/n, train\.parquet, row 3: field orig_score"):
+    with pytest.raises(RowError, match=r"\n  o/n, train\.parquet, row 3: field orig_score"):
         data.load("o/n", n_validation=5)
     with pytest.raises(RowError, match=r"\n    hf download o/n --repo-type dataset --revision b21a9\n"):
         read("o/n", "b21a9")
