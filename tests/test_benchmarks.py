@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from srlib import benchmarks
 from srlib.benchmarks import named, protocol, run
-from srlib.benchmarks.suite import DECLARED, SUMMARY_CRITERIA
+from srlib.benchmarks.protocol import DECLARED, SUMMARY_CRITERIA
 from srlib.cli import app
 from srlib.files import RowError
 from srlib.schema import Judgment, SrlibError

@@ -1,19 +1,24 @@
 """A benchmark's rows -> the questions that a judge is asked, and the right answers:
 
-    questions, origin, left_out = load(suite.named("llmbar"), "llmbar.jsonl")
+    questions, origin, left_out = load(named("llmbar"), "llmbar.jsonl")
     questions[0].gold, origin     # {"": "A"}, "llmbar.jsonl sha256:..."
 
-`items` are what a judge gets: every response alone, or two together, in both orders."""
+`items` are what a judge gets: every response alone, or two together, in both orders. The fifteen benchmarks are declared in
+suite.yaml. To add one, write an entry there; only if one row is several items, or an id is more than a text composed of
+columns, also write an entry in EXPAND."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from srlib import files
-from srlib.benchmarks.rules import Rows
+from srlib.benchmarks import rules
 from srlib.data import columns, sources
 from srlib.files import RowError
 from srlib.schema import PREFERENCES, Comparison, Item, SrlibError
@@ -26,6 +31,16 @@ Score 2: meets it in small part
 Score 3: meets it in part
 Score 4: meets it almost entirely
 Score 5: meets it entirely"""
+Fields = dict[str, Any]
+DECLARED: dict[str, Fields] = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text())["benchmarks"]
+SUMMARY_CRITERIA = DECLARED["summeval"].pop("criteria")
+RULES = {
+    "by_item": rules.by_item,
+    "by_score": rules.by_score,
+    "by_score_and_document": lambda rows, names: rules.by_score(rows, names) + rules.by_document(rows),
+    "by_style": partial(rules.by_item, names={style: style for style in rules.STYLES}, values_of=rules.style_metrics),
+    "reward_bench_2": rules.reward_bench_2,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Benchmark:
     items of a row under our names, none if the row is not part of the set; an item's group is its instruction by default."""
 
     name: str
-    rule: Callable[..., Rows]
+    rule: Callable[..., rules.Rows]
     expand: Callable[[dict[str, Any]], Iterable[dict[str, Any]]]
     ties: str = "half credit if one response is better, full credit if the gold label is a tie"
     failures: str = "an answer that cannot be parsed, or is missing, counts as wrong"
@@ -53,6 +68,40 @@ class Benchmark:
     files: str = ""  # pattern of the authors' files in a folder; its group is the subset of their rows
     published: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # "part metric subset" -> figures
     sizes: Mapping[str, int] = field(default_factory=dict)  # items of the published subsets, or of "all"
+
+
+def named(name: str) -> Benchmark:
+    """A benchmark: `named("llmbar").criterion -> "Does the response do what ..."`. Raises SrlibError for a wrong name."""
+    if name not in DECLARED:
+        raise SrlibError(f"there is no benchmark {name!r}; there are {', '.join(DECLARED)}")
+    fields = {"rule": "by_item", "options": {}, "expand": EXPAND.get(name, lambda row: [row])} | DECLARED[name]
+    fields["rule"] = partial(RULES[fields["rule"]], **fields.pop("options"))
+    return Benchmark(name, **fields)
+
+
+def _biggen(row: Fields) -> list[Fields]:
+    rubric, prompts = row["rubric"], [row.get("system_prompt"), row["instruction"]]
+    levels = [f"[{rubric['criteria']}]", *(f"Score {n}: {rubric[f'score{n}_description']}" for n in range(1, 6))]
+    text = {"instruction": "\n\n".join(filter(None, prompts)), "rubric": "\n".join(levels)}
+    return [row | text | {"id": f"{row['id']}/{row['model_name']}", "group": row["id"]}]
+
+
+def _reward_bench_2(row: Fields) -> list[Fields]:
+    """In the subset Ties, "ref:7" (one right answer) and "tied:7" (several) are a group."""
+    name = str(row["id"])
+    return [row | {"id": f"{row['subset']}/{name}", "group": f"{row['subset']}/{name.split(':')[-1]}"}]
+
+
+def _summeval(row: Fields) -> Iterable[Fields]:
+    """Sixteen summaries of one text, each scored in four dimensions, are 64 items."""
+    shared = {"group": row["id"], "instruction": f"Summarize this text.\n\n{row['instruction']}"}
+    for dimension, criterion in SUMMARY_CRITERIA.items():
+        for k, (summary, score) in enumerate(zip(row["response"], row[dimension], strict=True)):
+            item = {"id": f"{row['id']}/{k}/{dimension}", "response": summary, dimension: score}
+            yield shared | {"criterion": criterion} | item
+
+
+EXPAND = {"biggen_bench": _biggen, "reward_bench_2": _reward_bench_2, "summeval": _summeval}
 
 
 class Question(NamedTuple):
