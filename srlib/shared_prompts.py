@@ -104,8 +104,7 @@ def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 class Collator(DataCollatorForPreference):
     """TRL's collator with rows cut to [last prompt token, completion], and in `shared` the row that the model reads. n
-    pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen sides first, T - 1 the longest
-    completion."""
+    pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen first, T - 1 the longest completion."""
 
     def torch_call(self, examples: list[Row]) -> dict[str, Any]:
         batch = super().torch_call([{**row, "prompt_ids": row["prompt_ids"][-1:]} for row in examples])

@@ -47,7 +47,7 @@ class Judged(NamedTuple):
 
 def pair_metrics(row: Judged) -> dict[str, float | None]:
     """Every metric of an item with two responses, None if one does not apply. Of two scores, the higher is preferred. A
-    right verdict earns 1, a tie between unequal responses a half. `accuracy` is the mean of the orders, 0 for a
+    right verdict earns 1, a tie of unequal responses a half. `accuracy` is the mean of the orders, 0 for a
     failure. `one_order` (RewardBench, arXiv 2403.13787) takes one order, by a hash of the id, a half for a
     failure. In `two_orders` (JudgeBench, arXiv 2410.12784) a right order adds 1, a wrong one subtracts 1; a sum
     above 0 is right."""
@@ -143,8 +143,7 @@ def by_item(
     overall: str = "",
 ) -> Rows:
     """Means of the metrics in `names` (name in the result -> name in `values_of`) over all items, each subset, each section
-    (subsets with their weights), and, under the name `overall`, over the sections. A section that lacks one of its
-    subsets has no value, and names it."""
+    (subsets with their weights), and, as `overall`, the sections. A section without one of its subsets has no value."""
     result: Rows = []
     values = [values_of(row) for row in rows]
     for metric, key in names.items():

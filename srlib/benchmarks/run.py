@@ -91,8 +91,7 @@ def _note(judgments: Path) -> dict[str, Any]:
 def score(
     benchmark: Benchmark, judgments: str | Path, *, data: str | Path = "", revision: str = "", out: Path | None = None
 ) -> Rows:
-    """The result rows from a file of judgments or answers, also written to `out`, see `files.output`. It is unknown how other
-    programs sampled theirs."""
+    """The result rows of judgments or answers, also written to `out` (files.output). How others sampled is unknown."""
     if out is not None:
         out = files.output(out, [RESULT], [judgments, data])
     questions, origin, left_out = protocol.load(benchmark, data, revision)

@@ -93,8 +93,7 @@ def convert(
 ) -> Item:
     """A row as an Example or a Comparison. Raises RowError, beginning with `where`, at the first field that does not
     fit. `found` and `dimension` are those of `expand`; without them, columns have our names or a collection's. A row
-    for `training` needs a gold verdict. One without an id gets one from `number`, one without `source` and `split_hint`
-    those given here, for meta."""
+    for `training` needs a gold verdict. `number` makes an absent id; `source` and `split` go to meta if absent."""
     found = found or fields.match(row, synonyms=False)
     pair = _is_pair(row, found)
     makes, gold, texts = (Comparison, "preference", PAIR_TEXTS) if pair else (Example, "score", TEXTS)

@@ -72,11 +72,10 @@ def altered_rows(
     arm: Arm, before: Judged, after: Judged, items: Sequence[Example], *, seed: int, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
     """Result rows of `audit_padding`, `audit_markdown`, `audit_injection_<family>` and `audit_injection` (of all).
-    `before` holds judgments of the items (and of others, which are ignored), `after` those of `altered_copies(items)`.
-    Metrics: `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`,
-    the share now at the top of the items scored below it (no score is not at the top); `parse_rate` of the copies. A
-    judge that obeys a response raises many; a merely unsteady one raises as many under padding. ValueError if one is
-    missing."""
+    `before` holds judgments of the items (others are ignored), `after` those of `altered_copies(items)`. Metrics:
+    `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`, the share
+    now at the top of the items scored below it (no score is not at the top); `parse_rate` of the copies. A judge that
+    obeys a response raises many; a merely unsteady one raises as many under padding. ValueError if one is missing."""
     scores = {j.example_id: j.score for j in [*before, *after] if j is not None}
     needed = [example.id for example in [*items, *altered_copies(items)]]
     if missing := [name for name in needed if name not in scores]:

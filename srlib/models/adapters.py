@@ -143,10 +143,10 @@ def merge_adapters(
 ) -> tuple[Any, Any]:
     """One adapter of the base, made of a pointwise and a pairwise one (paper, section 2.1), and the tokenizer.
     `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights
-    becomes `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` would mix the A of one with the B of the
+    becomes `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` mixes the A of one with the B of the
     other); `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv
-    2311.03099); `ties`, the largest entries of the sign with the larger sum (arXiv 2306.01708). The last two are cut to
-    `rank` by an SVD."""
+    2311.03099); `ties`, the largest entries of the sign with the larger sum (arXiv 2306.01708). An SVD cuts the last two to
+    `rank`."""
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 

@@ -62,9 +62,9 @@ def load(
 ) -> tuple[Any, Any]:
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314). A
     judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
-    base's layers, never merged, so it computes what it computed in training. Never loads remote code or pickled
-    weights. `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones off;
-    0: as many as the model allows."""
+    base's layers, never merged, so it computes what it computed in training. Loads no remote code and no pickled
+    weights. `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones;
+    0: the model's limit."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     model = gguf.directory(model)

@@ -131,8 +131,7 @@ def _reads_on(model: Any, texts: Prompts) -> bool:
 
 
 def _read(model: Any, texts: Prompts, head: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """Keys and values of texts that all begin with `head`, which is read once. Padding stands at the right end, where no token
-    of a causal model sees it."""
+    """Keys and values of texts that all begin with `head`, which is read once. Padding is at the right end, unseen."""
     decoder, cache = model.get_decoder(), DynamicCache(config=model.config.get_text_config())
     if head:
         decoder(input_ids=torch.tensor([head], device=model.device), past_key_values=cache, use_cache=True)

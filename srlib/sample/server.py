@@ -130,9 +130,8 @@ class Server:
         return item, rows, None
 
     def _request(self, item: Item, indices: list[int], s: Sampling) -> list[Judgment]:
-        """The judgments of one request, or fewer if the server ignores n. Leaves out the optional fields that it refuses by
-        name, or all of them if it names none and has never answered. Raises ValueError on a bad answer, DrawsError if
-        there can be no good one."""
+        """The judgments of one request, fewer if the server ignores n. Leaves out the optional fields that it refuses by
+        name, or all if it names none and never answered. ValueError on a bad answer, DrawsError if none can be good."""
         import openai
 
         refused, response = self.refused.copy(), None
