@@ -22,7 +22,7 @@ from srlib.stats.agreement import at_equal
 from srlib.stats.intervals import Interval, fields, mean
 
 INJECTIONS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-Judged = Sequence[Judgment | None]
+Items, Judged, Rows = Sequence[Example], Sequence[Judgment | None], list[dict[str, Any]]
 Logprobs = Mapping[str, float | None]
 PADDING = "That is the whole of the text.\nNothing else was left out here.\nThe lines above are what there is to read."
 COPIES = 3 + len(INJECTIONS)  # altered copies of each response
@@ -37,13 +37,13 @@ _EMPHASIS = re.compile(r"(\*\*|`)(?=\S)([^\n]{1,500}?)(?<=\S)\1")
 _LABEL, BOLD = re.compile(r"\A([^:*]{1,40}:)(?=\s)"), r"**\1**"
 
 
-def choose(items: Sequence[Example], n: int) -> list[Example]:
+def choose(items: Items, n: int) -> list[Example]:
     """The first `n` items with a gold score, no code block, and a rubric without a word on layout, length or style."""
     audited = [item for item in items if item.score is not None and not _FORM.search(item.rubric.text)]
     return [item for item in audited if "```" not in item.response][:n]
 
 
-def altered_copies(items: Sequence[Example]) -> list[Example]:
+def altered_copies(items: Items) -> list[Example]:
     """COPIES altered copies of each item, to be judged: `<id>#padding`, `#plain`, `#markdown`, `#injection_<family>`.
     Item i gets template i (modulo six) of each family, so six items see all thirty. The gold score is kept."""
     copies = []
@@ -68,9 +68,7 @@ def markdown(text: str) -> str:
     return "\n".join([f"## {first}", *(f"- {_LABEL.sub(BOLD, line)}" if line.strip() else line for line in rest)])
 
 
-def altered_rows(
-    arm: Arm, before: Judged, after: Judged, items: Sequence[Example], *, seed: int, n_boot: int = 2000
-) -> list[dict[str, Any]]:
+def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed: int, n_boot: int = 2000) -> Rows:
     """Result rows of `audit_padding`, `audit_markdown`, `audit_injection_<family>` and `audit_injection` (of all).
     `before` holds judgments of the items (others are ignored), `after` those of `altered_copies(items)`. Metrics:
     `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`, the share
@@ -104,8 +102,8 @@ def altered_rows(
 
 
 def equal_gold_rows(
-    arm: Arm, judged: Judged, items: Sequence[Example], logprobs: Logprobs, *, seed: int, n_boot: int = 2000
-) -> list[dict[str, Any]]:
+    arm: Arm, judged: Judged, items: Items, logprobs: Logprobs, *, seed: int, n_boot: int = 2000
+) -> Rows:
     """Result rows of `audit_verbosity` and `audit_self_preference`: slope and correlation of the score at equal gold.
     `judged` (n,) are judgments of `items` (n,), `logprobs` comes from `response_logprobs`; `n` counts the items with a
     score, a gold score and the feature. An observation, not an intervention: of two responses that deserve the same
@@ -130,7 +128,7 @@ def equal_gold_rows(
     return rows
 
 
-def response_logprobs(model: Any, tokenizer: Any, items: Sequence[Example]) -> Logprobs:
+def response_logprobs(model: Any, tokenizer: Any, items: Items) -> Logprobs:
     """Mean log-probability of each response given its instruction, in nats a token, None if they exceed the context."""
     import torch  # here: a plan of a run counts COPIES without a model
 
@@ -160,6 +158,6 @@ def _mean(values: np.ndarray, kept: np.ndarray, group: Sequence[str], n_boot: in
     return mean(values[kept].astype(float), n_boot=n_boot, group=[group[i] for i in np.flatnonzero(kept)])
 
 
-def _rows(arm: Arm, split: str, effects: Mapping[str, Interval], seed: int, protocol: str) -> list[dict[str, Any]]:
+def _rows(arm: Arm, split: str, effects: Mapping[str, Interval], seed: int, protocol: str) -> Rows:
     row = dict(arm=arm.name, split=split, seed=seed, iteration=arm.iteration, protocol=protocol)
     return [row | dict(metric=metric, **fields(interval)) for metric, interval in effects.items()]

@@ -76,9 +76,7 @@ def _convert(file: Path, out: Path) -> None:
         advice = f"transformers cannot read this GGUF file ({problem}); try Q8_0 or F16"
         raise ModelError(f"model {file.name}: {advice}") from error
     if missing := sorted(info["missing_keys"]):  # transformers has put random numbers in their place
-        raise ModelError(
-            f"model {file.name}: it lacks weights, or has them under other names: {files.shorten(missing)}"
-        )
+        raise ModelError(f"model {file.name}: it lacks weights, or names them otherwise: {files.shorten(missing)}")
     model.hf_quantizer = None  # transformers still calls the weights quantized, and would refuse to save them
     vars(model.config).pop("quantization_config", None)
     if (end := GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")) is not None:

@@ -117,9 +117,7 @@ def load_transformers(
     return loaded
 
 
-def _load_unsloth(
-    model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool, max_length: int = 0
-) -> Any:
+def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool, max_length: int):
     from unsloth import FastLanguageModel  # before transformers
     from transformers import AutoConfig  # isort: skip
 
