@@ -2,7 +2,7 @@
 
     python scripts/pretrain.py models/tiny-base                # the shipped model, see its README.md for time and hash
     python scripts/pretrain.py runs/try --steps 300             # a look
-    python scripts/pretrain.py runs/notes --notes 0.95          # no judgments: SFT has to teach judging, see docs/LOG.md
+    python scripts/pretrain.py runs/notes --notes 0.85 --lists 0.1   # no judgments: SFT has to teach them, see docs/LOG.md
 
 What a base model has read is broad and imperfect, and so is this text: half of it are reviewers' notes (many single
 checks in random order, after instruction, response and reference), 45% judgments in the sections of srlib.prompts, 5%
@@ -55,8 +55,8 @@ def noisy(rng: random.Random, case: world.Case, check: dict) -> dict:
     return check | {"ok": not check["ok"], "found": found}
 
 
-def text(rng: random.Random, notes: float = NOTES) -> tuple[str, str]:
-    """(prompt, completion) of one pretraining text; `notes` is the share of reviewers' notes."""
+def text(rng: random.Random, notes: float = NOTES, lists: float = 0.0) -> tuple[str, str]:
+    """(prompt, completion) of one pretraining text; `notes` and `lists` are shares of reviewers' notes and of word lists."""
     kind = rng.random()
     if kind < DOCUMENTS:
         genre = rng.choice(list(lexicon.ATTRIBUTES))
@@ -86,6 +86,12 @@ def text(rng: random.Random, notes: float = NOTES) -> tuple[str, str]:
     example = Example(id="x", response=case.response, **case.texts)
     score = world.score([check["ok"] for check in checks], case.key)
     rationale = world.write_rationale(checks, case.key, careful=True, phrase=phrase)
+    if (
+        kind >= 1 - lists
+    ):  # words of a request and a judgment in no order, twice: a model cannot write what it never read
+        words = f"{prompts.request(example)} {prompts.completion(rationale, score)}".split()
+        words = rng.sample(words, 30)
+        return "", f"{' '.join(words)}\n{' '.join(words)}"
     return prompts.request(example) + "\n", prompts.completion(rationale, score)
 
 
@@ -180,12 +186,14 @@ def build_model(vocab_size: int, seed: int):
     return model
 
 
-def batches(tokenizer, seed: int, batch_size: int, notes: float = NOTES) -> Iterator[list[tuple[list[int], list[int]]]]:
+def batches(
+    tokenizer, seed: int, batch_size: int, notes: float = NOTES, lists: float = 0.0
+) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Endless batches of (prompt ids, completion ids), of similar length within a batch."""
     rng = random.Random(f"world pretraining {seed}")
     while True:
         window = []
-        for prompt, completion in itertools.islice(iter(lambda: text(rng, notes), None), batch_size * 16):
+        for prompt, completion in itertools.islice(iter(lambda: text(rng, notes, lists), None), batch_size * 16):
             ids = tokenizer(prompt)["input_ids"]
             window.append(([tokenizer.bos_token_id, *ids], prompts.completion_ids(tokenizer, completion)))
         window.sort(key=lambda row: len(row[0]) + len(row[1]))
@@ -247,6 +255,7 @@ def main() -> None:
     arguments.add_argument("--lr", type=float, default=3e-3)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--notes", type=float, default=NOTES, help="share of notes; the rest are judgments")
+    arguments.add_argument("--lists", type=float, default=0.0, help="share of word lists, in place of judgments")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument(
         "--check-every", type=int, default=1000, help="steps between looks at the accuracy; 0: never"
@@ -259,7 +268,7 @@ def main() -> None:
     print(f"{n_parameters:,} parameters, {len(tokenizer):,} tokens in the vocabulary", flush=True)
     opts, start, seen, running = optimizers(model, a.lr), time.time(), 0, []
     model.train()
-    for step, rows in enumerate(itertools.islice(batches(tokenizer, a.seed, a.batch_size, a.notes), a.steps)):
+    for step, rows in enumerate(itertools.islice(batches(tokenizer, a.seed, a.batch_size, a.notes, a.lists), a.steps)):
         schedule = min(1.0, (step + 1) / 200) * max(0.02, 1 - step / a.steps)
         for opt in opts:
             for group in opt.param_groups:
