@@ -86,9 +86,8 @@ def text(rng: random.Random, notes: float = NOTES, lists: float = 0.0) -> tuple[
     example = Example(id="x", response=case.response, **case.texts)
     score = world.score([check["ok"] for check in checks], case.key)
     rationale = world.write_rationale(checks, case.key, careful=True, phrase=phrase)
-    if (
-        kind >= 1 - lists
-    ):  # words of a request and a judgment in no order, twice: a model cannot write what it never read
+    if kind >= 1 - lists:
+        # Words of a request and a judgment, in no order and twice: a model cannot write what it has never read
         words = f"{prompts.request(example)} {prompts.completion(rationale, score)}".split()
         words = rng.sample(words, 30)
         return "", f"{' '.join(words)}\n{' '.join(words)}"
