@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -203,6 +204,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror or error}). {KEPT}") from error
+
+
+def sync(folder: Path) -> None:
+    """Put everything in a folder on disk, so that a name given to it afterwards never stands for half of it, even if the
+    power fails."""
+    for path in [*folder.rglob("*"), folder]:
+        with contextlib.suppress(PermissionError):  # Windows opens no folders
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes were about to write in a folder: the temporary folders of `write_text`."""
+    for left in folder.glob(".*.????????/"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def make_dir(path: Path) -> None:

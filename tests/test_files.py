@@ -254,3 +254,15 @@ def test_a_heartbeat_instead_of_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TQDM_DISABLE", "1")  # training sets it for the bars of TRL
     assert list(files.progress(iter([1, 2]), desc="a bar")) == [1, 2]
     assert "a bar" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_began_is_deleted_and_nothing_else(tmp_path):
+    """A kill between the temporary file and its name leaves a folder; the next process of the run deletes it."""
+    code = "import os, sys; os.replace = lambda *_: os._exit(9); from srlib import files; files.write_text(sys.argv[1], 'x')"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "manifest.json"], timeout=60)
+    (tmp_path / ".progress").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    assert len(list(tmp_path.iterdir())) == 3, "the kill left nothing to delete"
+    files.sweep(tmp_path)
+    files.sync(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".progress", "rows.jsonl"]

@@ -103,6 +103,8 @@ def run(
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
     with files.lock(run), bars:
+        for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
+            files.sweep(folder)
         values = cfg.model_dump(mode="json", exclude={"run_dir"})
         files.write_text(run / "params.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         whole, running, foreseen, linked = bars.add_task("stages", total=len(jobs)), [], None, False

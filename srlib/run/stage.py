@@ -43,6 +43,8 @@ class OpenStage:
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
+        for folder in [] if self.done else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
+            files.sweep(folder)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest with these facts, then give the directory its name. Does nothing if the stage is done."""
@@ -60,6 +62,7 @@ class OpenStage:
             "content": files.sha256(self.path),  # a later stage is current as long as this is what it has read
         }
         files.write_json(self.path / "manifest.json", manifest)
+        files.sync(self.path)
         with files.writing(self._output):  # a stage killed in here resumes in the partial directory
             (self._output / "manifest.json").unlink(missing_ok=True)
             shutil.rmtree(self._output, ignore_errors=True)
