@@ -105,11 +105,21 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help():
     llama = dict(model="meta-llama/Llama-3.1-8B-Instruct")
     reason = plan.refusal(tiny(**llama), ROOT, GPU)
     assert re.match(r"this run does not fit: stage dpo .* about \d+\.\d GiB and GPU of 16 GB has 15.0 GiB", reason)
-    assert "smaller micro_batch_size" in reason
+    assert "lower micro_batch_size" in reason
+    assert "set quantization: 4bit" in reason
+    has = dict(quantization="4bit", gradient_checkpointing=True, micro_batch_size=1)
+    assert ": choose a smaller model;" in plan.refusal(tiny(**llama, **has, max_length=40_000), ROOT, GPU)
     assert "sample_batch_size" in plan.refusal(tiny(**llama, micro_batch_size=1, max_length=16), ROOT, GPU)
     assert plan.refusal(tiny(), ROOT, GPU) is None
     assert plan.refusal(tiny(model="some/model-of-unknown-size"), ROOT, GPU) is None
     assert "RAM" in plan.refusal(tiny(), ROOT, RAM)
+
+
+def test_shared_prompts_need_logits_of_judgments_alone():
+    cfg = dict(micro_batch_size=4, max_length=512, max_new_tokens=100)
+    parts = [plan.forecast(tiny(**cfg, share_prompts=s), ROOT, RAM).parts(gpu=False)["dpo"] for s in (True, False)]
+    assert parts[0]["logits"] / parts[1]["logits"] == pytest.approx(101 / 512)
+    assert parts[0]["activations"] / parts[1]["activations"] == pytest.approx(612 / 1024)
 
 
 def test_the_plan_shows_parts_tokens_and_cards():

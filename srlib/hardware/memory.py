@@ -1,8 +1,8 @@
 """Memory of a training step or a batch of sampling, computed before anything is loaded.
 
 LOGITS and ALLOCATOR were fitted to docs/bench/memory.md and memory-fp32.md, peaks on a CPU. Training on a GPU has not been
-measured, and what share_prompts saves is not subtracted. With t = tokens in a forward pass, L layers, h = hidden size,
-a = heads x head size, I = MLP size, c = bytes of the compute dtype:
+measured. With shared prompts, DPO is taken to hold one pair a prompt. With t = tokens in a forward pass, L layers,
+h = hidden size, a = heads x head size, I = MLP size, c = bytes of the compute dtype:
 
 weights      all parameters; in 4 bit 0.516 bytes each of the projections' (arXiv 2305.14314, section 3)
 casts        16-bit copies of fp32 projections under autocast; of 4-bit ones, one matrix at a time
@@ -30,7 +30,7 @@ class Job:
     kind: str  # sft, dpo or sample
     rows: int
     tokens: int  # of the longest row; when sampling, of the longest prompt
-    new_tokens: int = 0  # when sampling: of the longest judgment
+    new_tokens: int = 0  # of the longest judgment, when sampling, and in DPO if it shares prompts
     n: int = 1  # when sampling: judgments a prompt
     gpu: bool = False
     dtype: str = "auto"  # of the weights: fp32 on a CPU, 16 bit on a GPU
@@ -55,6 +55,9 @@ def forecast(shape: Shape, job: Job) -> dict[str, float]:
 
 def _training(shape: Shape, job: Job) -> dict[str, float]:
     t = job.rows * job.tokens * (2 if job.kind == "dpo" else 1)
+    predicted = t  # tokens that need logits
+    if job.new_tokens:
+        t, predicted = job.rows * (job.tokens + job.new_tokens), 2 * job.rows * (job.new_tokens + 1)
     c = 4 if job.bytes == 4 and (job.dtype == "float32" or not job.bf16) else 2
     casts = c * max(a * b for a, b in shape.matrices.values()) if job.four_bit else 0.0
     if job.bytes > c:
@@ -67,7 +70,7 @@ def _training(shape: Shape, job: Job) -> dict[str, float]:
     layer = 8 * shape.hidden + c * (inputs + 4 * attention + 4 * shape.intermediate + len(job.targets) * job.lora_rank)
     kept = shape.layers * shape.hidden * job.bytes + layer if job.checkpointing else shape.layers * layer
     adapter = shape.lora(job.lora_rank, job.targets)
-    logits = shape.vocab * (t * (LOGITS["dpo"] + 2 * c) if job.kind == "dpo" else CHUNK * LOGITS["sft"])
+    logits = shape.vocab * (predicted * (LOGITS["dpo"] + 2 * c) if job.kind == "dpo" else CHUNK * LOGITS["sft"])
     parts = {"casts": casts, "adapter": 4.0 * adapter, "optimizer": 12.0 * (adapter or shape.parameters)}
     allocator = 0.0 if job.gpu else ALLOCATOR * (t * kept + logits)
     return parts | {"activations": t * kept, "logits": logits, "allocator": allocator}

@@ -72,11 +72,16 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
     if plan.verdict(plan.card) != "does not fit":
         return None
     need, stage = plan.need(plan.card.gpu)
-    smaller = {"sample": "sample_batch_size", "eval": "sample_batch_size or workers"}.get(stage, "micro_batch_size")
+    advice = ["set quantization: 4bit"] if plan.card.gpu and cfg.quantization != "4bit" else []
+    if stage in ("sft", "dpo"):
+        advice += [] if cfg.gradient_checkpointing else ["set gradient_checkpointing: true"]
+        advice += ["lower micro_batch_size"] if cfg.micro_batch_size > 1 else []
+    else:
+        advice += ["lower sample_batch_size"] + ["lower workers"] * (stage == "eval" and plan.workers > 1)
     return (
         f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
-        f"has {plan.card.bytes / GIB:.1f} GiB. Set quantization: 4bit, gradient_checkpointing: true or a smaller {smaller}, "
-        "or choose a smaller model; `srlib plan` shows every part, `--anyway` starts all the same"
+        f"has {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}; "
+        "`srlib plan` shows every part, `--anyway` starts all the same"
     )
 
 
@@ -86,6 +91,7 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     named = [name.strip() for name in cfg.lora_targets.split(",")]
     targets = tuple(name for name in shapes.LINEAR if name in named) or shapes.LINEAR
     training = weights | dict(checkpointing=cfg.gradient_checkpointing, lora_rank=cfg.lora_rank, targets=targets)
+    shared = cfg.max_new_tokens if cfg.share_prompts else 0
     prompt = max(1, min(cfg.max_length, shape.max_positions - cfg.max_new_tokens))
 
     def sampling(n: int) -> Job:
@@ -96,7 +102,7 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
     return {
         "sft": Job("sft", min(cfg.micro_batch_size, cfg.sft_batch_size), cfg.max_length, **training),
-        "dpo": Job("dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size), cfg.max_length, **training),
+        "dpo": Job("dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size), cfg.max_length, shared, **training),
         "sample": sampling(cfg.n_samples),
         "eval": max(map(sampling, draws or {1}), key=lambda job: sum(memory.forecast(shape, job).values())),
     }
