@@ -104,6 +104,7 @@ class Parameters(BaseModel):
     margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
+    pair_mix: list[str] = _p([], "kinds of pairs, KIND:WEIGHT of cot, verdict, deduction; empty: cot alone")
     hints: Literal["none", "rescue", "all"] = _p("none", "prompts judged with a hint: none, if all right or wrong, all")
     balance: bool = _p(False, "as many pairs for every gold score as the rarest has")
     drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")

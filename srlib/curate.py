@@ -14,13 +14,15 @@ notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `cu
 sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`.
 """
 
+import difflib
 import itertools
 import math
 import random
+import re
 import runpy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, multimode
 
@@ -46,6 +48,7 @@ REASONS = {
     "flips": "the rejected rationale does not hold its score",
     "balance": "its score has pairs enough",
     "cap": "the limit on pairs is reached",
+    "mix": "another kind of pair has no more to match it",
 }
 META_RUBRIC = Rubric(
     criterion="Is the feedback right in every point about what it judges, specific, and does its verdict follow from it?",
@@ -57,6 +60,7 @@ META_RUBRIC = Rubric(
         "Every point is right, specific, and the verdict follows",
     ],
 )
+ALIKE = 0.9  # share of the words of two responses in common from which they make no pair
 COMPARED = (
     4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, and 2 of unequal ones
 )
@@ -301,6 +305,68 @@ def curate(
     for reason, before, after in (("flips", pairs, held), ("balance", held, even), ("cap", even, kept)):
         reasons |= dict.fromkeys({pair.example_id for pair in before} - {pair.example_id for pair in after}, reason)
     return Curation(kept, reasons, {name: len(own) for name, own in by_item.items()})
+
+
+def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
+    """How many of n pairs are of each kind, by largest remainder; CurateError if `mix` cannot be read.
+
+    >>> kinds(["cot:0.7", "verdict:0.15", "deduction:0.15"], 90)
+    {'cot': 63, 'verdict': 14, 'deduction': 13}
+    """
+    form = re.compile(rf"({'|'.join(prompts.FORMS)}):(\d{{0,6}}\.?\d{{1,6}})")
+    entries = [form.fullmatch(entry) for entry in mix or ["cot:1"]]
+    weights = {entry[1]: float(entry[2]) for entry in entries if entry}
+    if len(weights) < len(entries) or not (total := sum(weights.values())):
+        hint = "write each of cot, verdict and deduction at most once, as in cot:0.7,verdict:0.15,deduction:0.15"
+        raise CurateError(f"pair_mix {','.join(mix)} is not KIND:WEIGHT with a weight above 0; {hint}")
+    exact = {kind: n * weight / total for kind, weight in weights.items()}
+    counts = {kind: math.floor(share) for kind, share in exact.items()}
+    for kind in sorted(exact, key=lambda kind: counts[kind] - exact[kind])[: n - sum(counts.values())]:
+        counts[kind] += 1
+    return counts
+
+
+def to_deduce(items: Mapping[str, Item], pairs: Sequence[Pair]) -> list[Example]:
+    """For each pair of an example, under the pair's id, the example with the chosen judgment as its rationale and score, for the
+    template `-deduction`. Left out if that prompt quotes the whole response: then there is nothing to deduce."""
+    asked = []
+    for pair in (pair for pair in pairs if isinstance(items[pair.example_id], Example)):
+        judged = {"rationale": prompts.parse(pair.chosen, items[pair.example_id]).rationale, "score": pair.chosen_score}
+        asked.append(items[pair.example_id].model_copy(update={"id": pair.id, **judged}))
+    return [e for e in asked if e.response not in prompts.request(e, "brief-deduction")]
+
+
+def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduced: Mapping[str, str]) -> Curation:
+    """The pairs as pairs of the kinds in `mix` (arXiv 2409.14664): as many as there can be while the weights hold to the pair.
+    `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response; one that is much like the response
+    that was judged makes no pair."""
+    about = {e.id: e for e in asked if e.id in deduced and similarity(e.response, deduced[e.id]) <= ALIKE}
+    differ = [p.id for p in curated.pairs if p.rejected_score not in (None, p.chosen_score)]
+    able = {"deduction": [*about], "verdict": differ, "cot": [p.id for p in curated.pairs]}
+    for n in range(len(curated.pairs), -1, -1):
+        counts, kind_of = kinds(mix, n), {}
+        if all(counts.get(kind, 0) <= len(names) for kind, names in able.items()):
+            for kind, names in able.items():
+                free = [name for name in names if name not in kind_of]
+                kind_of |= dict.fromkeys(free[: counts.get(kind, 0)], kind)
+            if len(kind_of) == n:
+                break
+    kept = []
+    for pair in (pair for pair in curated.pairs if pair.id in kind_of):
+        new = {"kind": kind_of[pair.id]}
+        if new["kind"] == "verdict":
+            new["chosen"] = prompts.completion(None, pair.chosen_score)
+            new["rejected"] = prompts.completion(None, pair.rejected_score)
+        elif new["kind"] == "deduction":
+            new |= dict(chosen=about[pair.id].response, rejected=deduced[pair.id], rationale=about[pair.id].rationale)
+        kept.append(pair.model_copy(update=new))
+    left = {pair.example_id for pair in curated.pairs} - {pair.example_id for pair in kept}
+    return replace(curated, pairs=kept, reasons=curated.reasons | dict.fromkeys(left, "mix"))
+
+
+def similarity(a: str, b: str) -> float:
+    """Share of the words of two texts that are in common and in the same order: `("the day is set", "the day") -> 0.67`."""
+    return difflib.SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio()
 
 
 def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fits: Callable) -> Pairs | str:

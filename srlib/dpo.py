@@ -15,10 +15,14 @@ from srlib.schema import Item, Pair
 
 
 def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], template: str) -> list[dict[str, str]]:
-    """Pairs as text, so that any DPO trainer reads them; `items` maps an id to its example or comparison."""
+    """Pairs as text, so that any DPO trainer reads them; `items` maps an id to its example or comparison. Each prompt asks for
+    the kind of its pair; that of a deduction shows the chosen judgment in place of the response."""
     rows = []
     for pair in pairs:
-        prompt = prompts.prompt_text(tokenizer, items[pair.example_id], template)
+        item = items[pair.example_id]
+        if pair.kind == "deduction":
+            item = item.model_copy(update={"rationale": pair.rationale, "score": pair.chosen_score})
+        prompt = prompts.prompt_text(tokenizer, item, f"{template}-{pair.kind}")
         chosen, rejected = (prompts.defused(text, tokenizer) for text in (pair.chosen, pair.rejected))
         rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
     return rows

@@ -1,7 +1,8 @@
 """Item -> prompt, and generated text -> verdict.
 
 A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside the tokenizer's chat template if there is one.
-The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it.
+The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it. One line
+of a prompt says which form the answer has: a rationale and a verdict, or, as in `brief-verdict`, a verdict alone.
 
 A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and a full stop do no harm. Only generated text is
 parsed; a failure is never a verdict:
@@ -22,6 +23,7 @@ from srlib.schema import PREFERENCES, Comparison, Failure, Item, Preference, Rub
 
 MARKER = "[RESULT]"
 TEMPLATES = ("brief", "prometheus")
+FORMS = {"cot": "Feedback", "verdict": "Verdict", "deduction": "Response"}  # of an answer, and the heading above it
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"  # bounded, so that float() stays cheap on hostile text
 _MARKER = r"[*_`]{0,4}\[RESULT\][*_`]{0,4}[ \t]*[*_`]{0,4}"  # with Markdown's emphasis
 _END = r"[*_`]{0,4}\.?[*_`]{0,4}\s*(?:```\s*)?\Z"  # it may also end in a full stop, and end a block of code
@@ -35,7 +37,7 @@ _SECTIONS = """\
 {instruction}
 {responses}{reference}### Rubric
 {rubric}
-### Feedback"""
+{judgment}### {heading}"""
 
 _TASK = """\
 ### Task
@@ -55,20 +57,35 @@ You are given an instruction, two responses to it{with_reference} and a rubric w
 4. Write no other opening, closing or explanation.
 """
 
+_VERDICT_ALONE = "5. This time leave out the feedback: write [RESULT] and the verdict alone.\n"
+_TASK_OF_DEDUCTION = """\
+### Task
+You are given an instruction, a rubric and feedback on a response to the instruction.
+Write the response that the feedback is about, and nothing else.
+"""
+
 
 def request(item: Item, template: str = "brief") -> str:
-    """The request to the judge, without a chat template. ValueError if `template` is not one of TEMPLATES."""
-    if template not in TEMPLATES:
-        raise ValueError(f"template {template!r} is not one of {', '.join(TEMPLATES)}")
+    """The request to the judge, without a chat template. `template` is one of TEMPLATES, with `-verdict` for a verdict alone.
+    With `-deduction` the item's rationale and gold score are shown, and the response is asked for (arXiv 2409.14664). Raises
+    ValueError on any other."""
+    template, _, form = template.partition("-")
+    if template not in TEMPLATES or (form and form not in FORMS):
+        raise ValueError(f"template {template!r} is not one of {', '.join(TEMPLATES)}, or -{form} not of {[*FORMS]}")
     reference = f"### Reference\n{item.reference_answer}\n" if item.reference_answer else ""
     if isinstance(item, Comparison):
         task, responses = _TASK_OF_TWO, f"### Response A\n{item.response_a}\n### Response B\n{item.response_b}\n"
     else:
         task, responses = _TASK, f"### Response\n{item.response}\n"
-    fields = dict(instruction=item.instruction, responses=responses, reference=reference, rubric=item.rubric.text)
-    sections = _SECTIONS.format(**fields)
+    judgment = ""
+    if form == "deduction":  # a reference may be the very response
+        task, responses, reference = _TASK_OF_DEDUCTION, "", ""
+        judgment = f"### Feedback\n{completion(item.rationale, item.gold)}\n"
+    fields = dict(responses=responses, reference=reference, judgment=judgment, heading=FORMS[form or "cot"])
+    sections = _SECTIONS.format(instruction=item.instruction, rubric=item.rubric.text, **fields)
     scale = ", ".join(map(format_score, item.rubric.scale))
     task = task.format(with_reference=", a reference answer" if reference else "", scale=scale)
+    task += _VERDICT_ALONE if form == "verdict" else ""
     return sections if template == "brief" else task + sections
 
 

@@ -128,7 +128,7 @@ def test_a_rule_is_found_by_name(tmp_path):
 def test_a_repeated_text_counts_once_and_a_pair_says_where_it_comes_from():
     [pair] = one([None, 4, 4, 1, 1], texts=["x", "a", "a", "b b", "b b"], iteration=2).pairs
     assert pair.model_dump() == {
-        "id": "e#1>3", "example_id": "e", "chosen": "a", "rejected": "b b", "chosen_id": "e#1", "rejected_id": "e#3",
+        "id": "e#1>3", "example_id": "e", "kind": "cot", "rationale": None, "chosen": "a", "rejected": "b b", "chosen_id": "e#1", "rejected_id": "e#3",
         "chosen_score": 4.0, "rejected_score": 1.0, "gold": 4.0, "margin": 3.0, "strategy": "correct_answer", "iteration": 2,
     }  # fmt: skip
     assert module.provenance([pair]) == dict(pairs=1, prompts=1, mean_margin=3.0, chosen_words=1.0, rejected_words=2.0)
@@ -140,6 +140,79 @@ def test_a_repeated_text_counts_once_and_a_pair_says_where_it_comes_from():
     [row] = module.meta_examples([item_of(gold="A")], sampled(["B", None]))
     assert (row.id, row.response) == ("e#0", "Reason 0. [RESULT] B")
     assert all(text in row.instruction for text in ("Greet e.", "Hello", "Go", FIVE.text))
+
+
+PAPER = ["cot:0.7", "verdict:0.15", "deduction:0.15"]
+
+
+def paired(n, verdicts=(4, 1), rule=correct_answer, **fields):
+    """(items by id, curation) of n prompts that each give a pair; every response is another one."""
+    items = [
+        item_of(f"e{i}").model_copy(update={"response": f"Hello number {i}, dear friend", **fields}) for i in range(n)
+    ]
+    judgments = [j for item in items for j in sampled(verdicts, item.id)]
+    return {item.id: item for item in items}, curate(items, judgments, rule)
+
+
+def mix_of(items, curation, mix=PAPER, left_out=0, written="Go away {}"):
+    asked = module.to_deduce(items, curation.pairs)
+    deduced = {e.id: written.format(e.response) for e in asked[left_out:]}
+    return module.mixed(curation, mix, asked, deduced)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 20, 99, 100])
+@pytest.mark.parametrize("mix", [PAPER, ["verdict:1"], ["cot:2", "verdict:1"], []])
+def test_weights_are_honoured_to_the_pair_at_the_number_of_the_control(n, mix):
+    items, curation = paired(n)
+    pairs = mix_of(items, curation, mix).pairs
+    counts = Counter(p.kind for p in pairs)
+    weights = {kind: float(w) for kind, _, w in (entry.partition(":") for entry in mix or ["cot:1"])}
+    assert len(pairs) == n, "as many as in the control, on the same prompts"
+    assert [p.id for p in pairs] == [p.id for p in curation.pairs]
+    assert all(abs(counts[kind] - n * w / sum(weights.values())) < 1 for kind, w in weights.items())
+    assert counts.keys() <= weights.keys()
+
+
+def test_what_a_pair_of_each_kind_compares():
+    items, curation = paired(20)
+    before = {p.id: p for p in curation.pairs}
+    for pair in mix_of(items, curation).pairs:
+        was, response = before[pair.id], items[pair.example_id].response
+        same = {"kind", "chosen", "rejected", "rationale"}
+        assert pair.model_dump(exclude=same) == was.model_dump(exclude=same)
+        assert (pair.chosen, pair.rejected, pair.rationale) == {
+            "cot": (was.chosen, was.rejected, None),
+            "verdict": ("[RESULT] 4", "[RESULT] 1", None),
+            "deduction": (response, f"Go away {response}", "Reason 0."),
+        }[pair.kind]
+
+
+def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
+    items, curation = paired(40)
+    short = mix_of(items, curation, left_out=37)
+    counts = Counter(p.kind for p in short.pairs)
+    assert counts == module.kinds(PAPER, len(short.pairs))
+    assert counts["deduction"] == 3 < module.kinds(PAPER, len(short.pairs) + 1)["deduction"]
+    assert len(short.pairs) + short.drops["mix"] == 40
+    alike = mix_of(items, curation, ["cot:1", "deduction:1"], written="{}")
+    assert len(alike.pairs) <= 1, "the response that was judged is no worse one"
+    assert module.similarity("a b c d e f g h i j", "a b c d e f g h i k") == 0.9 == module.ALIKE
+    quoted, both = paired(4, response="Reason 0.")
+    assert module.to_deduce(quoted, both.pairs) == [], "the prompt would hold the response"
+    compared, both = {"e": item_of(gold="A")}, one(["A", "B"], "A")
+    assert module.to_deduce(compared, both.pairs) == []
+    assert [p.rejected for p in mix_of(compared, both, ["verdict:1"]).pairs] == ["[RESULT] B"]
+    for verdicts, rule in (((4, None), graded), ((4, 4), lambda item, judgments, margin: [tuple(judgments)])):
+        items, without = paired(4, verdicts, rule)
+        assert mix_of(items, without, ["verdict:1"]).drops == {"mix": 4}, "there is no wrong verdict to reject"
+
+
+@pytest.mark.parametrize(
+    "mix", ["cot", "cot:0", "cot:-1", "cot:nan", "cot:1e9", "cots:1", "cot:1,cot:1", "verdict:0,cot:0"]
+)
+def test_a_mix_that_cannot_be_read_is_refused(mix):
+    with pytest.raises(CurateError, match=r"pair_mix .* is not KIND:WEIGHT with a weight above 0; write each"):
+        module.kinds(mix.split(","), 1)
 
 
 def test_graded_rejects_what_cannot_be_read_first_and_chooses_nothing_unreadable():

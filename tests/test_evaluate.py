@@ -73,6 +73,22 @@ def test_an_arms_name_says_its_judge_and_its_reading():
     ]  # fmt: skip
 
 
+def test_a_judge_is_also_asked_for_its_verdict_alone(tmp_path, monkeypatch):
+    from srlib import models, sample
+
+    items, asked = examples(1, 2), []
+    monkeypatch.setattr(models, "load", lambda path: ("model", "tokenizer"))
+    monkeypatch.setattr(models, "judge_info", lambda path: {"template": "prometheus"})
+    monkeypatch.setattr(sample, "verdicts", lambda *given, **named: asked.append((given, named)) or greedy(1, 5))
+    a = arm("sre_1_verdict_only")
+    assert (a.judge, a.read, a.iteration, a.judged_in) == ("sre_1", "greedy", 1, "sre_1_verdict_only")
+    results.judge_pass(a, "judge", {"test": items}, tmp_path, {}, DRAW)
+    out = tmp_path / "sre_1_verdict_only" / "test.jsonl"
+    assert asked == [(("model", "tokenizer", items), {"template": "prometheus", "out": out})]
+    row = table(a.name, greedy(1, 5), "test", items, tmp_path)["accuracy"]
+    assert (row["value"], "asks for it alone" in row["protocol"]) == (0.5, True)
+
+
 def test_arms_stand_in_order():
     shuffled = ["sre_10", "sft", "zebra", "sre_2_self_consistency", "sre_2", "base", "sre_1", "sre_3", "rft", "sft"]
     expected = ["base", "sft", "rft", "sre_1", "sre_2", "sre_2_self_consistency", "sre_3", "sre_10", "zebra"]

@@ -112,6 +112,42 @@ def test_the_notebook_lets_the_judge_compare_and_rate_its_judgments(run, tmp_pat
     assert (facts["drops"], {p.rejected_score for p in pairs}) == ({"all_right": 2, "all_wrong": 2}, {None})
 
 
+def test_the_notebook_mixes_three_kinds_of_pairs_and_rows_hold_what_each_asks(run, tmp_path, monkeypatch, tiny, rows):
+    written = []
+
+    def writes(model, tokenizer, items, template, **_):
+        written.extend((item, template) for item in items)
+        texts = ["Hello there.", "", "word " * 600]  # an empty one and one that is too long are no rejected side
+        return [sample.draws.judgment(item, 0, texts[i % 3], True) for i, item in enumerate(items)]
+
+    monkeypatch.setattr(sample, "judgments", writes)
+    mix = dict(pair_mix=["cot:1", "verdict:1", "deduction:1"], strategy="graded", margin=1.0)
+    facts, pairs = execute(run, tmp_path, monkeypatch, **mix)
+    assert [template for _, template in written] == ["brief-deduction"] * len(written)
+    assert facts["drops"] == {"all_right": 2, "all_wrong": 2, "mix": 1}, "an unreadable verdict is none"
+    strategy = {"strategy": "majority_vote", "margin": 0.0, "pair_mix": ["verdict:1", "deduction:1"]}
+    monkeypatch.setattr(
+        files, "read_rows",
+        lambda path, row, plain=files.read_rows: [
+            j.model_copy(update={"score": 1.0 + j.index % 2, "failure": None}) if row is Judgment else j for j in plain(path, row)
+        ],
+    )  # fmt: skip
+    facts, pairs = execute(run, tmp_path / "votes", monkeypatch, **strategy)
+    assert {p.kind for p in pairs} == {"verdict", "deduction"}
+    assert (facts["verdict_pairs"], facts["deduction_pairs"], facts["drops"]) == (3, 2, {"mix": 1})
+    by_id = {row.id: row for row in rows}
+    for pair, row in zip(pairs, dpo.rows_of(tiny[1], by_id, pairs, "brief"), strict=True):
+        response = by_id[pair.example_id].response
+        if pair.kind == "verdict":
+            assert row["prompt"].endswith("### Verdict\n")
+            assert response in row["prompt"]
+            assert {row["chosen"], row["rejected"]} == {"[RESULT] 1", "[RESULT] 2"}
+        else:
+            assert row["prompt"].endswith(f"{pair.rationale} [RESULT] {pair.chosen_score:g}\n### Response\n")
+            assert response not in row["prompt"]
+            assert (row["chosen"], row["rejected"]) == (response, "Hello there.")
+
+
 def test_the_training_order_reads_pairs_with_an_unreadable_side(tiny, rows):
     pair = Pair(
         id="p", example_id=rows[0].id, chosen="Yes. [RESULT] 4", rejected="Yes", chosen_id="a", rejected_id="b", chosen_score=4,

@@ -160,6 +160,8 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
         go(root, "arms=dpo")
     with pytest.raises(CurateError, match="strategy majority: "):
         go(root, SHORT, "strategy=majority")
+    with pytest.raises(CurateError, match="pair_mix verdicts:1 is not KIND:WEIGHT"):
+        go(root, SHORT, "pair_mix=verdicts:1")
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
         pipeline.run(config.load(), root / "file" / "r")

@@ -104,6 +104,29 @@ def test_every_section_stands_once_and_in_order(item, reference, template):
         request(item, "long")
 
 
+@pytest.mark.parametrize("template", prompts.TEMPLATES)
+@pytest.mark.parametrize("item", [EXAMPLE, PAIR], ids=["example", "comparison"])
+def test_one_line_says_which_form_is_wanted(item, template):
+    plain, verdict = (request(item, name).splitlines() for name in (template, f"{template}-verdict"))
+    assert request(item, f"{template}-cot").splitlines() == plain
+    assert (plain[-1], verdict[-1]) == ("### Feedback", "### Verdict")
+    assert [line for line in verdict[:-1] if line not in plain] == [prompts._VERDICT_ALONE.strip()] * (
+        template == "prometheus"
+    )
+    with pytest.raises(ValueError, match=r"or -short not of \['cot', 'verdict', 'deduction'\]"):
+        request(item, f"{template}-short")
+
+
+@pytest.mark.parametrize("template", prompts.TEMPLATES)
+def test_a_deduction_shows_the_judgment_and_neither_response_nor_reference(template):
+    secret = {"response": "Hello, dear friend.", "reference_answer": "Hello, dear friend."}
+    item = EXAMPLE.model_copy(update={**secret, "rationale": "It greets: pass.", "score": 4.0})
+    text = request(item, f"{template}-deduction")
+    assert "friend" not in text
+    assert text.endswith(f"### Rubric\n{FIVE.text}\n### Feedback\nIt greets: pass. [RESULT] 4\n### Response")
+    assert text.startswith("### Task" if template == "prometheus" else "### Instruction\nGreet me.\n### Rubric")
+
+
 # The first writes the BOS that a tokenizer may write, too; the second has none, but a system turn.
 LLAMA = (
     "{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|end|>\n\n{{ m['content'] | trim }}<|eot|>{% endfor %}"

@@ -278,6 +278,23 @@ def test_the_distribution_is_the_models_after_the_rationale(tiny, rows):
     assert all(map(same, sample.filled(*tiny, {e.id: e for e in rows}, without, "brief"), found))
 
 
+def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, few, tmp_path):
+    (model, tokenizer), items = tiny, [*few[:2], *world.training_comparisons("train", 0, 1)]
+    found = sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl")
+    for item, judgment in zip(items, found, strict=True):
+        shared, rest = sample.decoding.candidates(tokenizer, item)
+        prompt = tokenizer(prompts.request(item, "brief-verdict") + "\n")["input_ids"]
+        direct = forward(model, [*prompt, *shared])[-1][[ids[0] for ids in rest]]
+        likeliest = item.verdicts[int(np.argmax(direct))]
+        assert (judgment.verdict, judgment.text) == (likeliest, prompts.completion(None, likeliest))
+        assert (judgment.rationale, judgment.tokens, judgment.prompt_tokens) == ("", 0, len(prompt))
+    assert [j.distribution is None for j in found] == [False, False, True]
+    kept = (tmp_path / "v.jsonl").read_bytes()
+    (tmp_path / "v.jsonl").write_bytes(kept[: kept.index(b"\n") + 1])
+    assert all(map(same, sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl"), found))
+    assert (tmp_path / "v.jsonl").read_bytes() == kept
+
+
 def _shares(verdicts, logprobs):
     weights = np.exp(np.array(logprobs, dtype=float) - max(logprobs))
     return dict(zip(verdicts, (weights / weights.sum()).tolist(), strict=True))

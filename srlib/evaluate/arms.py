@@ -35,7 +35,7 @@ ARMS = {  # in the order of every table and figure
     "sre_2": "self-rationalized twice",
     "sre_2_self_consistency": "self-rationalized twice, the majority of N draws",
 }
-PROMPTINGS = {"_few_shot": "few_shot", "_best_prompt": "best_prompt"}
+PROMPTINGS = {"_few_shot": "few_shot", "_best_prompt": "best_prompt", "_verdict_only": "verdict_only"}
 READINGS = {"_self_consistency": "majority", "_best_of_n": "likelihood", "_mean_of_n": "mean", "_median_of_n": "median"}
 
 CENTERS = {"majority": agreement.majority, "mean": np.mean, "median": np.median}
@@ -53,7 +53,7 @@ class Arm:
     judge: str | None  # directory of judges/; None is the base model
     read: str = "greedy"  # or a value of READINGS
     iteration: int = 0  # rounds of self-rationalization behind the judge
-    prompting: str = ""  # or a value of PROMPTINGS: the prompt is chosen on validation
+    prompting: str = ""  # or a value of PROMPTINGS: asked for the verdict alone, or by a prompt chosen on validation
 
     @property
     def judged_in(self) -> str:

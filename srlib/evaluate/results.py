@@ -85,7 +85,9 @@ def judge_pass(
     draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
     draw["template"] = models.judge_info(model)["template"]
     judge = functools.partial(sample.judgments, loaded, tokenizer, **draw)
-    if a.prompting:
+    if a.prompting == "verdict_only":
+        judge = functools.partial(sample.verdicts, loaded, tokenizer, template=draw["template"])
+    elif a.prompting:
         judge = functools.partial(judge, **chosen_prompt(a, judge, splits, out / a.judged_in, shots))
     for split, rows in splits.items():
         done, path = out / a.judged_in / f"{split}.done", out / a.judged_in / f"{split}.jsonl"
@@ -142,7 +144,7 @@ def results(
         sft = next((read(a, judged[a.judged_in][split]) for a in arms if a.name == "sft"), None)
         for a in arms if items else ():
             judgments, how = judged[a.judged_in][split], protocol(a, split, draw)
-            if a.prompting:
+            if a.prompting in ("few_shot", "best_prompt"):
                 how += f"; prompt of {files.read_json(out / a.judged_in / 'prompts.json')['chosen']}, as on validation"
             if split == COMPARED:
                 found = _compared(read(a, judgments), items, options)
@@ -263,6 +265,8 @@ def protocol(a: Arm, split: str, draw: Options) -> str:
     draws = f"{draw['n']} draws at T={draw['temperature']:g}"
     how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
     how = how.get(a.read, f"{a.read} of {draws}")
+    if a.prompting == "verdict_only":
+        how = "the likeliest verdict after a prompt that asks for it alone"
     if split == COMPARED:
         return f"both orders, {how}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":

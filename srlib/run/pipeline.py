@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from srlib import config, files
+from srlib import config, curate, files
 from srlib.hardware import machine
 from srlib.run import forecast, stages
 from srlib.run.stage import take_home
@@ -98,6 +98,7 @@ def run(
     bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     jobs = [Job(stage, run, bars) for stage in stages.of(cfg)]
     stages.check_strategy(cfg.strategy)
+    curate.kinds(cfg.pair_mix, 0)
     for job in jobs:
         stages.parts(job.stage, cfg, run)  # a notebook that cannot be read is refused now, not after an hour
     for folder in ("notebooks", ".logs", ".progress"):

@@ -6,6 +6,6 @@ order, seeds, redraws.
 """
 
 # ruff: noqa: F401
-from srlib.sample.decoding import decode, filled, judgments, score_candidates, score_distributions
+from srlib.sample.decoding import decode, filled, judgments, score_candidates, score_distributions, verdicts
 from srlib.sample.draws import DrawsError, Sampling, collect, flip_summary, redraw, uniforms
 from srlib.sample.server import Server, server_judgments

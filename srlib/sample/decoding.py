@@ -207,6 +207,24 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
     return found
 
 
+def verdicts(
+    model: Any, tokenizer: Any, items: Sequence[Item], template: str, out: Path | None = None, desc: str = "judge"
+) -> list[Judgment]:
+    """The likeliest verdict of each item, asked for it alone: a judgment without a rationale, of no generated token."""
+    model.eval()
+
+    def source(work: Work) -> Iterator[list[Judgment]]:
+        for batch in (work[i : i + BATCH] for i in range(0, len(work), BATCH)):
+            missing = [item for item, indices in batch if indices]
+            asked = [(item, prompts.prompt_ids(tokenizer, item, f"{template}-verdict"), "") for item in missing]
+            for (item, ids, _), fields in zip(asked, score_distributions(model, tokenizer, asked), strict=True):
+                p = fields.get("distribution") or fields["preference_probability"]
+                text = prompts.completion(None, max(p, key=p.get))
+                yield [judgment(item, 0, text, True, prompt_tokens=len(ids), **fields)]
+
+    return collect(source, items, 1, out, desc)
+
+
 def filled(
     model: Any,
     tokenizer: Any,
