@@ -283,7 +283,7 @@ def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, 
     found = sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl")
     for item, judgment in zip(items, found, strict=True):
         shared, rest = sample.decoding.candidates(tokenizer, item)
-        prompt = tokenizer(prompts.request(item, "brief-verdict") + "\n")["input_ids"]
+        prompt = prompts.prompt_ids(tokenizer, item, "brief-verdict")
         direct = forward(model, [*prompt, *shared])[-1][[ids[0] for ids in rest]]
         likeliest = item.verdicts[int(np.argmax(direct))]
         assert (judgment.verdict, judgment.text) == (likeliest, prompts.completion(None, likeliest))
