@@ -145,6 +145,10 @@ class Parameters(BaseModel):
     writer: str = _p("", "who writes rationales for rows without: a model, a server's URL; empty: the base model")
     writer_model: str = _p("", "name of the writer on its server")
 
+    # 11 distil
+    labels: Literal["none", "gold"] = _p("none", "what Self-J's teacher is calibrated by: no labels, or gold scores")
+    kl_weight: float = _p(1.0, "weight of the KL to the teacher at the score, beside the NLL", ge=0)
+
     # machine
     backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
     quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")

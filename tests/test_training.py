@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlib import config, dpo, models, prompts, sft
+from srlib import config, distil, dpo, models, prompts, sft
 from srlib.data import world
 from srlib.models import training
 from srlib.schema import Judgment, Pair
@@ -164,3 +164,58 @@ def test_log_holds_steps_with_a_loss_only():
     trainer = SimpleNamespace(state=SimpleNamespace(log_history=history), args=SimpleNamespace(max_steps=2))
     assert training.log_of(trainer) == [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25}]
     json.dumps(training.log_of(trainer))
+
+
+def test_the_kl_at_the_score_has_the_right_value_and_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, 11, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 6 + [0]])  # the verdicts stand at 5, 3 and 4
+    verdicts = torch.tensor([[1, 2, 3], [4, 5, -1], [6, 7, 8]])
+    teacher = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    kl = distil.verdict_kl(logits, mask, verdicts, teacher)
+    first = torch.softmax(logits[0, 4, [1, 2, 3]], 0)
+    assert kl[0].item() == pytest.approx((teacher[0] * (teacher[0] / first).log()).sum().item())
+    assert kl[1].item() == pytest.approx(-torch.softmax(logits[1, 2, [4, 5]], 0)[0].log().item())
+    assert kl[2].item() == 0, "a row without a teacher is learned by NLL alone"
+    assert torch.autograd.gradcheck(lambda x: distil.verdict_kl(x, mask, verdicts, teacher), logits)
+    kl.sum().backward()
+    assert logits.grad.abs().sum((1, 2))[2] == 0
+    assert logits.grad[0, 4, [1, 2, 3]].tolist() == pytest.approx((first - teacher[0]).tolist())
+    assert logits.grad.count_nonzero() == 5, "nothing but the verdicts' logits"
+    agrees = distil.verdict_kl(logits[:1], mask[:1], verdicts[:1], first[None])
+    assert agrees.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_dir, tmp_path, fp32):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = tiny[1]
+    made = sft.rows_of(tokenizer, rows[:4], "brief")
+    marks = [tokenizer(f" {n}", add_special_tokens=False)["input_ids"][0] for n in range(1, 6)]
+    for row in made:
+        row |= {"verdicts": marks, "teacher": [0.6, 0.1, 0.1, 0.1, 0.1]}
+
+    def step(kind, micro, weight=0.0):
+        policy = models.add_lora(models.load(base_dir, training=True)[0], rank=2, alpha=4, seed=0)
+        how = dict(per_device_train_batch_size=micro, gradient_accumulation_steps=4 // micro, max_steps=1, use_cpu=True)
+        how |= dict(
+            learning_rate=1e-2, logging_steps=1, report_to="none", save_strategy="no", max_length=None, bf16=False
+        )
+        how |= dict(train_sampling_strategy="sequential", remove_unused_columns=False, max_grad_norm=1e9, optim="sgd")
+        own = {"data_collator": distil.Collator(tokenizer.pad_token_id)} if kind is distil.DistilTrainer else {}
+        args = SFTConfig(str(tmp_path), completion_only_loss=True, loss_type="nll", **how)
+        trainer = kind(policy, args=args, train_dataset=Dataset.from_list(made), processing_class=tokenizer, **own)
+        trainer.kl_weight = weight
+        trainer.train()
+        weights = torch.cat([p.detach().flatten() for p in policy.parameters() if p.requires_grad])
+        return training.log_of(trainer)[0]["loss"], weights
+
+    plain, nll = step(SFTTrainer, 4), step(distil.DistilTrainer, 4)
+    assert nll[0] == pytest.approx(plain[0], abs=1e-6)
+    assert torch.allclose(nll[1], plain[1])
+    whole, parts = step(distil.DistilTrainer, 4, 2.0), step(distil.DistilTrainer, 2, 2.0)
+    assert whole[0] > plain[0] + 0.1
+    assert parts[0] == pytest.approx(whole[0], abs=1e-4)
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+    assert (whole[1] - plain[1]).abs().max() > 1e-5, "the KL trains, too"

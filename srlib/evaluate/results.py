@@ -147,7 +147,7 @@ def results(
             if a.prompting in ("few_shot", "best_prompt"):
                 how += f"; prompt of {files.read_json(out / a.judged_in / 'prompts.json')['chosen']}, as on validation"
             if split == COMPARED:
-                found = _compared(read(a, judgments), items, options)
+                found = compared(read(a, judgments), items, options)
             elif split == "pairwise":
                 found = _pairwise(a, judgments, items, options)
             else:
@@ -214,7 +214,7 @@ def _pairwise(a: Arm, judgments: Sequence[Judgment], items: Sequence[Comparison]
     return {"accuracy": accuracy, "parse_rate": intervals.mean(np.isfinite(values), **(options | {"group": both}))}
 
 
-def _compared(own: Judged, items: Sequence[Comparison], options: dict) -> dict[str, Interval]:
+def compared(own: Judged, items: Sequence[Comparison], options: dict) -> dict[str, Interval]:
     """Both orders of each item: accuracy in each, how often they agree (two equal verdicts), and `position_bias`, how
     much more often the first response is preferred than the second: 0 is no bias, 1 is always the first."""
     if unknown := next((c.id for c in items if c.gold is None), None):
