@@ -186,6 +186,7 @@ def test_the_kl_at_the_score_has_the_right_value_and_gradient():
     assert agrees.item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_dir, tmp_path, fp32):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
