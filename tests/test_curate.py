@@ -205,6 +205,13 @@ def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
     for verdicts, rule in (((4, None), graded), ((4, 4), lambda item, judgments, margin: [tuple(judgments)])):
         items, without = paired(4, verdicts, rule)
         assert mix_of(items, without, ["verdict:1"]).drops == {"mix": 4}, "there is no wrong verdict to reject"
+    assert module.kinds(PAPER, 7) == {"cot": 5, "verdict": 1, "deduction": 1}, "the largest remainder is rounded up"
+    equal, two = paired(4, (4, 4), lambda item, judgments, margin: [tuple(judgments)])
+    pairs = [p.model_copy(update={"rejected_score": 1.0} if i < 2 else {}) for i, p in enumerate(two.pairs)]
+    asked = module.to_deduce(equal, pairs[:2])  # the same two can be both kinds, so there is one of each
+    no = {e.id: "No." for e in asked}
+    both = module.mixed(module.replace(two, pairs=pairs), ["verdict:1", "deduction:1"], asked, no)
+    assert [p.kind for p in both.pairs] == ["deduction", "verdict"]
 
 
 @pytest.mark.parametrize(
