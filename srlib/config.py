@@ -142,7 +142,7 @@ class Parameters(BaseModel):
     preference_judge_model: str = _p("", "name of that judge on the server")
 
     # 09 rationales
-    writer: str = _p("", "who writes rationales for rows without: a model, a server's URL; empty: the base model")
+    writer: str = _p("", "who writes what the data lack: a model, a server's URL; empty: the base model")
     writer_model: str = _p("", "name of the writer on its server")
 
     # 11 distil
