@@ -24,10 +24,9 @@ from scipy.stats import kendalltau, spearmanr
 
 from srlib.schema import SrlibError
 from srlib.stats import agreement, intervals
-from srlib.stats.intervals import Interval
+from srlib.stats.intervals import NAN, Interval
 
 Rows = list[dict[str, Any]]
-NAN = float("nan")
 PAIRS = {name: name for name in ("accuracy", "accuracy_where_read", "consistency")}
 STYLES = {"hard": np.triu_indices(3, 1), "normal": np.diag_indices(3), "easy": np.tril_indices(3, -1), "average": ...}
 RB2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")

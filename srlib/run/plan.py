@@ -154,7 +154,7 @@ def show(plan: Plan) -> Any:
     """The plan as rich tables: memory by part, tokens by stage, and the cards that it fits."""
     job, card = plan.jobs["sft"], plan.card
     lora = plan.shape.lora(job.lora_rank, job.targets)
-    sizes = f"{plan.shape.name}: {plan.shape.parameters / 1e6:,.1f} M parameters, adapter {lora / 1e6:,.2f} M"
+    model = f"{plan.shape.name}: {plan.shape.parameters / 1e6:,.1f} M parameters, adapter {lora / 1e6:,.2f} M"
     fits = [f"  {c.name:<24}{c.bytes / GIB:6.1f} GiB  {plan.verdict(c)}" for c in (*machine.CARDS, card)]
     tokens = ", ".join(f"{name} {n / 1e6:,.1f}" for name, n in plan.tokens.items())
     tables = []
@@ -168,4 +168,4 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    return Group(Text(sizes), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
+    return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
