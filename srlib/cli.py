@@ -4,6 +4,7 @@ Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before a
 a score. 130: stopped by Ctrl-C. Our own errors are one red message; anything else keeps its traceback.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,6 +86,9 @@ def run(
             raise typer.Exit(1)
         page.write_report(directory)
     console.print(tables.compare(list(runs), out) if several else tables.table(directory))
+    for path in (os.path.relpath(directory) for directory in runs):
+        _say(f"Report: {path}/report.html   judge: {path}/judge")
+    _say(f"Next, judge rows of your own: srlib judge {path}/judge rows.jsonl -o judged.jsonl")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""For the tests of notebooks 07 and 08: run a notebook's code without a kernel, and a run made by hand."""
+"""For the tests of notebooks 07 and 08 and of the report: run a notebook's code without a kernel, and a run made by hand."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import srlib
 from srlib import files
-from srlib.schema import Example, Judgment, Rubric
+from srlib.schema import Example, Judgment, Pair, Rubric
 
 NOTEBOOKS = Path(srlib.__file__).resolve().parent.parent / "notebooks"
 HOSTILE = (
@@ -43,3 +43,28 @@ def write_run(run: Path, n: int = 12, splits: tuple[str, ...] = ("test",)) -> No
     for stage in ("data", "eval"):
         used = {"created": "2027", "facts": {}, "seconds": 1.0, "peak_memory": 9, "peak_gpu_memory": None}
         files.write_json(run / stage / "manifest.json", {"key": "made by hand", "stage": stage, **used})
+
+
+def write_reported(run: Path, n: int = 12) -> None:
+    """The same run with results, pairs and an executed notebook, so that it has a report."""
+    nbformat = __import__("nbformat").v4
+    write_run(run, n, ("test", "train"))
+    rows = [("sft", 0.0, 0.0), ("sre_1", 0.9, 1.0), ("sre_2", 0.9, 1.0)]
+    rows = [
+        {"arm": arm, "split": "test", "metric": "accuracy", "ci_low": low, "value": v, "ci_high": v, "n": n}
+        for arm, low, v in rows
+    ]
+    files.write_json(run / "results.json", rows)
+    files.write_text(run / "params.yaml", "arms: [sft, sre_1, sre_2]\nmodel: /home/anna/base\n")
+    files.write_json(run / "data" / "manifest.json", {"facts": {"rows": {"train": n, "test": n}}})
+    ids = dict(example_id="train-1", chosen_id="train-1#0", rejected_id="train-1#1", chosen_score=4, rejected_score=1)
+    about = dict(gold=4, margin=3, strategy="correct_answer", iteration=1)
+    sides = dict(
+        chosen=f"The greeting: pass. {HOSTILE} [RESULT] 4", rejected=f"The greeting: fail. {HOSTILE} [RESULT] 1"
+    )
+    files.write_rows(run / "pairs" / "1" / "pairs.jsonl", [Pair(id="p", **ids, **about, **sides)])
+    output = nbformat.new_output(
+        "display_data", {"text/html": "<table><tr>" + "<td>wide cell</td>" * 30 + "</tr></table>"}
+    )
+    cells = [nbformat.new_markdown_cell("# 6 · Eval"), nbformat.new_code_cell("1", outputs=[output])]
+    files.write_json(run / "notebooks" / "eval.ipynb", nbformat.new_notebook(cells=cells))

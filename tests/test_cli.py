@@ -37,6 +37,9 @@ def ran(tmp_path, monkeypatch):
     return seen
 
 
+NEXT = "srlib judge runs/{}/judge rows.jsonl -o judged.jsonl"
+
+
 def srlib(*arguments):
     result = CliRunner().invoke(cli.app, list(arguments))
     return result.exit_code, " ".join(result.output.split())
@@ -44,11 +47,15 @@ def srlib(*arguments):
 
 def test_runs_go_where_their_file_is_called(tmp_path, ran):
     run = ("run", "params/tiny.yaml")
-    assert srlib(*run, "-p", "seed=3", "--workers", "1", "--force") == (0, "TABLE tiny")
+    status, said = srlib(*run, "-p", "seed=3", "--workers", "1", "--force")
+    ends = "Report: runs/tiny/report.html judge: runs/tiny/judge"
+    assert (status, said) == (0, f"TABLE tiny {ends} Next, judge rows of your own: {NEXT.format('tiny')}")
     assert ran.reports == [tmp_path / "runs" / "tiny"]
     srlib(*run, "--run-dir", "elsewhere")
     srlib(*run, "-p", "run_dir=runs/b03")
-    assert srlib(*run, "--seeds", "0, 2,2") == (0, "== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2']")
+    said = srlib(*run, "--seeds", "0, 2,2")[1]
+    assert said.startswith("== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2'] Report: runs/tiny-0/report.html")
+    assert said.endswith(NEXT.format("tiny-2"))
     same = [("elsewhere", 0, 0, False), ("b03", 0, 0, False), ("tiny-0", 0, 0, False), ("tiny-2", 2, 0, False)]
     assert ran.runs == [("tiny", 3, 1, True), *same]
 
@@ -61,8 +68,8 @@ def test_a_sweep_makes_a_run_for_each_value_and_seed(tmp_path, ran):
     assert srlib(*run, *swept)[0] == 0
     assert sorted(names()) == sorted(both + others)
     ran.runs.clear()
-    printed = srlib(*run, "-p", "lora_targets=q_proj,v_proj", "-p", "arms=base,sft")
-    assert (printed, names()) == ((0, "TABLE tiny"), ["tiny"]), "these commas are their own"
+    status, _ = srlib(*run, "-p", "lora_targets=q_proj,v_proj", "-p", "arms=base,sft")
+    assert (status, names()) == (0, ["tiny"]), "these commas are their own"
     ran.runs.clear()
     srlib(*run, "-p", "seed=0,1")
     assert [(name, seed) for name, seed, *_ in ran.runs] == [("tiny-0", 0), ("tiny-1", 1)]

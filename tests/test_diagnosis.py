@@ -50,10 +50,22 @@ def coins(n, p, seed):
 def test_features_and_the_slices_named_after_them():
     meta = {"topic": "tea", "year": 1999, "key": None, "good": True, "checks": [1], "essay": "x" * 99, "gold": "no"}
     expected = {"criterion": "Is it polite?", "gold": 2.0, "scale": "1 to 3", "response_words": 3.0}
-    assert slices.features(example(), meta) == expected | {"topic": "tea", "year": 1999.0, "good": "True"}
+    assert slices.features(example(), meta) == expected | {
+        "topic": "tea",
+        "year": 1999.0,
+        "good": "True",
+        "key check": "no",
+    }
     assert slices.features(comparison("c"))["response_words"] == 3.0
     rows = [{"topic": t, "words": float(w), "same": "x", "id": f"i{w}"} for w in range(60) for t in ("tea", "rain")]
-    assert [part.name for part in slices.named(rows)] == ["topic is rain", "topic is tea", "words <= 19", "words > 39"]
+    assert [part.name for part in slices.named(rows)] == [
+        "topic is rain",
+        "topic is tea",
+        "words at most 19",
+        "words above 39",
+    ]
+    said = Slice((("gold", "is not", 2.0), ("response_words", ">", 31.0))).name
+    assert said == "gold score is not 2 and length in words above 31"
     rows = [{"key": 1.0}, {"key": "none"}, {}]
     members = {part.name: part.members(rows).tolist() for part in slices.named(rows)}
     assert members == {"key is 1": [True, False, False], "key is none": [False, True, True]}

@@ -95,8 +95,8 @@ def test_heatmaps_count_and_leave_the_unknown_blank():
     ]
     cells = [dict(slice=part, n=83, arm=arm, error=error) for part, arm, error in errors]
     [axes] = plots.error_heatmap(cells).axes
-    assert labels(axes)[0] == "gold is 4  (n 83)"
-    assert labels(axes)[1].endswith("…  (n 83)")
+    assert labels(axes)[0] == "gold is 4 (n\xa083)"
+    assert labels(axes)[1].endswith("… (n\xa083)")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["sft", "sre_1"]
     assert [text.get_text() for text in axes.texts] == ["70", "60", "5"]
 
@@ -111,6 +111,26 @@ def test_calibration_and_coverage():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft", "sre_2"]
     figure = plots.score_entropy([0, 0, math.log(2), NAN, 1.0], n_scores=5)
     assert "50% of prompts are at 0" in texts(figure)
+
+
+def test_the_fitted_curve_and_the_colours_of_arms():
+    observed = plots.reliability([0.5, 0.9], [1, 0], fitted=[0.4, 0.6]).axes[0]
+    assert [list(line.get_xdata()) for line in observed.lines[1:]] == [[0.5, 0.9]]
+    assert list(observed.lines[1].get_ydata()) == [0.4, 0.6]
+    colors = {
+        name: plots.color_of(name) for name in ("sft", "sft_careful_only", "base", "sre_1", "sre_2", "sre_3", "grpo")
+    }
+    assert len({*colors.values()}) == 7
+    assert plots.color_of("sre_9") == plots.color_of("sre_3")
+    assert plots.color_of("sft_best_of_n") == plots.color_of("sft")
+    assert plots.color_of("base_few_shot") == plots.color_of("base")
+    assert plots.color_of("an_arm_of_mine") == plots.color_of("an_arm_of_mine_self_consistency") in plots.SPARE
+    rows = [row("sft_best_of_n", 0.5), row("sft_careful_only", 0.6), row("sft", 0.4)]
+    [axes] = plots.forest(rows).axes
+    assert labels(axes) == ["sft", "sft_careful_only (ceiling)", "sft_best_of_n"]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() for dot in dots] == ["#8e4ec6", "#de8f05", "white"]
+    assert [line.get_linestyle() for line in axes.lines if line.get_linestyle() in ("--", ":")] == ["--", ":"]
 
 
 def test_audits_has_a_dot_with_its_interval_for_each_arm():

@@ -5,10 +5,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from annotated import HOSTILE, write_reported
 from rich.console import Console
 
 from srlib import files
-from srlib.report import page, tables
+from srlib.report import browse, page, tables
 from srlib.schema import SrlibError
 
 
@@ -157,7 +158,7 @@ def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
     parser.feed(html)
-    assert {tag for tag, _ in found} <= {*page.TAGS, "html", "head", "meta", "title", "style", "body", "img"}
+    assert {tag for tag, _ in found} <= {*page.TAGS, "main", "html", "head", "meta", "title", "style", "body", "img"}
     for tag, attributes in found:
         assert not [name for name in attributes if name.startswith("on")]
         assert not (attributes.get("href") or "").startswith("javascript:")
@@ -167,3 +168,42 @@ def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):
     assert page.write_report(run).read_text() == "as it was"
     os.utime(run / "notebooks" / "eval.ipynb", (report.stat().st_mtime + 10,) * 2)
     assert "kept eval" in page.write_report(run).read_text()
+
+
+def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
+    pytest.importorskip("nbformat")
+    write_reported(run := tmp_path / "tiny")
+    html = " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", page.write_report(run).read_text()).split())
+    told = "Of 12 unseen test items, base gives the gold score to 0.0 % [0.0, 0.0] after SFT on 12 graded examples, and"
+    assert told.replace(" [0.0, 0.0]", "") in html
+    assert (
+        "100.0 % [90.0, 100.0] after 2 rounds of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html
+    )
+    assert "/home/anna" not in html
+    assert "test-3 · gold 4 · sft 3 ✗ · sre_2 4 ✓" in html
+    assert "sre_2 self-rationalized twice 100.0 % [90.0, 100.0]" in html
+    seen, parser = [], HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: seen.append((tag, dict(attributes)))
+    for name in ("report", "judgments"):
+        parser.feed((run / f"{name}.html").read_text())
+    assert [attributes.get("id") for tag, attributes in seen if tag == "script"] == ["data", None]
+    assert not [tag for tag, attributes in seen if tag == "img" or any(name.startswith("on") for name in attributes)]
+    assert ("a", {"href": "judgments.html"}) in seen
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', (run / "judgments.html").read_text())[
+        1
+    ]
+    data = files.parse_json("judgments.html", data.encode())
+    said = data["items"][2]["judged"]
+    assert said["sft"] == {"score": 3.0, "failure": None, "text": f"{HOSTILE} tfs", "right": False}
+    assert said["sre_2"]["right"]
+    assert data["pairs"][0]["chosen"][1] == ["pass. ", True]
+    assert data["pairs"][0]["rejected"][-1] == ["1", True]
+    assert [arm["color"] for arm in data["arms"]] == ["#8e4ec6", "#56b4e9", "#0173b2"]
+
+
+def test_words_that_differ_are_marked():
+    assert browse.marked("a b  c", "a x c") == [("a ", False), ("b  ", True), ("c", False)]
+    assert browse.marked("", "a") == []
+    rows = [{"id": f"test-{i}"} for i in range(40)]
+    assert browse.drawn(rows[::-1]) == browse.drawn(rows) != rows[:10]
+    assert len(browse.drawn(rows)) == 10

@@ -18,13 +18,14 @@ from srlib.schema import Example, Judgment, SrlibError
 from srlib.stats import agreement
 from srlib.stats.intervals import NAN, Floats
 
+CEILING = "sft_careful_only"  # no competitor: it knows what no other judge can know
 ARMS = {  # in the order of every table and figure
     "base": "the base model, before SFT",
     "base_few_shot": "the base model, with graded examples in its prompt",
     "base_best_prompt": "the base model, with the best of several prompts",
     "sft_score_only": "SFT on scores without rationales",
     "sft": "SFT on rationales and scores",
-    "sft_careful_only": "a ceiling: SFT that is told which annotators are careful",
+    CEILING: "a ceiling: SFT that is told which annotators are careful",
     "sft_continued": "SFT for as many further steps as the loop takes",
     "rft": "SFT on the chosen side of the loop's pairs",
     "sft_self_consistency": "SFT, the majority of N draws",

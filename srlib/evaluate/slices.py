@@ -23,6 +23,7 @@ SUPPORT = 20  # items that a slice, and the rest, must have to be measured
 VALUES = 12  # a number with more values is sliced by its thirds
 CATEGORIES = 50  # a text feature with more values identifies items, and so does a value with more characters
 RELATIONS = {"is": operator.eq, "is not": operator.ne, "<=": operator.le, ">": operator.gt}
+SAID = {"<=": "at most", ">": "above", "gold": "gold score", "response_words": "length in words"}
 OPPOSITE = {"is": "is not", "<=": ">", ">": "<="}
 
 
@@ -31,8 +32,11 @@ class Slice(NamedTuple):
 
     @property
     def name(self) -> str:
-        numbers = [(name, relation, f"{v:g}" if isinstance(v, float) else v) for name, relation, v in self.conditions]
-        return " and ".join(map(" ".join, numbers)) or "all items"
+        """The conditions in words: `gold score is 2 and length in words above 31`."""
+        said = [
+            (*map(SAID.get, c[:2], c[:2]), f"{c[2]:g}" if isinstance(c[2], float) else c[2]) for c in self.conditions
+        ]
+        return " and ".join(map(" ".join, said)) or "all items"
 
     def members(self, rows: Sequence[Features]) -> np.ndarray:
         """(n,) bool: the rows that satisfy every condition; a text is neither above nor below a number."""
@@ -54,6 +58,8 @@ def features(item: Item, meta: Mapping[str, Any] | None = None) -> dict[str, flo
         "response_words": float(sum(len(text.split()) for text in responses)),
     }
     for name, value in (meta or {}).items():
+        if name == "key" and "checks" in meta:  # of the built-in world: the number of the key check, if there is one
+            name, value = "key check", "no" if value is None else "yes"
         if isinstance(value, str | int | float) and len(str(value)) <= CATEGORIES:  # True is a text
             row.setdefault(name, float(value) if type(value) in (int, float) else str(value))
     return row

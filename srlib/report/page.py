@@ -1,37 +1,73 @@
-"""report.html of a run: its executed notebooks 06 and 07 without their code, as one file that opens offline.
+"""report.html of a run: its outcome in one sentence, the arms, ten judgments, and the executed notebooks 06 and 07 without
+their code, as one file that opens offline; beside it judgments.html, to search.
 What models and data wrote is hostile: it is cleaned, and a content policy forbids scripts and requests on top."""
 
-import html
+import contextlib
+import os
 import re
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from srlib import files
+from srlib import config, files
+from srlib.evaluate.arms import CEILING, arm
+from srlib.report import browse, tables
+from srlib.report.card import shown
+from srlib.run import stages
+from srlib.stats import comparison
 
 TAGS = "a b br code div em h1 h2 h3 h4 hr i li ol p pre span strong table tbody td th thead tr ul".split()
 ATTRIBUTES = {"*": ["class"], "a": ["href", "title"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]}
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml"}
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
-body {{ margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 64rem; font: 16px/1.55 system-ui, sans-serif; color: #222 }}
-p, li {{ max-width: 46rem }} img {{ max-width: 100% }} pre {{ font-size: .85rem; white-space: pre-wrap }}
-div {{ overflow-x: auto }} .anchor-link {{ display: none }} table {{ border-collapse: collapse; font-size: .92rem }}
-th, td {{ padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #e3e3e3 }} tbody th {{ text-align: left }}
-</style></head><body><h1>{title}</h1><p>Executed notebooks: {links}</p>
-{body}
-</body></html>
-"""
+SCROLLS = r'<div class="scroll" tabindex="0" role="region" aria-label="table or figure">\g<0></div>'
 
 
 def write_report(run: Path) -> Path:
-    """Write <run>/report.html from the executed notebooks; if it is newer than they are, it stays as it is."""
+    """Write report.html and judgments.html of a run; if they are newer than its executed notebooks, they stay as they are."""
     notebooks, report = sorted((run / "notebooks").glob("*.ipynb")), run / "report.html"
     if not report.exists() or any(path.stat().st_mtime > report.stat().st_mtime for path in notebooks):
-        links = ", ".join(f'<a href="notebooks/{name}">{name}</a>' for name in (html.escape(p.name) for p in notebooks))
         body = "".join(_rendered(path) for path in reversed(notebooks) if path.stem in ("eval", "diagnose"))
-        files.write_text(report, PAGE.format(title=html.escape(run.resolve().name), links=links, body=body))
+        body, head = re.sub(r"(?s)<table\b.*?</table>|<img\b[^>]*>", SCROLLS, body), None
+        if (run / "params.yaml").exists() and (found := browse.judgments(run, cfg := config.load(run / "params.yaml"))):
+            browse.write_viewer(run / "judgments.html", found)
+            head = _head(run, cfg, found)
+        names = dict(title=run.resolve().name, notebooks=[path.name for path in notebooks])
+        files.write_text(report, browse.page("report.html", body=body, head=head, **names))
     return report
+
+
+def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first screen of report.html says: the last judge against the others, item by item, and where it comes from."""
+    names, root = [of["name"] for of in found["arms"]], config.project_root()
+    chain = [name for name in names if arm(name).read == "greedy" and (name == "sft" or arm(name).iteration)]
+    last, right = [*names, *chain][-1], {n: [row["judged"][n]["right"] for row in found["items"]] for n in names}
+    pairs = [(last, "sft"), (last, "base"), (CEILING, "sft")]
+    better = {
+        pair: comparison.paired_difference(right[pair[0]], right[pair[1]], group=found["groups"])
+        for pair in pairs
+        if {*pair} <= {*names}
+    }
+    commit = "unknown, no git repository"
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    facts = dict(data=shown(cfg.data), model=shown(cfg.model), commit=commit, path=os.path.relpath(run, root))
+    facts |= dict(
+        sizes=stages.manifest(run / "data")["facts"]["rows"], evaluated=stages.manifest(run / "eval")["created"][:10]
+    )
+    rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
+    ends = [rows[name, "test", "accuracy"][end] for name in names for end in ("ci_low", "ci_high")]
+    ends = [100 * end for end in ends if end is not None] or [0, 100]
+    facts |= dict(low=int(min(ends) // 10 * 10), high=int(-(-max(ends) // 10) * 10))  # of the axis, in %
+    main = [of for of in found["arms"] if of["name"] in ("base", "sft", last, CEILING)]
+    return (
+        found
+        | facts
+        | dict(
+            cfg=cfg, last=last, ceiling=CEILING, better=better, rows=rows, main=main, ten=browse.drawn(found["items"])
+        )
+    )
 
 
 def _rendered(path: Path) -> str:
@@ -43,6 +79,7 @@ def _rendered(path: Path) -> str:
     notebook.metadata.clear()
     for i, cell in enumerate(notebook.cells):
         outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+        outputs = [] if "open_stage(" in cell.source else outputs  # why it ran says nothing of the result
         for output in outputs:
             output.update(metadata={}, data={k: v for k, v in output.get("data", {}).items() if k in SHOWN})
         outputs = [output for output in outputs if output.data or output.output_type in ("stream", "error")]

@@ -1,9 +1,11 @@
 """One function a figure: rows or arrays in, a matplotlib Figure out; nothing to show makes an empty one.
 
-Ink on white, light grid lines, 100 dpi. Arms stand in the order of ARMS, self-rationalized ones in blue, the ceiling in
-orange, all others in grey: `forest(results).savefig("forest.png")`.
+Ink on white, light grid lines, 100 dpi. Arms stand in the order of ARMS, each in its own colour (`color_of`) in every figure:
+`forest(results).savefig("forest.png")`.
 """
 
+import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from srlib.evaluate.arms import in_order
+from srlib.evaluate.arms import CEILING, arm, in_order
 from srlib.stats import intervals
 
 Rows = Sequence[Mapping[str, Any]]
@@ -21,6 +23,11 @@ ACCURACIES = tuple(("accuracy", split) for split in ("test", "ood", "pairwise"))
 SHARES = ("accuracy", "balanced_accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown in percent
 INK, GRID = "#333333", "#dddddd"
 BLUE, ORANGE, GREEN, RED, GREY = PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494")
+COLORS = {  # of judges; later self-rationalized judges are darker
+    "base": GREY, "sft_score_only": "#b07d4f", "sft": "#8e4ec6", CEILING: ORANGE, "sft_continued": "#c39be0", "rft": "#e078b0",
+    "grpo": GREEN, "sre_1": "#56b4e9", "sre_2": BLUE, "sre_3": "#01406b",
+}  # fmt: skip
+SPARE = ("#7a8b1f", "#b5495b", "#2f9c95", "#6b6f9c", "#8c6d1f")  # of judges that are not in COLORS
 STYLE = {
     "figure.dpi": 100, "figure.facecolor": "white", "font.size": 10, "axes.edgecolor": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.spines.top": False, "axes.spines.right": False,
@@ -102,14 +109,17 @@ def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to 
 
 
 def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft") -> plt.Figure:
-    """Every arm as a dot with interval and value, a panel a (metric, split) of `results`; dashed: `reference`."""
+    """Every arm as a dot with interval and value, a panel a (metric, split) of `results`; hollow: N draws or another prompt;
+    dashed: `reference`; dotted: the ceiling."""
     figure, cells = _by_arm(results, columns)
     for axes, place, metric, [row] in cells:
-        color, value = _color(row["arm"]), row["value"]
-        if row["arm"] == reference:
-            axes.axvline(value, color=INK, linewidth=1, linestyle="--", alpha=0.6)
+        color, value = color_of(row["arm"]), row["value"]
+        if row["arm"] in (reference, CEILING):
+            axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if row["arm"] == reference else ":")
         axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=color, linewidth=2.5, alpha=0.55)
-        axes.plot(value, place, "o", color=color, markersize=8)
+        axes.plot(
+            value, place, "o", color=color, markersize=8, markerfacecolor=color if is_plain(row["arm"]) else "white"
+        )
         text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
         _note(axes, place, text)
     return figure
@@ -119,7 +129,7 @@ def compare(rows: Rows, columns: Columns = ACCURACIES) -> plt.Figure:
     """Every arm over seeds: a pale dot a seed, below them mean and t interval."""
     figure, cells = _by_arm(rows, columns)
     for axes, place, _, of_seeds in cells:
-        color, values = _color(of_seeds[0]["arm"]), [row["value"] for row in of_seeds]
+        color, values = color_of(of_seeds[0]["arm"].split(", ")[0]), [row["value"] for row in of_seeds]
         mean, low, high, n = intervals.seeds(values)
         axes.plot(values, [place - 0.25] * n, "o", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
         axes.plot([low, high], [place, place], color=color, linewidth=2)
@@ -134,7 +144,7 @@ def _by_arm(rows: Rows, columns: Columns) -> tuple[plt.Figure, list[tuple[plt.Ax
     names = in_order([row["arm"] for known in of.values() for row in known])
     height, width = 1.0 + 0.36 * len(names), 2.9 + 2 / max(len(of), 1)
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
-    label_rows(panels[0], names)
+    label_rows(panels[0], [f"{name} (ceiling)" if name == CEILING else name for name in names])
     cells = []
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
         entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split}")
@@ -163,8 +173,9 @@ def costs(results: Rows, title: str = "Tokens that each arm took") -> plt.Figure
     shown = [row for row in results if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
     figure, (axes,) = axes_of(title, "million tokens", "", height=1.2 + 0.3 * len(shown))
     trained, drawn = ([(row[key] or 0) / 1e6 for row in shown] for key in ("training tokens", "drawn tokens"))
-    axes.barh(range(len(shown)), trained, 0.7, color=BLUE, label="trained on")
-    axes.barh(range(len(shown)), drawn, 0.7, left=trained, color=ORANGE, label="drawn")
+    colors = [color_of(row["arm"]) for row in shown]
+    axes.barh(range(len(shown)), trained, 0.7, color=colors, label="trained on")
+    axes.barh(range(len(shown)), drawn, 0.7, left=trained, color=colors, alpha=0.35, label="drawn (pale)")
     label_rows(axes, [row["arm"] for row in shown])
     legend(axes)
     return figure
@@ -176,16 +187,19 @@ def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[fl
     names = {"rownames": ["gold score"], "colnames": ["the judge's score"]}
     table = pd.crosstab([f"{g:g}" for g in gold], [f"{s:g}" if s == s else "none" for s in scores], **names)
     table = table.reindex(index=labels, columns=[*labels, *(["none"] if "none" in table else [])], fill_value=0)
-    size = 1.6 + (0.5 if len(labels) <= 12 else 0.32) * len(labels)
-    return _heatmap(table, title, (size + 0.8, size), annot=len(labels) <= 12, square=True)
+    size = 1.1 + (0.42 if len(labels) <= 12 else 0.32) * len(labels)
+    return _heatmap(table, title, (size + 0.4, size), annot=len(labels) <= 12, square=True)
 
 
 def error_heatmap(cells: Rows, title: str = "Wrong in %, by slice") -> plt.Figure:
     """Error rates, slices against arms: `[{"slice": ..., "n": 32, "arm": "sft", "error": 0.6}]`."""
-    rows = [f"{plain(cell['slice'], 48)}  (n {cell['n']})" for cell in cells]
+    rows = [textwrap.fill(f"{plain(cell['slice'], 80)} (n\xa0{cell['n']})", 32) for cell in cells]
     arms, errors = ([cell[key] for cell in cells] for key in ("arm", "error"))
     table = 100 * pd.Series(errors, index=[rows, arms], dtype=float).unstack().reindex(dict.fromkeys(rows))
-    size = (max(4.0, 1.1 * len(table.columns)) + 3.6, 1.0 + 0.3 * max(len(table), 1))
+    size = (
+        max(3.6, 2.1 + 0.5 * len(table.columns)),
+        1.0 + len(table) * 0.16 * (1.2 + max(map(len, map(str.splitlines, rows)), default=1)),
+    )
     table = table[in_order(table.columns)].rename(columns=plain)
     return _heatmap(table, title, size, annot=True, vmin=0, vmax=100)
 
@@ -195,33 +209,42 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
 
     figure, (axes,) = axes_of(title, "", "", width=size[0], height=size[1])
     style = dict(fmt=".0f", cmap="Blues", cbar=False, linewidths=1, linecolor=GRID)
-    if table.size:
+    if table.size:  # at most 400 px wide for three arms, so that a telephone shows it whole
         seaborn.heatmap(table, ax=axes, **style, **options)
-    axes.tick_params(length=0, rotation=0)
+    axes.tick_params(length=0, rotation=0, labelsize=8.5)
     axes.grid(visible=False)
     return figure
 
 
-def reliability(confidence: Sequence[float], correct: Sequence[float], title: str = "Calibration") -> plt.Figure:
-    """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal."""
+def reliability(
+    confidence: Sequence[float],
+    correct: Sequence[float],
+    title: str = "Calibration",
+    fitted: Sequence[float] | None = None,
+) -> plt.Figure:
+    """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
+    are the confidences after a fit on other items: its curve should pass through the dots."""
     from sklearn.calibration import calibration_curve
 
-    figure, (axes,) = axes_of(title, "confidence", "share that is right", height=4.2, width=4.6)
+    figure, (axes,) = axes_of(title, "confidence", f"share that is right (n {len(confidence)})", height=3.6, width=3.6)
     axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
     confidence = np.clip(confidence, 0, 1)
     right, claimed = calibration_curve(correct, confidence, n_bins=10)
     n = np.unique(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence), return_counts=True)[1]
-    axes.plot(claimed, right, color=BLUE, linewidth=1, alpha=0.5)
-    axes.scatter(claimed, right, s=20 + 160 * n / n.max(), color=BLUE, zorder=3)
+    axes.scatter(claimed, right, s=20 + 160 * n / n.max(), color=BLUE, zorder=3, label="observed")
+    if fitted is not None:
+        curve = pd.Series(np.asarray(fitted, dtype=float)).groupby(confidence.round(2)).mean()
+        axes.plot(curve.index, curve, color=RED, linewidth=1.8, label="fitted on validation")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    legend(axes, loc="upper left")
     return figure
 
 
 def risk_coverage(curves: Mapping[str, tuple], target: float | None = None) -> plt.Figure:
     """Share of wrong answers among the surest, for every share of answered items: `calibration.curve` by arm."""
     figure, (axes,) = axes_of("Risk against coverage", "items answered", "of them wrong")
-    for k, (arm, (coverage, risk, _)) in enumerate(curves.items()):
-        axes.plot(coverage, risk, label=plain(arm), linewidth=1.8, **_shade(arm, k, len(curves)))
+    for name, (coverage, risk, _) in curves.items():
+        axes.plot(coverage, risk, label=plain(name), linewidth=1.8, color=color_of(name))
     if target is not None:
         axes.axhline(target, color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.01), ylim=(0, None))
@@ -234,12 +257,12 @@ def risk_coverage(curves: Mapping[str, tuple], target: float | None = None) -> p
 def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
     """Wins, ties and losses of the first arm, a bar a question, and its win rate (ties half) with interval as a dot."""
     won = {name: rates for name, rates in won.items() if rates.ties_split.n}
-    title = f"Preferred: {first} (left) or {second} (right)"
+    title, colors = f"Preferred: {first} (left) or {second} (right)", [color_of(first), GRID, color_of(second)]
     figure, (axes,) = axes_of(title, "", "", height=1.3 + 0.42 * len(won))
     for i, rates in enumerate(won.values()):
         value, low, high, n = rates.ties_split
         shares = np.array([rates.wins, rates.ties, rates.losses]) / n
-        axes.barh([i] * 3, shares, 0.7, left=shares.cumsum() - shares, color=[BLUE, GREY, ORANGE], alpha=0.35)
+        axes.barh([i] * 3, shares, 0.7, left=shares.cumsum() - shares, color=colors, alpha=0.35)
         axes.plot([low, high], [i, i], color=INK, linewidth=2)
         axes.plot(value, i, "o", color=INK, markersize=7)
         _note(axes, i, f"{100 * value:.0f}% of {n}")
@@ -258,16 +281,16 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
     names, splits = in_order([row["arm"] for row in rows]), {row["split"] for row in rows}
     height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
     figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)
-    for axes, (name, metrics) in zip(all_axes, panels.items(), strict=True):
+    for axes, (effect, metrics) in zip(all_axes, panels.items(), strict=True):
         labels = list(dict.fromkeys(row["split"] for row in rows if row["metric"] in metrics))
-        for k, arm in enumerate(names):
-            mine = [row for row in rows if row["metric"] in metrics and row["arm"] == arm]
+        for k, name in enumerate(names):
+            mine = [row for row in rows if row["metric"] in metrics and row["arm"] == name]
             y = [labels.index(row["split"]) + 0.6 * ((k + 0.5) / len(names) - 0.5) for row in mine]
             value, low, high = ([row[key] for row in mine] for key in ("value", "ci_low", "ci_high"))
-            axes.hlines(y, low, high, linewidth=2, **_shade(arm, k, len(names)))
-            axes.plot(value, y, "o", markersize=5, label=plain(arm), **_shade(arm, k, len(names)))
+            axes.hlines(y, low, high, linewidth=2, color=color_of(name))
+            axes.plot(value, y, "o", markersize=5, label=plain(name), color=color_of(name))
         axes.axvline(0, color=INK, linewidth=0.8)
-        entitle(axes, name)
+        entitle(axes, effect)
         label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
         percent(axes.xaxis)
     legend(all_axes[-1], loc="lower right")
@@ -288,13 +311,16 @@ def _note(axes: plt.Axes, row: int, text: str) -> None:
     axes.annotate(text, (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
 
 
-def _color(arm: str) -> str:
-    return BLUE if arm.startswith("sre") else ORANGE if arm == "sft_careful_only" else GREY
+def color_of(name: str) -> str:
+    """The colour of an arm, that of its judge; a name that is not in COLORS always gets the same spare one."""
+    judge = arm(name).judge or "base"
+    later = COLORS["sre_3"] if arm(name).iteration > 3 else SPARE[zlib.crc32(judge.encode()) % len(SPARE)]
+    return COLORS.get(judge, later)
 
 
-def _shade(arm: str, place: int, arms: int) -> dict[str, Any]:
-    """The arm's colour, later arms darker."""
-    return dict(color=_color(arm), alpha=0.4 + 0.6 * (place + 1) / arms)
+def is_plain(name: str) -> bool:
+    """Whether an arm is a judge's greedy judgment with its own prompt; others are drawn hollow."""
+    return arm(name).read == "greedy" and not arm(name).prompting
 
 
 def axes_of(
