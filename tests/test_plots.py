@@ -67,9 +67,10 @@ def test_forest_draws_values_with_intervals_and_leaves_out_the_undefined():
 
 def test_compare_has_a_dot_for_each_seed_and_the_mean():
     rows = [row("sft", 0.4 + 0.01 * s, seed=s) for s in range(3)] + [row("sre_1", 0.6, seed=0), row("base", None)]
-    [axes] = plots.compare(rows, [("accuracy", "test"), ("accuracy", "nowhere")]).axes
+    [axes] = plots.forest(rows, [("accuracy", "test"), ("accuracy", "nowhere")]).axes
     assert labels(axes) == ["sft", "sre_1"]
-    dots, _, mean = axes.lines[:3]
+    dots, _, interval, mean = axes.lines[:4]
+    assert list(interval.get_xdata()) == pytest.approx([0.41 - 0.02484, 0.41 + 0.02484], abs=1e-5)
     assert (list(dots.get_xdata()), mean.get_xdata()[0]) == (pytest.approx([0.4, 0.41, 0.42]), pytest.approx(0.41))
 
 
@@ -152,7 +153,7 @@ def test_a_dollar_is_no_formula_and_a_figure_is_shown_once():
 
 
 def test_nothing_to_show_is_no_error():
-    empty = "loss_curve dpo_curves waterfall forest alarms costs compare audits error_heatmap score_entropy".split()
+    empty = "loss_curve dpo_curves waterfall forest alarms audits error_heatmap score_entropy".split()
     nothing = [(name, []) for name in empty] + [("score_histogram", {}), ("lengths", {"prompt": []})]
     for name, rows in [*nothing, ("score_entropy", [NAN]), ("risk_coverage", {})]:
         getattr(plots, name)(rows).savefig(io.BytesIO())

@@ -57,6 +57,11 @@ class Arm:
     prompting: str = ""  # or a value of PROMPTINGS: asked for the verdict alone, or by a prompt chosen on validation
 
     @property
+    def plain(self) -> bool:
+        """Whether it is the judge's greedy judgment, with the judge's own prompt."""
+        return self.read == "greedy" and not self.prompting
+
+    @property
     def judged_in(self) -> str:
         """The pass whose judgments the arm reads; arms that read the draws of one judge share it."""
         kind = self.prompting or ("" if self.read == "greedy" else "draws")

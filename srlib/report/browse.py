@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from srlib.evaluate import arms, results, slices
 from srlib.report import plots
 from srlib.schema import Comparison, Example, Item, Judgment, Pair, format_score
 
+TEXTS = {"id", "instruction", "response", "response_a", "response_b", "reference_answer"}
 PAIRS = 300  # of each iteration; a page of many thousands opens slowly
 
 
@@ -40,24 +41,17 @@ def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
     rows = [_shown(item) | {"judged": {}, "slices": of} for item, of in zip(items, within, strict=True)]
     for name, said in judged.items():
         right = arms.on_scale(items, arms.scores(said)) == [item.score for item in items]
-        for row, j, is_right in zip(rows, said, right, strict=True):
-            of_item = dict(score=None, failure="no_verdict", text="") if j is None else j.model_dump()
-            text = of_item["text"] if of_item["failure"] else j.rationale
-            row["judged"][name] = dict(
-                score=of_item["score"], failure=of_item["failure"], text=text, right=bool(is_right)
-            )
-    about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=plots.is_plain(n)) for n in judged]
+        for row, j, is_right in zip(rows, said, right.tolist(), strict=True):
+            text = "" if j is None else j.rationale or j.text
+            score, failure = (None, "no_verdict") if j is None else (j.score, j.failure)
+            row["judged"][name] = dict(score=score, failure=failure, text=text, right=is_right)
+    about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=arms.arm(n).plain) for n in judged]
     found = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
     return found | {"pairs": _pairs(run, cfg.iterations)} if judged else {}
 
 
 def _shown(item: Item) -> dict[str, Any]:
-    compared = isinstance(item, Comparison)
-    response = f"A: {item.response_a}\n\nB: {item.response_b}" if compared else item.response
-    texts = dict(
-        instruction=item.instruction, response=response, reference=item.reference_answer, rubric=item.rubric.text
-    )
-    return {"id": item.id, "gold": item.gold, **texts}
+    return item.model_dump(include=TEXTS) | {"gold": item.gold, "rubric": item.rubric.text}
 
 
 def _pairs(run: Path, iterations: int) -> list[dict[str, Any]]:
@@ -71,11 +65,6 @@ def _pairs(run: Path, iterations: int) -> list[dict[str, Any]]:
             sides |= dict(pair=pair.id, iteration=pair.iteration, of=len(pairs))
             rows.append(_shown(items[pair.example_id]) | sides | {"scores": [pair.chosen_score, pair.rejected_score]})
     return rows
-
-
-def drawn(rows: Sequence[Mapping[str, Any]], n: int = 10) -> list[Mapping[str, Any]]:
-    """n rows in the order of a hash of their ids: always the same, and picked by nobody."""
-    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:n]
 
 
 def write_viewer(path: Path, found: Mapping[str, Any]) -> None:

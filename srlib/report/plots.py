@@ -18,6 +18,7 @@ from srlib.evaluate.arms import CEILING, arm, in_order
 from srlib.stats import intervals
 
 Rows = Sequence[Mapping[str, Any]]
+Values = Sequence[float]
 Columns = Sequence[tuple[str, str]]  # (metric, split)
 ACCURACIES = tuple(("accuracy", split) for split in ("test", "ood", "pairwise"))
 SHARES = ("accuracy", "balanced_accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown in percent
@@ -83,10 +84,8 @@ def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.F
     figure, all_axes = axes_of(title, "step", "", panels=len(panels))
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key, color in zip(keys, PALETTE, strict=False):
-            points = [(row["step"], row[key]) for row in log if key in row]
-            axes.plot(
-                *np.transpose(points), color=color, label=key.split("/")[1] if len(keys) > 1 else None, linewidth=1.8
-            )
+            points = np.transpose([(row["step"], row[key]) for row in log if key in row])
+            axes.plot(*points, color=color, label=key.split("/")[1] if len(keys) > 1 else None, linewidth=1.8)
         axes.locator_params(axis="x", integer=True, nbins=6)
         entitle(axes, name if len(panels) > 1 else title)
         legend(axes)
@@ -109,50 +108,31 @@ def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to 
 
 
 def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft") -> plt.Figure:
-    """Every arm as a dot with interval and value, a panel a (metric, split) of `results`; hollow: N draws or another prompt;
-    dashed: `reference`; dotted: the ceiling."""
-    figure, cells = _by_arm(results, columns)
-    for axes, place, metric, [row] in cells:
-        color, value = color_of(row["arm"]), row["value"]
-        if row["arm"] in (reference, CEILING):
-            axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if row["arm"] == reference else ":")
-        axes.plot([row["ci_low"], row["ci_high"]], [place, place], color=color, linewidth=2.5, alpha=0.55)
-        axes.plot(
-            value, place, "o", color=color, markersize=8, markerfacecolor=color if is_plain(row["arm"]) else "white"
-        )
-        text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
-        _note(axes, place, text)
-    return figure
-
-
-def compare(rows: Rows, columns: Columns = ACCURACIES) -> plt.Figure:
-    """Every arm over seeds: a pale dot a seed, below them mean and t interval."""
-    figure, cells = _by_arm(rows, columns)
-    for axes, place, _, of_seeds in cells:
-        color, values = color_of(of_seeds[0]["arm"].split(", ")[0]), [row["value"] for row in of_seeds]
-        mean, low, high, n = intervals.seeds(values)
-        axes.plot(values, [place - 0.25] * n, "o", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
-        axes.plot([low, high], [place, place], color=color, linewidth=2)
-        axes.plot(mean, place, "D", color=color, markersize=6)
-    return figure
-
-
-def _by_arm(rows: Rows, columns: Columns) -> tuple[plt.Figure, list[tuple[plt.Axes, int, str, Rows]]]:
-    """A panel for each (metric, split) that has a value, and for each arm in it (axes, place, metric, rows)."""
-    of = {column: [row for row in rows if (row["metric"], row["split"]) == column] for column in columns}
+    """Every arm as a dot with interval and value, a panel for each (metric, split) that has a value; hollow: N draws or another
+    prompt; dashed: `reference`; dotted: the ceiling. Of several seeds, pale dots, with their mean and t interval."""
+    of = {column: [row for row in results if (row["metric"], row["split"]) == column] for column in columns}
     of = {column: known for column in of if (known := [row for row in of[column] if pd.notna(row["value"])])}
     names = in_order([row["arm"] for known in of.values() for row in known])
     height, width = 1.0 + 0.36 * len(names), 2.9 + 2 / max(len(of), 1)
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
     label_rows(panels[0], [f"{name} (ceiling)" if name == CEILING else name for name in names])
-    cells = []
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
         entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split}")
         if metric in SHARES:
             percent(axes.xaxis)
-        by_arm = {arm: [row for row in known if row["arm"] == arm] for arm in names}
-        cells += [(axes, place, metric, mine) for place, mine in enumerate(by_arm.values()) if mine]
-    return figure, cells
+        for name in in_order([row["arm"] for row in known]):
+            mine, place, color = [row for row in known if row["arm"] == name], names.index(name), color_of(name)
+            value, low, high = (mine[0][end] for end in ("value", "ci_low", "ci_high"))
+            if len(mine) > 1:
+                value, low, high, _ = intervals.seeds(values := [row["value"] for row in mine])
+                axes.plot(values, [place - 0.25] * len(mine), "o", color=color, alpha=0.4, markersize=5, mew=0)
+            if name in (reference, CEILING):
+                axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if name == reference else ":")
+            axes.plot([low, high], [place, place], color=color, linewidth=2.5, alpha=0.55)
+            axes.plot(value, place, "o", color=color, markersize=8, mfc=color if arm(name).plain else "white")
+            text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=INK)
+    return figure
 
 
 def alarms(results: Rows, title: str = "Alarms, as shares of their limits") -> plt.Figure:
@@ -165,19 +145,6 @@ def alarms(results: Rows, title: str = "Alarms, as shares of their limits") -> p
     axes.scatter(x, y, c=[RED if row["fired"] else BLUE for row in shown], zorder=3)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--")
     label_rows(axes, places)
-    return figure
-
-
-def costs(results: Rows, title: str = "Tokens that each arm took") -> plt.Figure:
-    """Tokens that each arm was trained on, and that were drawn for it, from `cost.arms`."""
-    shown = [row for row in results if (row["training tokens"] or 0) + (row["drawn tokens"] or 0)]
-    figure, (axes,) = axes_of(title, "million tokens", "", height=1.2 + 0.3 * len(shown))
-    trained, drawn = ([(row[key] or 0) / 1e6 for row in shown] for key in ("training tokens", "drawn tokens"))
-    colors = [color_of(row["arm"]) for row in shown]
-    axes.barh(range(len(shown)), trained, 0.7, color=colors, label="trained on")
-    axes.barh(range(len(shown)), drawn, 0.7, left=trained, color=colors, alpha=0.35, label="drawn (pale)")
-    label_rows(axes, [row["arm"] for row in shown])
-    legend(axes)
     return figure
 
 
@@ -196,10 +163,8 @@ def error_heatmap(cells: Rows, title: str = "Wrong in %, by slice") -> plt.Figur
     rows = [textwrap.fill(f"{plain(cell['slice'], 80)} (n\xa0{cell['n']})", 32) for cell in cells]
     arms, errors = ([cell[key] for cell in cells] for key in ("arm", "error"))
     table = 100 * pd.Series(errors, index=[rows, arms], dtype=float).unstack().reindex(dict.fromkeys(rows))
-    size = (
-        max(3.6, 2.1 + 0.5 * len(table.columns)),
-        1.0 + len(table) * 0.16 * (1.2 + max(map(len, map(str.splitlines, rows)), default=1)),
-    )
+    height = 0.16 * (1.2 + max((row.count("\n") + 1 for row in rows), default=1))  # of the longest label
+    size = (max(3.6, 2.1 + 0.5 * len(table.columns)), 1.0 + height * len(table))
     table = table[in_order(table.columns)].rename(columns=plain)
     return _heatmap(table, title, size, annot=True, vmin=0, vmax=100)
 
@@ -217,10 +182,7 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
 
 
 def reliability(
-    confidence: Sequence[float],
-    correct: Sequence[float],
-    title: str = "Calibration",
-    fitted: Sequence[float] | None = None,
+    confidence: Values, correct: Values, title: str = "Calibration", fitted: Values | None = None
 ) -> plt.Figure:
     """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
     are the confidences after a fit on other items: its curve should pass through the dots."""
@@ -265,7 +227,7 @@ def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
         axes.barh([i] * 3, shares, 0.7, left=shares.cumsum() - shares, color=colors, alpha=0.35)
         axes.plot([low, high], [i, i], color=INK, linewidth=2)
         axes.plot(value, i, "o", color=INK, markersize=7)
-        _note(axes, i, f"{100 * value:.0f}% of {n}")
+        axes.text(1.02, i, f"{value:.0%} of {n}", transform=axes.get_yaxis_transform(), va="center", color=INK)
     axes.axvline(0.5, color=INK, linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1)
     axes.grid(visible=False)
@@ -307,20 +269,11 @@ def score_entropy(values: Sequence[float], n_scores: int | None = None) -> plt.F
     return figure
 
 
-def _note(axes: plt.Axes, row: int, text: str) -> None:
-    axes.annotate(text, (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center", color=INK)
-
-
 def color_of(name: str) -> str:
-    """The colour of an arm, that of its judge; a name that is not in COLORS always gets the same spare one."""
-    judge = arm(name).judge or "base"
+    """The colour of an arm, that of its judge, in every setting; a judge not in COLORS always has the same spare one."""
+    judge = arm(name := name.split(", ")[0]).judge or "base"
     later = COLORS["sre_3"] if arm(name).iteration > 3 else SPARE[zlib.crc32(judge.encode()) % len(SPARE)]
     return COLORS.get(judge, later)
-
-
-def is_plain(name: str) -> bool:
-    """Whether an arm is a judge's greedy judgment with its own prompt; others are drawn hollow."""
-    return arm(name).read == "greedy" and not arm(name).prompting
 
 
 def axes_of(

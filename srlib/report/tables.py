@@ -63,7 +63,8 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     runs = [(name, seed, path) for name, by_seed in settings.items() for seed, path in by_seed.items()]
     arms = in_order([row["arm"] for rows in results.values() for row in rows])
     line = {(arm, name): ", ".join(filter(None, (arm, name))) for arm in arms for name in settings}
-    rows = [r | {"arm": line[r["arm"], name], "seed": seed} for name, seed, path in runs for r in results[path]]
+    of_seed = {"ci_low": None, "ci_high": None}  # an interval over items is none over seeds
+    rows = [r | of_seed | {"arm": line[r["arm"], n], "seed": s} for n, s, path in runs for r in results[path]]
     last = max((arm for arm in arms if re.fullmatch(r"sre_\d+", arm)), key=lambda arm: int(arm[4:]), default="")
     first, *others = settings
     pairs = [(line[last, n], line[other, n]) for n in settings for other in AGAINST if last and other in arms]
@@ -81,7 +82,7 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     markdown = [["arm", *COMPARED], ["---", *["---:"] * len(COMPARED)], *lines]
     markdown = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in markdown]
     files.write_text(out / "compare.md", "\n".join([f"{title}.", "", *markdown, ""]))
-    figure = plots.compare(rows, [COLUMNS[title][:2] for title in ("test", "ood", "pairwise", "win rate")])
+    figure = plots.forest(rows, [COLUMNS[title][:2] for title in ("test", "ood", "pairwise", "win rate")])
     figure.savefig(out / "compare.png", dpi=120)
     return _table(title, ["arm", *COMPARED], lines)
 

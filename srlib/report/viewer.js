@@ -2,7 +2,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("form"), list = document.getElementById("list"), more = document.getElementById("more");
-const PAGE = 20;
+const PAGE = 20, TEXTS = ["instruction", "response", "response_a", "response_b", "reference_answer", "rubric"];
 let hits = [], drawn = 0;
 
 function make(tag, className, ...children) {
@@ -36,7 +36,7 @@ for (const [place, arm] of data.arms.entries()) {
   document.getElementById("arms").append(label);
 }
 for (const row of [...data.items, ...data.pairs]) {
-  const texts = [row.id, row.instruction, row.response, row.reference, row.rubric, ...Object.values(row.judged || {}).map((j) => j.text)];
+  const texts = [row.id, ...TEXTS.map((name) => row[name] || ""), ...Object.values(row.judged || {}).map((j) => j.text)];
   for (const side of [row.chosen, row.rejected]) texts.push((side || []).map((piece) => piece[0]).join(""));
   row.searched = texts.join("\n").toLowerCase();
 }
@@ -53,8 +53,8 @@ function matches(row, wanted) {
 
 function texts(row) {
   const box = make("div");
-  for (const name of ["instruction", "response", "reference", "rubric"])
-    if (row[name]) box.append(make("p", "label", name), make("p", "text", row[name]));
+  for (const name of TEXTS)
+    if (row[name]) box.append(make("p", "label", name.replaceAll("_", " ")), make("p", "text", row[name]));
   return box;
 }
 
@@ -63,7 +63,7 @@ function item(row, shown) {
   for (const arm of data.arms.filter((a) => shown.includes(a.name))) {
     const judged = row.judged[arm.name];
     const verdict = make("span", judged.right ? "right" : "wrong", judged.failure || "score " + judged.score, judged.right ? " ✓" : " ✗");
-    const box = make("div", "says", make("p", "label", arm.name + ": ", verdict), make("p", "text", judged.text || "no rationale"));
+    const box = make("div", "says", make("p", "label", arm.name + ": ", verdict), make("p", "text", judged.text || "nothing"));
     box.style.setProperty("--arm", arm.color);
     arms.append(box);
   }
