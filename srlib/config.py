@@ -273,7 +273,10 @@ def project_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents, Path(__file__).resolve().parent.parent):
         if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "srlib").is_dir():
             return folder
-    raise ParamError(f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; work in a clone of the project")
+    url = "https://github.com/OWNER/self-rationalization"
+    raise ParamError(
+        f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; `git clone {url}`, then run it in there"
+    )
 
 
 def _assigned(source: str) -> list[str]:

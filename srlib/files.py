@@ -243,15 +243,13 @@ def sha256(path: Path | str) -> str:
 
 def acquire(path: Path, timeout: float = 0.0) -> bool:
     """Lock a file for this process (twice is fine); False if another process still holds it after `timeout` seconds."""
-    import fcntl  # not on Windows
-
     if (path := path.absolute()) in _held:
         return True
     with writing(path):
         file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the lock is held)
     for _ in range(1 + round(timeout / 0.1)):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel frees it when this process ends
+        with contextlib.suppress(BlockingIOError, PermissionError):
+            _lock(file)  # the system frees it when this process ends
             _held[path] = file
             with contextlib.suppress(OSError):  # for `holder` only: a full disk prevents no lock
                 path.write_text(str(os.getpid()))
@@ -259,6 +257,18 @@ def acquire(path: Path, timeout: float = 0.0) -> bool:
         time.sleep(0.1)
     file.close()
     return False
+
+
+def _lock(file: io.FileIO) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows, where a locked byte cannot be read: one far behind the process id
+        import msvcrt
+
+        file.seek(2**30)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def release(path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -216,6 +217,24 @@ def test_a_hash_sees_names_and_contents(tmp_path):
     assert len({a, c, d, files.sha256(tmp_path / "a/s/x")}) == 4
     with pytest.raises(StoreError, match="none: cannot be read"):
         files.sha256(tmp_path / "none")
+
+
+def test_a_lock_without_fcntl_is_one_byte_behind_the_process_id(tmp_path, monkeypatch):
+    locked = []
+
+    def locking(descriptor, mode, length):  # as on Windows: an error if somebody holds it
+        inode = os.fstat(descriptor).st_ino
+        locked.append((inode, os.lseek(descriptor, 0, os.SEEK_CUR), mode, length))
+        if locked.count(locked[-1]) > 1:
+            raise PermissionError("held")
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    assert files.acquire(tmp_path / "a")
+    assert locked[0][1:] == (2**30, 2, 1)
+    assert files.holder(tmp_path / "a") == str(os.getpid())
+    files._held.pop(tmp_path / "a").close()  # another process asks
+    assert not files.acquire(tmp_path / "a", timeout=0.1)
 
 
 def test_a_lock_is_for_one_process(tmp_path):

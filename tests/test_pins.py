@@ -1,7 +1,9 @@
 """pyproject.toml is the one place of versions, and holds those that are installed; importing srlib is cheap."""
 
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -75,3 +77,27 @@ def test_importing_srlib_loads_nothing_heavy():
         "unsloth",
     }
     assert not heavy & {name.split(".")[0] for name in loaded.split()}
+
+
+def test_the_repository_is_named_alike_and_every_file_of_the_package_is_shipped():
+    url, citation = PROJECT["project"]["urls"]["Repository"], (ROOT / "CITATION.cff").read_text()
+    assert f'"{url}"' in citation
+    assert f"version: {srlib.__version__}\n" in citation
+    assert url in (ROOT / "CONTRIBUTING.md").read_text()
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["srlib"]
+    data = [
+        path.relative_to(ROOT / "srlib") for path in (ROOT / "srlib").rglob("*.*") if path.suffix not in (".py", ".pyc")
+    ]
+    assert {path.suffix for path in data} >= {".yaml", ".md", ".html", ".css", ".js"}
+    assert [path for path in data if not any(path.match(pattern) for pattern in patterns)] == []
+
+
+def test_outside_of_a_clone_it_says_what_to_clone(tmp_path):
+    shutil.copytree(ROOT / "srlib", tmp_path / "site" / "srlib")  # as a wheel installs it
+    (tmp_path / "tiny.yaml").write_text("seed: 1\n")
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
+    code = "from srlib.cli import app; app()"
+    for command in (["run", "tiny.yaml"], ["params"]):
+        ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, **where)
+        assert ended.returncode == 2, ended.stderr
+        assert f"`git clone {PROJECT['project']['urls']['Repository']}`" in ended.stderr

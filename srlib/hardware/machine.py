@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,7 +29,12 @@ def found() -> Card:
             lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
             cards = [line.rsplit(",", 1) for line in lines if "," in line]
             return max((Card(name.strip(), float(mib) * 2**20) for name, mib in cards), key=lambda card: card.bytes)
-    ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if hasattr(os, "sysconf"):
+        ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    else:  # Windows
+        import psutil
+
+        ram = float(psutil.virtual_memory().total)
     with contextlib.suppress(OSError, ValueError):  # a container may have less than its host; "max" is no limit
         ram = min(ram, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return Card("this machine's RAM", ram, gpu=False)
@@ -46,8 +50,12 @@ def environment(threads: int | str | None = None) -> dict[str, str]:
     return variables if threads is None else variables | {"OMP_NUM_THREADS": str(threads)}
 
 
-def peak_memory() -> int:
-    """Most bytes of RAM that this process, or one ended child of it, ever held."""
+def peak_memory() -> int | None:
+    """Most bytes of RAM that this process, or one ended child of it, ever held; None on Windows, which keeps no record."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 

@@ -17,12 +17,14 @@ from jupyter_client.kernelspec import KernelSpec  # noqa: E402
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel of this interpreter, reached over Unix sockets: a TCP port may be taken before its kernel has started."""
+    """A kernel of this interpreter, reached over Unix sockets where there are some: a TCP port may be taken before its kernel
+    has started."""
 
     kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
 
     def __init__(self, **options: object) -> None:
-        super().__init__(**options | {"transport": "ipc", "ip": f"{tempfile.gettempdir()}/srlib-{os.getpid()}"})
+        socket = {"transport": "ipc", "ip": f"{tempfile.gettempdir()}/srlib-{os.getpid()}"} if os.name != "nt" else {}
+        super().__init__(**options | socket)
 
 
 if __name__ == "__main__":
