@@ -2,9 +2,9 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -83,6 +83,7 @@ def test_the_gpu_is_the_largest_that_nvidia_smi_lists(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not machine.found().gpu
     assert 10 * 2**20 < machine.peak_memory() < machine.found().bytes
+    __import__("psutil")
     monkeypatch.delattr(machine.os, "sysconf")  # as on Windows
     monkeypatch.setitem(sys.modules, "resource", None)
     assert 2**30 < machine.found().bytes < 2**50
