@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from offline import tracked
 from throwaway import make_project, write_notebook
 
 from srlib import config, files
@@ -283,8 +284,12 @@ def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):
     one.cfg = config.load(None, ["wandb_mode=offline"])
     with one.track() as run:
         run.log({"loss": 0.5})
+        stage.log_rows(run, "judgments/sft", [{"id": "e1", "score": 4.0}, {"id": "e2", "score": None}])
+        stage.log_rows(None, "judgments", [{"id": "e1"}])
         assert (run.group, run.job_type, run.name, run.config["beta"]) == ("tiny", "data", "tiny/data", 0.1)
-    assert list(one.run.glob("wandb/offline-run-*/*.wandb"))
+    [kept] = tracked(one.run / "wandb")
+    assert (kept["group"], kept["job_type"], kept["history"][0]["loss"]) == ("tiny", "data", 0.5)
+    assert kept["tables"]["judgments/sft"]["data"] == [["e1", 4.0], ["e2", None]]
     assert not [path for path in root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     monkeypatch.setattr("wandb.init", lambda **options: modes.append(options["mode"]))
     one.cfg = config.load()

@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from offline import tracked
 
 from srlib import config, distil, dpo, models, prompts, sft
 from srlib.data import world
@@ -57,6 +58,18 @@ def test_arguments_cut_a_step_into_equal_parts():
         training.arguments(config.load(None, ["dtype=float16"]), batch_size=12)
     assert training.steps(482, 16, 1.0) == 31
     assert training.steps(482, 16, 1.0, at_least=120) == 120
+
+
+def test_curves_go_to_the_wandb_run_that_is_open_when_training_logs(tmp_path, monkeypatch):
+    import wandb
+
+    progress, state = training.Progress("train"), SimpleNamespace(global_step=3)
+    progress.on_log(None, state, None, logs={"loss": 9.0})  # nobody listens
+    with wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True, x_disable_stats=True)):
+        progress.on_log(None, state, None, logs={"loss": 1.5, "rewards/margins": 0.25})
+    [run] = tracked(tmp_path / "wandb")
+    [row] = run["history"]
+    assert (row["train/loss"], row["train/rewards/margins"], row["train/global_step"]) == (1.5, 0.25, 3)
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):

@@ -70,19 +70,19 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
         raise ModelError("dtype float16 trains on a GPU only; set it to auto, float32 or bfloat16")
     bf16 = dtype == torch.bfloat16 or (not gpu and cfg.dtype == "auto" and cpu_has_bf16())
     micro = max(n for n in range(1, min(cfg.micro_batch_size, batch_size) + 1) if batch_size % n == 0)
-    tracked = "wandb" in sys.modules and sys.modules["wandb"].run is not None
     return dict(
         per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro,
         use_cpu=not gpu, bf16=bf16, fp16=gpu and dtype == torch.float16, dataloader_pin_memory=gpu,
         gradient_checkpointing=cfg.gradient_checkpointing, train_sampling_strategy="sequential",
         optim="adamw_torch_fused", weight_decay=0.0,  # transformers' defaults; Unsloth has others on a GPU
         remove_unused_columns=False, save_strategy="steps", save_steps=50, save_total_limit=1, logging_steps=1,
-        logging_first_step=True, report_to="wandb" if tracked else "none", disable_tqdm=True,
+        logging_first_step=True, report_to="none", disable_tqdm=True,
     )  # fmt: skip
 
 
 class Progress(TrainerCallback):
-    """Show how far a training is, in a notebook and to the pipeline, in place of transformers' own printing."""
+    """Show how far a training is, in a notebook and to the pipeline, in place of transformers' own printing; its curves go to
+    the wandb run that is open by then (`stage.track()`)."""
 
     def __init__(self, desc: str) -> None:
         self.desc = desc
@@ -92,6 +92,12 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
+            wandb.run.log(
+                {f"train/{name}": value for name, value in (logs | {"global_step": state.global_step}).items()}
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

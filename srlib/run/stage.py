@@ -86,6 +86,14 @@ class OpenStage:
         return wandb.init(project="srlib", dir=self.run, config=self.cfg.model_dump(), settings=settings, **names)
 
 
+def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows as a table of the wandb run that `track` gave; nothing if that is None, or there are no rows."""
+    if tracked is not None and rows:
+        import wandb
+
+        tracked.log({name: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+
+
 def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. Parameters that it does not set come from
     params.yaml of the run. Raises ParamError, and RunError if an input is missing or another process has the stage open."""
