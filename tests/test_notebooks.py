@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import SHRUNKEN
+from offline import tracked
 from throwaway import srlib_run, stop
 
 from srlib import config, files
@@ -133,3 +134,23 @@ def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, st
     assert trained["rationales"] in (project / "runs" / "t" / "report.html").read_text()
     assert trained["rows"] == rows_found if rows_found >= 10 else facts["rows without a rationale"]
     assert (project / "runs" / "t" / "judge" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_wandb_group_holds_curves_judgments_and_numbers(project, start):
+    finished(start("-p", "run_dir=runs/t", wandb_mode="offline"))
+    by_job = {run["job_type"]: run for run in tracked(project / "runs" / "t" / "wandb")}
+    assert set(by_job) >= {"sft", "sample_1", "curate_1", "dpo_1", "eval"}
+    assert {run["group"] for run in by_job.values()} == {"t"}
+    steps = [row["train/global_step"] for row in by_job["sft"]["history"] if "train/loss" in row]
+    assert steps == list(range(1, SMALL["sft_steps"] + 1))
+    assert any("train/rewards/margins" in row for row in by_job["dpo_1"]["history"])
+    assert by_job["sample_1"]["tables"]["judgments"]["columns"] == ["id", "score", "failure", "text"]
+    assert by_job["curate_1"]["summary"]["pairs"] > 0
+    rows = {
+        (row["arm"], row["split"], row["metric"]): row["value"]
+        for row in files.read_json(project / "runs" / "t" / "results.json")
+    }
+    assert by_job["eval"]["summary"]["sre_1/test/accuracy"] == rows["sre_1", "test", "accuracy"]
+    assert len(by_job["eval"]["tables"]["judgments/sre_1"]["data"]) == SIZES["test"]
+    assert len(by_job["eval"]["tables"]["results"]["data"]) == len(rows)
