@@ -10,16 +10,29 @@ import shutil
 import sys
 from pathlib import Path
 
+from srlib import config, files
+
 STAGES = ("data", "sft", "sample_1", "curate_1", "dpo_1", "eval")  # one of each notebook
 
 
 def render(notebook: Path, out: Path) -> None:
+    """One page: title, what was run and how to read it, the first figure, then the cells; no setup cell, no warnings."""
+    import nbformat
     from nbconvert import MarkdownExporter
 
-    exporter = MarkdownExporter()
-    text, resources = exporter.from_filename(
-        str(notebook), resources={"output_files_dir": notebook.stem, "unique_key": notebook.stem}
-    )
+    cells = nbformat.read(notebook, as_version=4)
+    cells.cells = [cell for cell in cells.cells if "setup" not in cell.metadata.get("tags", [])]
+    for cell in [cell for cell in cells.cells if cell.cell_type == "code"]:
+        cell.outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    names = {"output_files_dir": notebook.stem, "unique_key": notebook.stem}
+    text, resources = MarkdownExporter().from_notebook_node(cells, resources=names)
+    run = notebook.parent.parent
+    date = files.read_json(run / "eval" / "manifest.json")["created"][:10]
+    seed = config.load(run / "params.yaml").seed
+    read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}: each cell, then what it printed."
+    title, _, rest = text.partition("\n")
+    figure = re.search(r"^!\[\w+\]\(\S+\)$", text, re.MULTILINE)
+    text = "\n\n".join([title, read, *([figure[0]] if figure else []), rest.lstrip()])
     text = re.sub(r"<style\b.*?</style>", "", text, flags=re.DOTALL)  # of pandas; markdown viewers show it as text
     text = re.sub(r' id="T_[^"]*"| class="(?:col|row|data|blank|level|index_name|dataframe)[^"]*"', "", text)
     folder = out / notebook.stem

@@ -203,4 +203,5 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
 
 def test_words_that_differ_are_marked():
     assert browse.marked("a b  c", "a x c") == [("a ", False), ("b  ", True), ("c", False)]
+    assert browse.marked("a b", "a") == [("a ", False), ("b", True)]
     assert browse.marked("", "a") == []
