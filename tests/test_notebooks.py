@@ -30,8 +30,8 @@ def start(project, quiet_kernels):
         process.kill()
 
 
-def finished(process):
-    printed, _ = process.communicate(timeout=200)
+def finished(process, timeout=200):
+    printed, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, printed
     return printed
 
@@ -138,7 +138,7 @@ def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, st
 
 @pytest.mark.slow
 def test_a_wandb_group_holds_curves_judgments_and_numbers(project, start):
-    finished(start("runs/t", wandb_mode="offline"))
+    finished(start("runs/t", wandb_mode="offline"), timeout=500)
     by_job = {run["job_type"]: run for run in tracked(project / "runs" / "t" / "wandb")}
     assert set(by_job) >= {"sft", "sample_1", "curate_1", "dpo_1", "eval"}
     assert {run["group"] for run in by_job.values()} == {"t"}

@@ -284,7 +284,7 @@ def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):
     one.cfg = config.load(None, ["wandb_mode=offline"])
     with one.track() as run:
         run.log({"loss": 0.5})
-        stage.log_rows(run, "judgments/sft", [{"id": "e1", "score": 4.0}, {"id": "e2", "score": None}])
+        stage.log_rows(run, "judgments/sft", [{"id": "e1", "score": 4.0}, {"score": None, "id": "e2"}])
         stage.log_rows(None, "judgments", [{"id": "e1"}])
         assert (run.group, run.job_type, run.name, run.config["beta"]) == ("tiny", "data", "tiny/data", 0.1)
     [kept] = tracked(one.run / "wandb")

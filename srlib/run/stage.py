@@ -91,7 +91,8 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
     if tracked is not None and rows:
         import wandb
 
-        tracked.log({name: wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+        columns = list(rows[0])
+        tracked.log({name: wandb.Table(columns, [[row[column] for column in columns] for row in rows])})
 
 
 def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
