@@ -97,7 +97,6 @@ def test_outside_of_a_clone_it_says_what_to_clone(tmp_path):
     (tmp_path / "tiny.yaml").write_text("seed: 1\n")
     where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
     code = "from srlib.cli import app; app()"
-    for command in (["run", "tiny.yaml"], ["params"]):
-        ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, **where)
-        assert ended.returncode == 2, ended.stderr
-        assert f"`git clone {PROJECT['project']['urls']['Repository']}`" in ended.stderr
+    ended = subprocess.run([sys.executable, "-c", code, "run", "tiny.yaml"], capture_output=True, text=True, **where)
+    assert ended.returncode == 2, ended.stderr
+    assert f"`git clone {PROJECT['project']['urls']['Repository']}`" in ended.stderr

@@ -198,6 +198,7 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     assert said["sre_2"]["right"]
     assert data["pairs"][0]["chosen"][1] == ["pass. ", True]
     assert data["pairs"][0]["rejected"][-1] == ["1", True]
+    assert data["pairs"][0]["kind"] == "cot"
     assert [arm["color"] for arm in data["arms"]] == ["#8e4ec6", "#56b4e9", "#0173b2"]
 
 

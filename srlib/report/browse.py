@@ -62,7 +62,7 @@ def _pairs(run: Path, iterations: int) -> list[dict[str, Any]]:
         pairs = files.read_rows(path, Pair) if path.exists() else []
         for pair in [pair for pair in pairs if pair.example_id in items][:PAIRS]:
             sides = dict(chosen=marked(pair.chosen, pair.rejected), rejected=marked(pair.rejected, pair.chosen))
-            sides |= dict(pair=pair.id, iteration=pair.iteration, of=len(pairs))
+            sides |= dict(pair=pair.id, kind=pair.kind, iteration=pair.iteration, of=len(pairs))
             rows.append(_shown(items[pair.example_id]) | sides | {"scores": [pair.chosen_score, pair.rejected_score]})
     return rows
 

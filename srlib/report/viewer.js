@@ -77,7 +77,7 @@ function pair(row) {
     for (const [piece, differs] of row[name]) text.append(...(differs ? [make("mark", "", piece.trimEnd()), piece.slice(piece.trimEnd().length)] : [piece]));
     sides.append(make("div", "says " + name, make("p", "label", name + ": " + spelled(row.scores[place]) + ", gold " + spelled(row.gold)), text));
   }
-  return make("section", "item", make("p", "label", row.pair + " · iteration " + row.iteration), make("div", "two", texts(row), sides));
+  return make("section", "item", make("p", "label", row.pair + " · iteration " + row.iteration + " · " + row.kind), make("div", "two", texts(row), sides));
 }
 
 function show() {
