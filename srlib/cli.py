@@ -61,6 +61,7 @@ def run(
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
     workers: Annotated[int, typer.Option(min=0, help="stages side by side; 0: as the machine allows")] = 0,
     force: Annotated[bool, typer.Option("--force", help="run every stage again")] = False,
+    cluster: Annotated[str, typer.Option(help="all runs at once on Ray: local, auto, or HOST:PORT")] = "",
     anyway: Annotated[bool, typer.Option("--anyway", help="even if the forecast says that it cannot fit")] = False,
 ) -> None:
     """Run the whole method; what is already there and current is not run again."""
@@ -79,12 +80,24 @@ def run(
     if several and len({cfg.model_dump_json() for cfg in runs.values()}) < len(swept):
         raise RunError("two of these runs are one and the same: write each value and each seed once")
     out = tables.comparison_dir(list(runs)) if several else None
+    if cluster:
+        from srlib.run.cluster import Cluster
+
+        with Cluster(cluster, list(runs)) as place:
+            jobs = dict(zip(runs, pipeline.run_all(runs, force=force, console=console, place=place), strict=True))
+    status = 0
     for directory, cfg in runs.items():
-        if several:
+        if several and not cluster:
             _say(f"== {directory.name}")
-        if any(job.status in ("failed", "left") for job in pipeline.run(cfg, directory, workers, force, console)):
+        ended = jobs[directory] if cluster else pipeline.run(cfg, directory, workers, force, console)
+        if not any(job.status in ("failed", "left") for job in ended):
+            page.write_report(directory)
+        elif not cluster:
             raise typer.Exit(1)
-        page.write_report(directory)
+        else:  # the others went on
+            status = 1
+    if status:
+        raise typer.Exit(status)
     console.print(tables.compare(list(runs), out) if several else tables.table(directory))
     for path in (os.path.relpath(directory) for directory in runs):
         _say(f"Report: {path}/report.html   judge: {path}/judge")

@@ -14,6 +14,7 @@ import difflib
 import io
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -157,6 +158,7 @@ class Parameters(BaseModel):
     judge_format: Literal["auto", "merged", "adapter"] = _p("auto", "auto: merged if weights are fp32, else an adapter")
     max_length: int = _p(512, "longest prompt + judgment in tokens; longer ones are dropped, never truncated", ge=16)
     micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 1", ge=1)
+    gpus: int = _p(1, "GPUs of one machine that train together in srlib run; without a GPU, processes", ge=1)
     gradient_checkpointing: bool = _p(False, "less memory for a quarter more time; 8B: true")
     sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
     workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
@@ -248,8 +250,9 @@ def allowed(name: str) -> str:
 
 
 def resolve_backend(backend: str = "auto") -> str:
-    """`auto` -> `unsloth` if it works here and was imported before trl, which it patches; else `transformers`."""
-    if backend == "transformers" or (backend == "auto" and "trl" in sys.modules and "unsloth" not in sys.modules):
+    """`auto` -> `unsloth` if it works here, trains alone and was imported before trl, which it patches; else `transformers`."""
+    alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)
+    if backend == "transformers" or (backend == "auto" and not alone):
         return "transformers"
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting

@@ -92,10 +92,13 @@ def test_a_terminal_that_cannot_print_a_result_does_not_lose_it(tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (status, b"\\xb1 \\udcff\n", b"")
 
 
-def test_what_cannot_be_is_refused_and_failures_have_their_status(ran):
+def test_what_cannot_be_is_refused_and_failures_have_their_status(ran, monkeypatch):
     for arguments in (["-p", "betta=1"], ["-p", "beta=0"], ["--seeds", "0,x"], ["--seeds", ","]):
         code, printed = srlib("run", "params/tiny.yaml", *arguments)
         assert (code, "Traceback" in printed) == (2, False), printed
+    monkeypatch.setitem(sys.modules, "ray", None)  # not installed
+    code, printed = srlib("run", "params/tiny.yaml", "--cluster", "auto")
+    assert (code, printed) == (2, "--cluster needs Ray: pip install 'srlib[cluster]', here and on every node")
     ran.refusal = "this run does not fit [red]"
     assert srlib("run", "params/tiny.yaml") == (2, "this run does not fit [red]")
     assert ran.runs == []

@@ -74,6 +74,7 @@ def test_importing_srlib_loads_nothing_heavy():
         "pandas",
         "matplotlib",
         "wandb",
+        "ray",
         "unsloth",
     }
     assert not heavy & {name.split(".")[0] for name in loaded.split()}

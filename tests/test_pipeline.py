@@ -156,6 +156,10 @@ def test_a_stopped_and_a_killed_run_resume_inside_the_stage(project):
 
 def test_what_cannot_start_is_refused_before_anything_runs(project):
     root = project()
+    with pytest.raises(RunError, match="sft_batch_size is 16, which 3 GPUs cannot share"):
+        go(root, "gpus=3")
+    with pytest.raises(RunError, match="unsloth trains on one GPU"):
+        go(root, "gpus=2", "backend=unsloth")
     with pytest.raises(RunError, match="'dpo'"):
         go(root, "arms=dpo")
     with pytest.raises(CurateError, match="strategy majority: "):
@@ -169,3 +173,26 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     with pytest.raises(config.ParamError, match=r"06_eval\.ipynb: cannot be read"):
         go(root, SHORT)
     assert not (root / "runs" / "t").exists()
+
+
+TOGETHER = """\
+import torch.distributed as dist
+from srlib.models import training
+dist.init_process_group("gloo")
+ranks = [None, None]
+dist.all_gather_object(ranks, dist.get_rank())
+training.first_only()
+dist.destroy_process_group()
+(stage.path / "out.txt").write_text(f"{ranks} {stage._first}")
+"""
+
+
+@pytest.mark.slow
+def test_processes_train_together_and_the_first_one_saves(project):
+    root = project(n02_sft=TOGETHER)
+    jobs, printed = go(root, SHORT, "gpus=2")
+    assert [status for _, status, _ in jobs] == ["done", "done", "done"], printed
+    assert (root / "runs" / "t" / "judges" / "sft" / "out.txt").read_text() == "[0, 1] True"
+    make_project(root, n02_sft='import os\nos.environ["RANK"] == "1" and 1 / 0\nimport time\ntime.sleep(60)')
+    jobs, printed = go(root, SHORT, "gpus=2")
+    assert "failed in cell 4: ZeroDivisionError" in printed, "what another than the first says is heard"

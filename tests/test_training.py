@@ -1,6 +1,9 @@
 """The order of a training's rows, what is learned from them, checkpoints, and the check that DPO starts at ln 2."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,11 +52,17 @@ def test_order_keeps_prompts_together_and_lengths_alike():
         training.order([], batch_size=8, steps=8, seed=0)
 
 
-def test_arguments_cut_a_step_into_equal_parts():
+def test_arguments_cut_a_step_into_equal_parts(monkeypatch):
     cfg = config.load(None, ["micro_batch_size=5", "dtype=float32"])
     args = training.arguments(cfg, batch_size=12)
     assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (4, 3)
     assert not args["bf16"]
+    together = config.load(None, ["micro_batch_size=4", "gpus=2"])
+    args = training.arguments(together, batch_size=12)
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (3, 4), "2 parts for each GPU"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    args = training.arguments(together, batch_size=12)
+    assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (3, 2)
     with pytest.raises(models.ModelError, match="float16 trains on a GPU only"):
         training.arguments(config.load(None, ["dtype=float16"]), batch_size=12)
     assert training.steps(482, 16, 1.0) == 31
@@ -233,3 +242,18 @@ def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_d
     assert parts[0] == pytest.approx(whole[0], abs=1e-4)
     assert torch.allclose(parts[1], whole[1], atol=1e-6)
     assert (whole[1] - plain[1]).abs().max() > 1e-5, "the KL trains, too"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    """Over the end of an epoch, SFT and DPO, with prompts shared and not."""
+    script = Path(__file__).with_name("together.py")
+    for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
+        (tmp_path / name).mkdir()
+        subprocess.run([sys.executable, *start, script, tmp_path / name], check=True, timeout=600)
+    one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "two/0.json", "two/1.json"))
+    for name in ("sft", "dpo shared", "dpo"):
+        assert (one[name]["processes"], two[name]["processes"], len(one[name]["loss"])) == (1, 2, 4)
+        assert one[name]["loss"] == pytest.approx(two[name]["loss"], abs=1e-6)
+        assert one[name]["sum"] == pytest.approx(two[name]["sum"], rel=1e-6)
+        assert two[name]["sum"] == other[name]["sum"], "both hold the same weights"

@@ -22,13 +22,9 @@ CARDS = tuple(Card(name, mib * 2**20) for name, mib in _MIB.items())
 
 
 def found() -> Card:
-    """The largest visible GPU that nvidia-smi lists, else this machine's RAM: `Card("Tesla T4", 16106127360.0)`."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() not in ("", "-1"):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):  # no such tool, or no GPU
-            lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-            cards = [line.rsplit(",", 1) for line in lines if "," in line]
-            return max((Card(name.strip(), float(mib) * 2**20) for name, mib in cards), key=lambda card: card.bytes)
+    """The largest of the visible `gpus`, else this machine's RAM: `Card("Tesla T4", 16106127360.0)`."""
+    if cards := gpus():
+        return max(cards, key=lambda card: card.bytes)
     if hasattr(os, "sysconf"):
         ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     else:  # Windows
@@ -38,6 +34,20 @@ def found() -> Card:
     with contextlib.suppress(OSError, ValueError):  # a container may have less than its host; "max" is no limit
         ram = min(ram, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return Card("this machine's RAM", ram, gpu=False)
+
+
+def gpus() -> list[Card]:
+    """The GPUs that nvidia-smi lists, as many as CUDA_VISIBLE_DEVICES lets a process see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
+    if visible in ("", "-1"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):  # no such tool, or no GPU
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        cards = [line.rsplit(",", 1) for line in lines if "," in line]
+        cards = [Card(name.strip(), float(mib) * 2**20) for name, mib in cards]
+        return sorted(cards, key=lambda card: -card.bytes)[: None if visible == "all" else len(visible.split(","))]
+    return []
 
 
 def environment(threads: int | str | None = None) -> dict[str, str]:

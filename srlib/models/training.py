@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -62,22 +64,52 @@ def order(
 
 
 def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
-    """Settings of transformers' Trainer that belong to the machine and not to the method. A step of `batch_size` rows
-    is cut into equal parts of at most `cfg.micro_batch_size`. On a CPU, fp32 weights compute in bf16 if it has
-    instructions for that, unless `dtype: float32` forbids it."""
+    """Settings of transformers' Trainer that belong to the machine and not to the method.
+
+    A step of `batch_size` rows is cut into equal parts of at most `cfg.micro_batch_size`, as many for each of `cfg.gpus`
+    processes. In a single process (a notebook by hand) they are the same parts, and so is the judge, but for rounding. On a
+    CPU, fp32 weights compute in bf16 if it has instructions for that, unless `dtype: float32` forbids it.
+    """
     gpu, dtype = torch.cuda.is_available(), torch_dtype(cfg.dtype)
     if not gpu and dtype == torch.float16:
         raise ModelError("dtype float16 trains on a GPU only; set it to auto, float32 or bfloat16")
     bf16 = dtype == torch.bfloat16 or (not gpu and cfg.dtype == "auto" and cpu_has_bf16())
-    micro = max(n for n in range(1, min(cfg.micro_batch_size, batch_size) + 1) if batch_size % n == 0)
+    sizes = [n for n in range(1, cfg.micro_batch_size + 1) if batch_size % (n * cfg.gpus) == 0]
+    micro = max(sizes, default=1)  # in `srlib run` there is always one
     return dict(
-        per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro,
-        use_cpu=not gpu, bf16=bf16, fp16=gpu and dtype == torch.float16, dataloader_pin_memory=gpu,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro // processes(),
+        ddp_find_unused_parameters=False, use_cpu=not gpu, bf16=bf16, fp16=gpu and dtype == torch.float16, dataloader_pin_memory=gpu,
         gradient_checkpointing=cfg.gradient_checkpointing, train_sampling_strategy="sequential",
         optim="adamw_torch_fused", weight_decay=0.0,  # transformers' defaults; Unsloth has others on a GPU
         remove_unused_columns=False, save_strategy="steps", save_steps=50, save_total_limit=1, logging_steps=1,
         logging_first_step=True, report_to="none", disable_tqdm=True,
     )  # fmt: skip
+
+
+def processes() -> int:
+    """How many processes train together: cfg.gpus in `srlib run`, where torchrun has started this one among them, else 1."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+class NotFirst(Exception):
+    """The end of a notebook in all processes of a training but the first, which saves the judge (see run/execute.py)."""
+
+
+def first_only() -> None:
+    """What follows is done by the first of the processes that train together; the others end here."""
+    if int(os.environ.get("RANK", 0)):
+        raise NotFirst
+
+
+def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
+    """Rows as a data set. Processes that train together share it in `folder`, where each of them finds what TRL keeps beside
+    it: the log-probabilities of the reference, which they compute together. The trainer's arguments have to exist before."""
+    if processes() == 1:
+        return Dataset.from_list(list(rows))
+    if PartialState().is_main_process:
+        Dataset.from_list(list(rows)).save_to_disk(folder)
+    PartialState().wait_for_everyone()
+    return Dataset.load_from_disk(folder)
 
 
 class Progress(TrainerCallback):
@@ -109,7 +141,8 @@ def last_checkpoint(folder: str | Path) -> str | None:
         with contextlib.suppress(files.RowError):
             files.read_json(Path(newest) / "trainer_state.json")  # the trainer writes this file last
             return newest
-        shutil.rmtree(newest)
+        with contextlib.suppress(FileNotFoundError):  # another process of this training deletes it, too
+            shutil.rmtree(newest)
     return None
 
 

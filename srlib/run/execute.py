@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 
 sys.modules |= dict.fromkeys(["rfc3987_syntax", "isoduration", "pyarrow"])  # optional, slow, and not needed here
 import papermill  # noqa: E402
@@ -35,13 +36,22 @@ if __name__ == "__main__":
     notebook, out = (path.replace("{", "{{").replace("}", "}}") for path in sys.argv[1:3])  # papermill fills in {names}
     options = dict(kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=Kernel)
     options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)
+    rank = int(os.environ.get("RANK", 0))
+    if "RANK" in os.environ:  # one of several processes that train together, each with a GPU of its own
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = [*map(str, range(rank + 1))] if visible is None else visible.split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)]  # "" stays
+        if rank:
+            out, os.environ["SRLIB_PROGRESS"] = None, ""
     answer, problem = os.dup(1), ""
     os.dup2(2, 1)  # what the kernel prints outside of its cells goes to the log
     try:
         papermill.execute_notebook(notebook, out, **options)
     except papermill.PapermillExecutionError as error:
-        problem = f"in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        if error.ename != "NotFirst":  # which ends all but the first of these processes
+            problem = f"in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except (RuntimeError, OSError) as error:  # a kernel that died, mostly for lack of memory, or a full disk
         problem = f"({error}). Free memory (--workers 1) or space; the same command then resumes"
+    time.sleep(5 * bool(rank and problem))  # the first one may say it
     os.write(answer, problem.encode()[:2000])
     os._exit(bool(problem))

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Console
@@ -22,12 +24,37 @@ EXECUTE = Path(__file__).with_name("execute.py")
 PLAIN_EVERY = 30.0  # seconds between two progress lines of a stage without a terminal
 
 
+class Task(NamedTuple):
+    """All that a stage's process needs, on this machine or another."""
+
+    notebook: str  # "05_dpo"
+    out: str  # the executed notebook, relative to root
+    values: dict[str, Any]
+    root: Path
+    environment: dict[str, str]
+    log: Path
+    threads: int  # of each process
+    processes: int  # that train together
+
+    def start(self) -> subprocess.Popen:
+        """Start the process; what went wrong comes from its standard output, and it ends when its standard input closes."""
+        command = [sys.executable, "-P", EXECUTE, f"notebooks/{self.notebook}.ipynb", self.out, json.dumps(self.values)]
+        if self.processes > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost", "--no-python"]
+            command = [sys.executable, *torchrun, f"--nproc-per-node={self.processes}", *command]
+        environment = os.environ | machine.environment(self.threads) | self.environment
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        with files.writing(self.log), open(self.log, "w") as log:
+            return subprocess.Popen(command, cwd=self.root, env=environment, stderr=log, **pipes)
+
+
 class Job:
     """A stage of this run. `reason` says why it runs; `status` is left (nothing started any more, or an input failed),
     running, cached, done, skipped (the run cannot have it) or failed."""
 
-    def __init__(self, stage: stages.Stage, run: Path, bars: Progress) -> None:
+    def __init__(self, stage: stages.Stage, run: Path, bars: Progress, named: bool = False) -> None:
         self.stage, self.output, self.bars, self.status, self.reason = stage, run / stage.output, bars, "left", None
+        self.name = f"{run.name} {stage.name}" if named else stage.name
         self.notebook = run / "notebooks" / f"{stage.name}.ipynb"
         self.log, self.beat = run / ".logs" / f"{stage.name}.txt", run / ".progress" / f"{stage.name}.json"
 
@@ -35,33 +62,32 @@ class Job:
         """Why the stage has to run, None if it is current."""
         return "forced" if force else stages.reason(self.output, stages.parts(self.stage, cfg, run))
 
-    def start(self, cfg: config.Parameters, run: Path, threads: int, force: bool) -> None:
-        """Start a process for the stage, unless it is current."""
+    def start(self, cfg: config.Parameters, run: Path, threads: int, force: bool, place: Any) -> None:
+        """Start a process for the stage, unless it is current; on a cluster, if `place` is one."""
         self.reason = self.runs(cfg, run, force)
         self.say(f"runs: {self.reason}" if self.reason else "cached")
         self.status = "running" if self.reason else "cached"
         if not self.reason:
             return
         self.before, self.started = stages.manifest(self.output), time.monotonic()
-        self.shown, self.bar = self.started, self.bars.add_task(self.stage.name)
+        self.shown, self.bar = self.started, self.bars.add_task(self.name)
         self.beat.unlink(missing_ok=True)
         root = config.project_root()
         run_dir, out = (os.path.relpath(path, root) for path in (run, self.notebook))  # no path of this machine
         values = cfg.model_dump(mode="json") | self.stage.fixed | {"run_dir": run_dir}
         values = {name: values[name] for name in {"run_dir", *config.declared_in(self.stage.notebook)}}
-        environment = os.environ | machine.environment(os.environ.get("OMP_NUM_THREADS", threads))
-        environment |= {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
-        command = [sys.executable, "-P", EXECUTE, f"notebooks/{self.stage.notebook}.ipynb", out, json.dumps(values)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-        with files.writing(self.log), open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, cwd=root, env=environment, stderr=log, **pipes)
+        environment = {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
+        processes = cfg.gpus if self.stage.trains(cfg) else 1
+        threads = max(1, int(os.environ.get("OMP_NUM_THREADS", threads)) // processes)
+        task = Task(self.stage.notebook, out, values, root, environment, self.log, threads, processes)
+        self.process = place.start(task) if place else task.start()
 
     def watch(self) -> None:
         """Pass the heartbeat of the stage on to its bar, or to a line if there is no terminal; note its end."""
         with contextlib.suppress(files.RowError, KeyError, TypeError):
             beat = files.read_json(self.beat)
             text, done, total = printable(beat["desc"]), beat["done"], beat["total"]
-            self.bars.update(self.bar, description=f"{self.stage.name}: {text}", completed=done, total=total)
+            self.bars.update(self.bar, description=f"{self.name}: {text}", completed=done, total=total)
             if self.bars.disable and time.monotonic() - self.shown >= PLAIN_EVERY:
                 self.shown = time.monotonic()
                 self.say(f"{text} {done}/{total or '?'}")
@@ -80,35 +106,73 @@ class Job:
 
     def say(self, text: str) -> None:
         style = "red" if self.status == "failed" else None
-        self.bars.console.print(f"{self.stage.name:<18}{text}", markup=False, style=style, soft_wrap=True)
+        self.bars.console.print(f"{self.name:<17} {text}", markup=False, style=style, soft_wrap=True)
 
 
 def run(
     cfg: config.Parameters, run_dir: Path | str, workers: int = 0, force: bool = False, console: Console | None = None
 ) -> list[Job]:
-    """Bring every stage of a run up to date; one Job each, inputs first. `workers` stages run side by side (0: two on a
-    CPU with two cores, else one), `force` runs all again. After a failure nothing new starts and what is running ends.
-    runs/last is this run once its first stage is done. Raises StoreError if the directory cannot be written or another
-    process runs in it, RunError, ParamError or CurateError before anything starts. KeyboardInterrupt stops the kernels."""
-    run, console = Path(run_dir).absolute(), console or Console(highlight=False)
+    """Bring every stage of a run up to date; one Job each, inputs first. See `run_all`."""
+    return run_all({Path(run_dir): cfg}, workers, force, console)[0]
+
+
+def run_all(
+    runs: Mapping[Path, config.Parameters],
+    workers: int = 0,
+    force: bool = False,
+    console: Console | None = None,
+    place: Any = None,
+) -> list[list[Job]]:
+    """Bring runs up to date side by side: of each directory its jobs. In a run, `workers` stages are executed side by side (0:
+    two on a CPU with two cores, else one), or as many as there is room for in `place`, a `cluster.Cluster`. `force` runs all
+    again. After a failure nothing new starts in its run, and what is running ends. runs/last is the run whose first stage was
+    done last. Raises StoreError if a directory cannot be written or another process runs in it, RunError, ParamError or
+    CurateError before anything starts. KeyboardInterrupt stops the kernels."""
+    console = console or Console(highlight=False)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}
+    going = {
+        path: _steps(cfg, path.absolute(), workers, force, bars, place, len(runs) > 1) for path, cfg in runs.items()
+    }
+    try:
+        with bars:
+            while len(done) < len(going):
+                for path in [path for path in going if path not in done]:
+                    try:
+                        next(going[path])
+                    except StopIteration as end:
+                        done[path] = end.value
+                time.sleep(1.0 if place and len(runs) > 9 else 0.1)
+    finally:
+        for steps in going.values():
+            steps.close()
+    return [done[path] for path in runs]
+
+
+def _steps(
+    cfg: config.Parameters, run: Path, workers: int, force: bool, bars: Progress, place: Any, named: bool
+) -> Iterator[None]:
+    """A run, bit by bit, and its jobs at the end; the first bit checks what can be checked. `named` prints the run's name."""
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or (1 if machine.found().gpu or cores < 2 else 2)
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    jobs = [Job(stage, run, bars) for stage in stages.of(cfg)]
+    jobs = [Job(stage, run, bars, named) for stage in stages.of(cfg)]
+    workers, threads = (len(jobs), 1) if place else (workers, max(1, cores // workers))
     stages.check_strategy(cfg.strategy)
     curate.kinds(cfg.pair_mix, 0)
+    check_gpus(cfg, place)
     for job in jobs:
         stages.parts(job.stage, cfg, run)  # a notebook that cannot be read is refused now, not after an hour
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
-    with files.lock(run), bars:
+    yield
+    with files.lock(run):
         for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
             files.sweep(folder)
         values = cfg.model_dump(mode="json", exclude={"run_dir"})
         files.write_text(run / "params.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        whole, running, foreseen, linked = bars.add_task("stages", total=len(jobs)), [], None, False
+        whole = bars.add_task(run.name if named else "stages", total=len(jobs))
+        running, foreseen, linked = [], None, False
         try:
             while True:
                 running = [job for job in jobs if job.status == "running"]
@@ -132,9 +196,9 @@ def run(
                         foreseen.check()
                         for note in foreseen.notes:
                             jobs[0].say(printable(note))
-                    ready[0].start(cfg, run, max(1, cores // workers), force)
+                    ready[0].start(cfg, run, threads, force, place)
                 elif running:
-                    time.sleep(0.1)
+                    yield
                     for job in running:
                         job.watch()
                 else:
@@ -142,9 +206,22 @@ def run(
         finally:
             for job in running:
                 job.process.kill()  # its kernel ends with it
+                job.process.stdin.close()  # and so do the processes that train together
         if len(made) == len(jobs):
             take_home(run, cfg)
     return jobs
+
+
+def check_gpus(cfg: config.Parameters, place: Any = None) -> None:
+    """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
+    cards = [] if place else machine.gpus()
+    if cards and cfg.gpus > len(cards):
+        raise stages.RunError(f"gpus is {cfg.gpus}, and {len(cards)} are visible here; lower it")
+    if cfg.gpus > 1 and cfg.backend == "unsloth":
+        raise stages.RunError("backend unsloth trains on one GPU: set gpus to 1, or backend to auto")
+    for name in ("sft_batch_size", "dpo_batch_size"):
+        if (rows := getattr(cfg, name)) % cfg.gpus:
+            raise stages.RunError(f"{name} is {rows}, which {cfg.gpus} GPUs cannot share; make it a multiple of gpus")
 
 
 def printable(text: str) -> str:

@@ -101,8 +101,10 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
 
     draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
     return {
-        "sft": Job("sft", min(cfg.micro_batch_size, cfg.sft_batch_size), cfg.max_length, **training),
-        "dpo": Job("dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size), cfg.max_length, shared, **training),
+        "sft": Job("sft", min(cfg.micro_batch_size, cfg.sft_batch_size // cfg.gpus), cfg.max_length, **training),
+        "dpo": Job(
+            "dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size // cfg.gpus), cfg.max_length, shared, **training
+        ),
         "sample": sampling(cfg.n_samples),
         "eval": max(map(sampling, draws or {1}), key=lambda job: sum(memory.forecast(shape, job).values())),
     }

@@ -36,10 +36,13 @@ class OpenStage:
         self._head = {"stage": stage.name, "key": stages.key(parts), "parts": parts}
         self._output, self._lock, self._started = run / stage.output, lock, time.monotonic()
         self.checkpoints, force = run / ".checkpoints" / stage.name, "SRLIB_FORCE" in os.environ
+        self._first = int(os.environ.get("RANK", 0)) == 0  # of several processes that train together
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
-        if force or stages.manifest(self.path).get("key") != self._head["key"]:  # else a killed session has begun it
+        if self._first and (
+            force or stages.manifest(self.path).get("key") != self._head["key"]
+        ):  # else a killed session has begun it
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
@@ -74,7 +77,7 @@ class OpenStage:
     def track(self) -> contextlib.AbstractContextManager[Any]:
         """A wandb run for the stage, in the group of its run; None if tracking is off or the stage is done. Nobody is
         asked to log in: `wandb_mode` auto is online if WANDB_API_KEY is set, else offline."""
-        if self.done or self.cfg.wandb_mode == "disabled":
+        if self.done or not self._first or self.cfg.wandb_mode == "disabled":
             return contextlib.nullcontext()
         import wandb
 
@@ -122,8 +125,10 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
     for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
         raise RunError(f"{older} of run {run.name} was computed from another {newer} than is there now: {advice}")
-    lock = run / ".locks" / stage.name
-    if not files.acquire(lock, timeout=20):  # the kernel of a killed pipeline is gone within two seconds
+    lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
+    if not int(os.environ.get("RANK", 0)) and not files.acquire(
+        lock, wait
+    ):  # the kernel of a killed pipeline is gone within two seconds
         raise RunError(f"stage {stage.name} of {run.name} is open in process {files.holder(lock)}; stop it first")
     parts = stages.parts(stage, cfg, run)
     reason = stages.reason(run / stage.output, parts)

@@ -48,6 +48,11 @@ class Stage(NamedTuple):
     inputs: tuple[str, ...]  # ("data", "pairs/2", "judges/sre_1"), relative to the run
     output: str  # "judges/sre_2"
 
+    def trains(self, cfg: config.Parameters) -> bool:
+        """Whether it trains a model, which a judge made by merging two does not."""
+        merges = self.name == "sft" and cfg.sft_mode == "merge"
+        return self.notebook in ("02_sft", "05_dpo") and not merges
+
 
 def of(cfg: config.Parameters) -> list[Stage]:
     """The stages that `cfg.arms` need, inputs first; if one of them needs an iteration, all `cfg.iterations` are made."""

@@ -1,0 +1,170 @@
+"""Stages of runs as tasks of a Ray cluster: `srlib run --cluster local|auto|ADDRESS`. The extra `cluster` installs Ray.
+
+Ray places work, counts cores and GPUs, and runs a task again whose worker or node died. It holds no state that counts: that is
+in the run directories, which all nodes see at one path. A stage there is the same process as on this machine (execute.py), and
+resumes in its directory; so the same command goes on with or without a cluster.
+
+    with Cluster("auto", [run_dir]) as place:
+        pipeline.run_all({run_dir: cfg}, place=place)
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import srlib
+from srlib import config, files
+from srlib.run import pipeline
+from srlib.run.stages import RunError
+
+RETRIES = 5  # times that a stage is started again whose worker or node died
+PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
+SHARED = "shared, with locks"
+ANSWER = 120.0  # seconds in which every node has to answer
+
+
+class Cluster:
+    """A connected cluster whose nodes all see the project and the run directories, and have the same versions. Raises RunError
+    that names the node and what is wrong with it, or what to install."""
+
+    def __init__(self, address: str, run_dirs: Sequence[Path]) -> None:
+        self.ray, self.refs = join(address), []
+        resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        self.most = {name: max(int(node.get(name, 0)) for node in resources) for name in ("CPU", "GPU")}
+        for folder in {path.absolute().parent for path in run_dirs}:
+            self._check(folder)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.refs:  # after Ctrl-C or an error: nothing goes on
+            self.ray.wait(self.refs, num_returns=len(self.refs), timeout=10)
+        self.ray.shutdown()
+
+    def start(self, task: pipeline.Task) -> "Process":
+        """Execute a stage wherever there is room: a GPU for each process, if there are any, else a core for each thread."""
+        cores = task.threads * task.processes
+        gpus = task.processes if self.most["GPU"] and task.notebook != "01_data" else 0
+        for name, n in (("CPU", cores), ("GPU", gpus)):
+            if n > self.most[name]:
+                raise RunError(f"{task.notebook} needs {n} {name}s of one node, and the largest has {self.most[name]}")
+        environment = task.environment | {"SRLIB_WAIT": "120"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        options = dict(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES, max_calls=1, name=str(task.log))
+        ref = self.ray.remote(**options)(_execute).remote(task._replace(environment=environment))
+        self.refs.append(ref)
+        return Process(self, ref)
+
+    def _check(self, folder: Path) -> None:
+        """Compare all nodes with this machine; raises RunError."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        probe, root = folder / f".probe-{os.getpid()}", str(config.project_root())
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in self.ray.nodes() if node["Alive"]}
+        task, ours, wrong = self.ray.remote(num_cpus=0, max_retries=0)(_seen), _seen(root) | {str(folder): SHARED}, []
+        try:
+            files.acquire(probe)
+            asked = {
+                node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                    root, probe
+                )
+                for node in nodes
+            }
+            self.ray.wait([*asked.values()], num_returns=len(asked), timeout=ANSWER)
+            for node, ref in asked.items():
+                name = f"node {nodes[node]} ({node[:8]})"
+                try:
+                    theirs = self.ray.get(ref, timeout=0)
+                except self.ray.exceptions.RayError as error:  # no srlib there, or no answer
+                    wrong.append(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+                    continue
+                wrong += [f"{name}: {difference}" for difference in differences(ours, theirs)]
+        finally:
+            files.release(probe)
+            probe.unlink(missing_ok=True)
+        if wrong:
+            raise RunError("the cluster cannot run this. " + "\n".join(wrong))
+
+
+class Process:
+    """A stage on the cluster; to `pipeline.Job` what a subprocess.Popen is."""
+
+    def __init__(self, place: Cluster, ref: Any) -> None:
+        self.place, self.ref, self.returncode = place, ref, None
+        self.stdin, self.stdout = io.StringIO(), io.StringIO()
+
+    def poll(self) -> int | None:
+        ray = self.place.ray
+        if self.returncode is None and ray.wait([self.ref], timeout=0)[0]:
+            try:
+                self.returncode, said = ray.get(self.ref)
+            except ray.exceptions.RayError as error:
+                self.returncode, said = 1, f"on the cluster: {type(error).__name__}: {str(error).strip()}"
+            self.stdout = io.StringIO(said)
+            self.place.refs.remove(self.ref)
+        return self.returncode
+
+    def kill(self) -> None:
+        self.place.ray.cancel(self.ref, force=True)  # the stage's process ends with the worker
+
+
+def join(address: str) -> Any:
+    """The module ray, connected to a cluster: `local` starts one on this machine, `auto` finds the one that it belongs to,
+    `HOST:PORT` names another. Raises RunError if Ray is not installed or nothing answers."""
+    host, _, port = address.rpartition(":")
+    loopback = address == "local" or host in ("127.0.0.1", "localhost")
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
+    quiet |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if loopback else {}  # else Ray takes an outer address instead
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise RunError("--cluster needs Ray: pip install 'srlib[cluster]', here and on every node") from None
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    options |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
+    options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20} if address == "local" else {}
+    try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray would try for minutes
+        ray.init(address, **options)
+    except Exception as error:  # Ray raises anything
+        raise RunError(f"no Ray cluster answers at {address} ({error}); start one, or use --cluster local") from None
+    return ray
+
+
+def differences(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    """What another node has otherwise: `["torch is 2.10.0 there and 2.13.0 here", "trl is missing there and ..."]`."""
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    return [f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here" for name in names]
+
+
+def _seen(root: str, probe: Path | None = None) -> dict[str, str]:
+    """What a node has: {"python": "3.11.7", "torch": "2.13.0", ..., "code": hash, folder of the probe: what it is there}."""
+    seen = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            seen[name] = importlib.metadata.version(name)
+    code = [*sorted(Path(srlib.__file__).parent.rglob("*.py")), *sorted(Path(root, "notebooks").glob("*.ipynb"))]
+    seen["code"] = hashlib.sha256("".join(files.sha256(path) for path in code).encode()).hexdigest()[:12]
+    if probe is not None:
+        seen[str(probe.parent)] = "another directory"
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(probe) as file:
+            seen[str(probe.parent)] = SHARED
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            seen[str(probe.parent)] = "without the locks of other nodes"
+    return seen
+
+
+def _execute(task: pipeline.Task) -> tuple[int, str]:
+    """In a worker: the exit status of the stage's process, and what went wrong."""
+    process = task.start()
+    return process.wait(), process.stdout.read()

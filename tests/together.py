@@ -1,0 +1,60 @@
+"""SFT and DPO as notebooks 02 and 05 train, in this process or, under torchrun, in several: `together.py OUT`.
+
+Writes {training: {"loss": [of each step], "rows": [read by this process], "sum": of |weights|}} to OUT, a file for each rank.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PrinterCallback, set_seed
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+import srlib
+from srlib import config, models, prompts, sft, shared_prompts
+from srlib.data import world
+from srlib.models import training
+
+BASE = Path(srlib.__file__).parent.parent / "models" / "tiny-base"
+STEPS, BATCH = 4, 4  # of 10 rows: over the end of an epoch
+
+cfg = config.load(None, ["dtype=float32", "backend=transformers", "micro_batch_size=2", "gpus=2"])
+examples = world.examples("train", 0, 5, care=0.5)
+tokenizer = models.load_tokenizer(BASE)
+texts = [prompts.completion(e.rationale, e.score) for e in examples]
+pairs = [
+    {"prompt": prompts.prompt_text(tokenizer, e, "brief"), "chosen": text, "rejected": f"The {word}: fail. [RESULT] 1"}
+    for e, text in zip(examples, texts, strict=True)
+    for word in ("day", "host and the guest")
+]
+single = [{"prompt": row["prompt"], "completion": row[side]} for row in pairs[::2] for side in ("chosen", "rejected")]
+out, logs = Path(sys.argv[1]), {}
+for name in ("sft", "dpo shared", "dpo"):
+    set_seed(0)
+    policy, tokenizer = models.load(BASE, training=True)
+    policy = models.add_lora(policy, seed=0)
+    how = dict(output_dir=str(out / name), max_steps=STEPS, learning_rate=1e-3, max_length=None, seed=0)
+    how |= training.arguments(cfg, batch_size=BATCH)
+    rows = single if name == "sft" else pairs
+    rows, lengths, _ = sft.fitting(tokenizer, rows, 512)
+    order = training.order(lengths, [row["prompt"] for row in rows], batch_size=BATCH, steps=STEPS, seed=0)
+    rows = [rows[i] for i in order]
+    if name == "sft":
+        args = SFTConfig(**how, completion_only_loss=True)
+        trainer = SFTTrainer(policy, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    else:
+        kind = dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], beta=0.1, precompute_ref_log_probs=True)
+        args = DPOConfig(**how, **kind)
+        args.precompute_ref_batch_size = args.per_device_train_batch_size
+        data = training.dataset(rows, out / name / "rows")
+        collator = shared_prompts.share(policy, tokenizer, pairs) if name == "dpo shared" else None
+        assert name == "dpo" or collator
+        trainer = DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trained = sum(p.detach().abs().sum().item() for p in policy.parameters() if p.requires_grad)
+    logs[name] = {"loss": [e["loss"] for e in training.log_of(trainer)], "sum": trained}
+    logs[name]["processes"] = trainer.accelerator.num_processes
+(out / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(logs))
