@@ -166,5 +166,7 @@ def _seen(root: str, probe: Path | None = None) -> dict[str, str]:
 
 def _execute(task: pipeline.Task) -> tuple[int, str]:
     """In a worker: the exit status of the stage's process, and what went wrong."""
-    process = task.start()
+    code = str(Path(srlib.__file__).parent.parent)  # what `_seen` has compared, wherever Ray has found it
+    path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = task._replace(environment=task.environment | {"PYTHONPATH": path}).start()
     return process.wait(), process.stdout.read()
