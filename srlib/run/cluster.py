@@ -46,8 +46,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.refs:  # after Ctrl-C or an error: nothing goes on
-            self.ray.wait(self.refs, num_returns=len(self.refs), timeout=10)
+        self.ray.wait(self.refs, num_returns=len(self.refs), timeout=10) if self.refs else None  # after Ctrl-C
         self.ray.shutdown()
 
     def start(self, task: pipeline.Task) -> "Process":
@@ -166,7 +165,7 @@ def _seen(root: str, probe: Path | None = None) -> dict[str, str]:
 
 def _execute(task: pipeline.Task) -> tuple[int, str]:
     """In a worker: the exit status of the stage's process, and what went wrong."""
-    code = str(Path(srlib.__file__).parent.parent)  # what `_seen` has compared, wherever Ray has found it
-    path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = Path(srlib.__file__).parent.parent  # what `_seen` has compared, wherever Ray has found it
+    path = f"{code}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     process = task._replace(environment=task.environment | {"PYTHONPATH": path}).start()
     return process.wait(), process.stdout.read()
