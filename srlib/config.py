@@ -150,6 +150,10 @@ class Parameters(BaseModel):
     labels: Literal["none", "gold"] = _p("none", "what Self-J's teacher is calibrated by: no labels, or gold scores")
     kl_weight: float = _p(1.0, "weight of the KL to the teacher at the score, beside the NLL", ge=0)
 
+    # 13 grpo
+    grpo_learning_rate: float = _p(0.001, "learning rate of GRPO; 8B with LoRA: 5e-6", gt=0)
+    grpo_batch_size: int = _p(16, "prompts in an optimizer step of GRPO, with N judgments each", ge=1)
+
     # machine
     backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
     quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")

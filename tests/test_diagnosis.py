@@ -325,6 +325,8 @@ def test_an_arm_costs_its_whole_lineage_and_the_unmeasured_stays_unknown(run):
     assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 50, 50, 150]
     assert [row["seconds"] for row in rows] == [0, 1, 10, 101, 1004, 10004, 110010]
     assert [row["stage"] for row in cost.stages(run)][:3] == ["sample_1", "sample_2", "sft"]
+    write_stage(run, "judges/grpo", "grpo", "2027", 5.0, tokens=30, prompt_tokens=8, drawn_tokens=4)
+    assert list(cost.arms(run, [arms.arm("grpo")])[0].values()) == ["grpo", 37, 8, 4, 6], "it draws by itself"
     write_stage(run, "judgments/1", "sample_1", tokens=50, prompt_tokens=None)
     assert cost.arms(run, [arms.arm("sre_1")])[0]["prompt tokens"] is None
     write_stage(run, "judges/sft_pairwise", "sft_pairwise", tokens=1000)  # half of a merge

@@ -103,6 +103,21 @@ def test_killed_at_every_stage_a_run_ends_like_one_that_nobody_disturbed(project
 
 
 @pytest.mark.slow
+def test_grpo_is_an_arm_like_the_others_on_the_tokens_of_the_loop(project, start):
+    run = project / "runs" / "grpo"
+    printed = finished(start("runs/grpo", arms="sft,sre_1,grpo", grpo_batch_size=4))
+    assert re.search(r"dpo_1 +done.*grpo +done.*eval +done", printed, re.DOTALL)
+    assert results(run)["grpo", "test", "accuracy"][3:] == [SIZES["test"], 0]
+    train, sampled = (files.read_json(run / path) for path in ("judges/grpo/train.json", "judgments/1/manifest.json"))
+    assert train["budget"] == sampled["facts"]["tokens"]
+    assert abs(train["drawn_tokens"] / train["budget"] - 1) < 0.25, "a step samples a sixth of it"
+    assert all(-1 <= step["reward"] <= 1 for step in train["log"])
+    weights = [(run / "judges" / name / "model.safetensors").read_bytes() for name in ("sft", "sre_1", "grpo")]
+    assert len({*weights}) == 3
+    assert finished(start("runs/grpo", arms="sft,sre_1,grpo", grpo_batch_size=4)).count(" cached") == 7
+
+
+@pytest.mark.slow
 def test_a_full_disk_stops_with_a_message_and_the_same_command_resumes(project, start):
     """No file may grow beyond 30 kB: the rows are longer. What a disk says differs, where it is said does not."""
     process = start("runs/full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))

@@ -26,6 +26,7 @@ SHOWS = {
     "02_sft": ["SFTTrainer(", "LoraConfig(", "FastLanguageModel.", ".train("],
     "03_sample": ["generate("],
     "05_dpo": ["DPOTrainer(", "DPOConfig(", ".train("],
+    "13_grpo": ["GRPOTrainer(", "GRPOConfig(", ".train("],
 }
 FREE_OF_TORCH = ("config", "curate", "files", "prompts", "schema")
 

@@ -92,7 +92,7 @@ def test_the_gpu_is_the_largest_that_nvidia_smi_lists(monkeypatch):
 
 def test_tokens_of_each_stage():
     values = dict(max_length=300, max_new_tokens=100, sft_steps=10, pairs_per_prompt=2, diagnose="true", audit_items=5)
-    tokens = plan.forecast(tiny(**values, arms="base,sft,sft_best_of_n,rft,sre_2"), ROOT, GPU).tokens
+    tokens = plan.forecast(tiny(**values, arms="base,sft,sft_best_of_n,rft,sre_2,grpo"), ROOT, GPU).tokens
     assert tokens == {
         "sft": 10 * 16 * 300,
         "sample_1": 800 * (200 + 10 * 100),
@@ -100,7 +100,8 @@ def test_tokens_of_each_stage():
         "sample_2": 400 * (200 + 10 * 100),
         "dpo_2": 800 * 2 * 2 * 300,
         "rft": (1600 + 800) * 2 * 300,
-        "eval": (100 + 400 + 300 + 2 * 200) * (4 * 300 + 200 + 8 * 100),
+        "grpo": (800 + 400) * (200 + 10 * (100 + 300)),
+        "eval": (100 + 400 + 300 + 2 * 200) * (5 * 300 + 200 + 8 * 100),
         "diagnose": 5 * 8 * 2 * 300,
     }
     merge = plan.forecast(tiny(sft_mode="merge", sft_steps=0, n_train_pairwise=160, arms="sft"), ROOT, GPU).tokens

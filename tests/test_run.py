@@ -61,6 +61,7 @@ def test_only_the_stages_that_the_arms_need():
     assert names("sft_score_only,sft_best_of_n") == "data sft sft_score_only eval"
     assert names("sre_1_self_consistency") == "data sft sample_1 curate_1 dpo_1 eval"
     assert names("rft") == "data sft sample_1 curate_1 dpo_1 rft eval"
+    assert names("grpo") == "data sft sample_1 curate_1 dpo_1 grpo eval"
     assert names("sft", sft_mode="merge") == "data sft_pointwise sft_pairwise sft eval"
     for unknown in ("sre_2", "dpo_1", "sft_pointwise"):
         with pytest.raises(RunError, match=rf"'{unknown}', and with iterations=1 there are base, sft, sre_1, "):

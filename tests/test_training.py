@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offline import tracked
 
-from srlib import config, distil, dpo, models, prompts, sft
+from srlib import config, distil, dpo, grpo, models, prompts, sft
 from srlib.data import world
 from srlib.models import training
-from srlib.schema import Judgment, Pair
+from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
 
 pytestmark = pytest.mark.torch
 
@@ -109,6 +109,36 @@ def test_dpo_stops_where_it_does_not_start_at_ln_2():
     check.on_log(
         SimpleNamespace(bf16=True, fp16=False), SimpleNamespace(global_step=1), None, logs={"rewards/margins": 5e-3}
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "expected"),
+    [("It greets. [RESULT] 4", True, 1.0), (" [RESULT] 2.5\n", True, 0.7), ("[RESULT] 0", True, 0.2),
+     ("It greets.", True, -1.0), ("[RESULT] 5 or [RESULT] 4", True, -1.0), ("[RESULT] 6", True, -1.0), ("[RESULT] 4", False, -1.0)],
+)  # fmt: skip
+def test_a_judgment_earns_by_its_distance_and_loses_if_it_cannot_be_read(text, finished, expected):
+    rubric = Rubric(criterion="Kind?", levels={0: "no", 5: "yes"}, step=0.5)
+    item = Example(id="a", instruction="Greet.", response="Hi", rubric=rubric, score=4)
+    assert grpo.reward(item, text, finished) == pytest.approx(expected)
+
+
+def test_a_tie_is_half_wrong_for_a_judge_that_compares():
+    rubric = Rubric(criterion="Kind?", levels=["no", "yes"])
+    pair = dict(id="a", instruction="Greet.", response_a="Hi", response_b="Go", rubric=rubric)
+    earned = [
+        grpo.reward(Comparison(**pair, preference="A"), f"[RESULT] {verdict}") for verdict in ("A", "tie", "B", "2")
+    ]
+    assert earned == [1.0, 0.5, 0.0, -1.0]
+    assert grpo.reward(Comparison(**pair, preference="tie"), "[RESULT] B") == 0.5
+
+
+def test_grpo_stops_behind_the_step_that_spends_its_tokens():
+    stops, log, control = grpo.StopsAtBudget(1000, rows=10), [], SimpleNamespace(should_training_stop=False)
+    for length in (40.0, 59.9, 0.1):
+        assert not control.should_training_stop
+        log.append({"completions/mean_length": length})
+        stops.on_log(None, SimpleNamespace(log_history=[*log, {"train_runtime": 3.0}]), control)
+    assert (control.should_training_stop, grpo.sampled(log, 10)) == (True, 1000)
 
 
 def pair_of(example, chosen, rejected):

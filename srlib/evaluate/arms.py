@@ -28,6 +28,7 @@ ARMS = {  # in the order of every table and figure
     CEILING: "a ceiling: SFT that is told which annotators are careful",
     "sft_continued": "SFT for as many further steps as the loop takes",
     "rft": "SFT on the chosen side of the loop's pairs",
+    "grpo": "reinforcement (GRPO) on the loop's prompts, with as many sampled tokens",
     "sft_self_consistency": "SFT, the majority of N draws",
     "sft_best_of_n": "SFT, the likeliest of N draws",
     "sft_mean_of_n": "SFT, the mean of N draws",

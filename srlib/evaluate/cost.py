@@ -21,7 +21,8 @@ def stages(run: Path) -> list[dict[str, Any]]:
     manifests = [store.read_json(folder / "manifest.json") for folder in finished]
     for manifest in sorted(manifests, key=lambda manifest: manifest["created"]):
         facts, draws = manifest["facts"], manifest["stage"].startswith("sample")
-        tokens = (0, facts.get("prompt_tokens"), facts.get("tokens")) if draws else (facts.get("tokens", 0), 0, 0)
+        tokens = [facts.get(name, 0) for name in ("tokens", "prompt_tokens", "drawn_tokens")]  # GRPO trains and draws
+        tokens = (0, facts.get("prompt_tokens"), facts.get("tokens")) if draws else tokens
         row = {"stage": manifest["stage"], **dict(zip(SUMS, (*tokens, manifest["seconds"]), strict=True))}
         rows.append(row | {"peak memory": manifest["peak_memory"], "peak GPU memory": manifest["peak_gpu_memory"]})
     return rows
@@ -34,7 +35,7 @@ def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     rows = []
     for arm in compared:
         rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "dpo")]
-        after_sft = {"sft": [], "sft_continued": [arm.judge], "rft": ["sample_1", arm.judge]}
+        after_sft = {"sft": [], "sft_continued": [arm.judge], "rft": ["sample_1", arm.judge], "grpo": ["grpo"]}
         if arm.iteration or arm.judge in after_sft:
             needed = [*sft, *(rounds or after_sft[arm.judge])]
         else:

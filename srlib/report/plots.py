@@ -78,6 +78,12 @@ def dpo_curves(log: Rows, title: str = "DPO") -> plt.Figure:
     return _curves(log, title, panels | {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]})
 
 
+def grpo_curves(log: Rows, title: str = "GRPO") -> plt.Figure:
+    """Mean reward, spread of a group's rewards, length of a judgment and entropy of its tokens, over steps."""
+    panels = {"reward": ["reward"], "spread in a group": ["reward_std"], "tokens": ["completions/mean_length"]}
+    return _curves(log, title, panels | {"entropy": ["entropy"]})
+
+
 def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.Figure:
     """The panels of which `log` has a column; rows without it are skipped."""
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}

@@ -59,7 +59,7 @@ def forecast(cfg: Parameters, root: Path | None = None, card: Card | None = None
     """The plan of a run on `card` (the machine at hand). Raises ShapeError, or RunError on arms that no stage makes."""
     shape = shapes.of_model(cfg.model, root or config.project_root())
     steps = stages.of(cfg)
-    tokens = {s.name: tokens_of(s, cfg) for s in steps if s.notebook[:2] in ("02", "03", "05", "06", "07")}
+    tokens = {s.name: tokens_of(s, cfg) for s in steps if s.notebook[:2] in ("02", "03", "05", "06", "07", "13")}
     return Plan(shape, jobs_of(cfg, shape), tokens, cfg.workers, card or machine.found())
 
 
@@ -125,6 +125,9 @@ def tokens_of(stage: stages.Stage, cfg: Parameters) -> float:
         return 4 * _pairs_read(cfg, stage.fixed["iteration"]) * cfg.max_length
     if stage.notebook == "03_sample":
         return _prompts(cfg, stage.fixed["iteration"]) * (prompt + cfg.n_samples * judgment)
+    if stage.notebook == "13_grpo":  # every judgment is drawn, then read with a prompt of its own
+        prompts = sum(_prompts(cfg, t) for t in range(1, cfg.iterations + 1))
+        return prompts * (prompt + cfg.n_samples * (judgment + cfg.max_length))
     reads = [arms.arm(name) for name in cfg.arms]
     if stage.notebook == "07_diagnose":
         audited = sum(arm.read == "greedy" and arm.name.startswith(("sft", "sre")) for arm in reads)

@@ -21,7 +21,7 @@ from srlib.run import stages
 from srlib.run.stages import RunError, Stage
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "numpy")
-MAKES = {"data": "01", "judges": "02 or 05", "judgments": "03", "pairs": "04", "eval": "06", "rationales": "09"}
+MAKES = {"data": "01", "judges": "02, 05 or 13", "judgments": "03", "pairs": "04", "eval": "06", "rationales": "09"}
 
 
 class OpenStage:

@@ -63,7 +63,7 @@ def of(cfg: config.Parameters) -> list[Stage]:
         known = f"with iterations={cfg.iterations} there are base, {', '.join(judges)}"
         raise RunError(f"arms need the judge {min(unknown)!r}, and {known}: correct arms, or raise iterations")
     outputs = {output for judge in needed for output in (judges[judge].output, *judges[judge].inputs)}
-    chain = any(output.startswith("pairs/") for output in outputs)
+    chain = any(output.startswith(("pairs/", "judgments/")) for output in outputs)
     stages = [stage for stage in stages if stage.output in outputs or (chain and "iteration" in stage.fixed)]
     made = tuple(stage.output for stage in stages if stage.output.startswith("judges/"))
     last = [Stage("eval", "06_eval", {}, ("data", *made), "eval")]
@@ -88,6 +88,8 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
     needs |= {"sft_score_only": ("data",), "sft_careful_only": ("data",)}
     needs |= dict.fromkeys(FROM_PAIRS, (*rows, "judges/sft", *(f"pairs/{t}" for t in iterations)))
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
+    drawn = tuple(f"judgments/{t}" for t in iterations)
+    sft.append(Stage("grpo", "13_grpo", {}, ("data", "judges/sft", *drawn), "judges/grpo"))
     first = [
         Stage("data", "01_data", {}, (), "data"),
         Stage("rationales", "09_rationales", {}, ("data",), "rationales"),
