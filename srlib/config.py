@@ -154,6 +154,10 @@ class Parameters(BaseModel):
     grpo_learning_rate: float = _p(0.001, "learning rate of GRPO; 8B with LoRA: 5e-6", gt=0)
     grpo_batch_size: int = _p(16, "prompts in an optimizer step of GRPO, with N judgments each", ge=1)
 
+    # 14 rubric, 15 attributes
+    n_drafts: int = _p(8, "drafts of a rubric, and as many revisions", ge=2)
+    n_attributes: int = _p(8, "attributes of items that are assigned", ge=2)
+
     # machine
     backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
     quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")

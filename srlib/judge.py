@@ -83,6 +83,16 @@ class Judge:
         as in `sample.judgments`. Ordered by item, then index."""
         return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
+    def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
+        """Free texts of the model, N for each request: `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`.
+
+        `sampling` as in `score_many`. A text that the length limit cut off is kept as far as it came.
+        """
+        blank = dict(response="-", rubric=Rubric(criterion="-", levels=["-", "-"]))
+        items = [Example(id=f"{i} {text}", instruction=text, **blank) for i, text in enumerate(requests)]
+        drawn = self.score_many(items, **{"distributions": False, "desc": "write"} | sampling | {"template": ""})
+        return [[j.text for j in drawn if j.example_id == item.id] for item in items]
+
 
 def is_served(judge: str | Path) -> bool:
     """Whether a judge is named by the URL of its server."""

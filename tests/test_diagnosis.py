@@ -1,5 +1,6 @@
 """Slices, alarms, robustness and cost on data made by hand, so that the right answer is known; and notebook 07."""
 
+import itertools
 import json
 import random
 import re
@@ -114,6 +115,88 @@ def test_groups_count_as_one_small_and_repeated_slices_not_and_the_sentence_name
     said = slices.sentence(table)
     assert said.startswith("3 of 3 slices differ from the rest beyond chance")
     assert re.search(r"most of all topic is rain: 75% \[.*\] of 40 items are wrong, 0% of the rest", said)
+
+
+def test_the_assignment_is_the_best_of_all_within_its_bounds():
+    affinity, prior = np.random.default_rng(0).random((4, 3)), [0.6, 0.3, 0.1]  # sizes of 1 to 6, 0 to 3 and 0 to 1
+    found = slices.assign(affinity, prior)
+    assert found.sum(axis=1).max() <= 2
+    every = np.array([*itertools.product([0, 1], repeat=12)]).reshape(-1, 4, 3)
+    sizes = every.sum(axis=1)
+    fits = (every.sum(axis=2) <= 2).all(axis=1) & (sizes >= [1, 0, 0]).all(axis=1) & (sizes <= [6, 3, 1]).all(axis=1)
+    assert affinity[found].sum() == pytest.approx((every[fits] * affinity).sum(axis=(1, 2)).max(), abs=1e-2)
+
+
+def test_nobody_gets_an_attribute_that_fits_nothing_and_a_rare_one_stays_rare():
+    affinity = np.zeros((40, 3))
+    affinity[:30, 0] = affinity[30:, 1] = 0.5
+    affinity[:, 2] = 0.1
+    found = slices.assign(affinity, affinity.mean(axis=0))
+    assert (found[:30, 0].all(), found[30:, 0].any(), found[30:, 1].all(), found[:30, 1].any()) == (
+        True,
+        False,
+        True,
+        False,
+    )
+    assert 4 <= found[:, 2].sum() <= 16, "a tenth of 24 in 40 is its prior, so 1.25 * 2 * 6.7 at most"
+    with pytest.raises(ValueError, match="4 items cannot be assigned to 1 attributes"):
+        slices.assign(np.ones((4, 1)), [1.0], most=0)
+
+
+def test_advice_names_the_attribute_its_size_its_error_and_interval():
+    row = dict(slice="picnics", error=0.5, ci_low=0.404, ci_high=0.61, n=80, rest=0.21, p=0.001, p_holm=0.003)
+    good, unsure = row | dict(slice="phones", error=0.1), row | dict(slice="trains", p_holm=0.06)
+    [said] = slices.advice([row, unsure, good])
+    assert said.startswith("picnics: 50% [40, 61] of 80 items are wrong, 21% of the rest.")
+    assert slices.advice([unsure, good]) == [
+        "None of 2 is worse than the rest beyond chance: more of everything is as good as more of one."
+    ]
+
+
+def write_errors(run):
+    """A run whose judge errs on picnics alone, and says nothing at all about the last of them."""
+    for split in ("validation", "test"):
+        names = ["picnic" if i % 2 else "laptop" for i in range(60)]
+        items = [Example(id=f"{split}-{i}", instruction=f"Write to {split} guest {i} about the {name}.", response="Hi", rubric=THREE, score=2)
+                 for i, name in enumerate(names)]  # fmt: skip
+        files.write_rows(run / "data" / f"{split}.jsonl", items)
+        outcome = [{"failure": "no_verdict"} if i == 59 else {"score": 3.0 if i % 2 else 2.0} for i in range(60)]
+        judged = [Judgment(example_id=e.id, text="", **said) for e, said in zip(items, outcome, strict=True)]
+        for name, rows in (("sre_1", judged), ("sft", judged[::-1]), ("base", judged), ("sre_1_draws", judged)):
+            files.write_rows(run / "eval" / name / f"{split}.jsonl", rows)
+    for stage in ("data", "eval"):
+        files.write_json(run / stage / "manifest.json", {"key": "made by hand", "facts": {}})
+
+
+@pytest.mark.torch
+def test_notebook_15_finds_the_attribute_that_errs_and_does_without_a_writer(
+    base_dir, tmp_path, one_thread, capsys, monkeypatch
+):
+    from servers import Scripted
+
+    texts = [
+        "- Picnic: tasks about the picnic\n* **Laptop:** the laptop\n",
+        "Attributes: none",
+        "1. picnic: about a picnic",
+        "",
+    ]
+    choice = {"finish_reason": "stop"}
+    server = Scripted(lambda body, n: {"model": "w", "choices": [choice | {"message": {"content": texts[n - 1]}}]})
+    monkeypatch.setenv("NO_PROXY", "*")
+    write_errors(tmp_path)
+    own = dict(run_dir=str(tmp_path), model=str(base_dir), n_boot=100, max_new_tokens=20)
+    found = run_cells("15_attributes", **own, writer=server.url, writer_model="w")
+    server.close()
+    said = capsys.readouterr().out
+    assert found["last"].name == "sre_1"
+    assert "2 attributes in 4 replies, 2 of them unreadable" in said
+    assert re.search(r"picnic: 100% \[\d+, 100\] of 30 items are wrong, 0% of the rest", said)
+    asked = "".join(body["messages"][0]["content"] for body in server.bodies)
+    assert ("validation guest" in asked, "test guest" in asked) == (True, False)
+    run_cells("15_attributes", **own)
+    said = capsys.readouterr().out
+    assert "This writer proposes none: criteria stand in for them." in said
+    assert "None of 0 is worse" in said
 
 
 def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():

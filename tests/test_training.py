@@ -1,5 +1,6 @@
 """The order of a training's rows, what is learned from them, checkpoints, and the check that DPO starts at ln 2."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+from cells import run_cells
 from hypothesis import given
 from hypothesis import strategies as st
 from offline import tracked
 
-from srlib import config, distil, dpo, grpo, models, prompts, sft
+from srlib import config, distil, dpo, files, grpo, models, prompts, sample, sft
 from srlib.data import world
 from srlib.models import training
 from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
@@ -139,6 +141,38 @@ def test_grpo_stops_behind_the_step_that_spends_its_tokens():
         log.append({"completions/mean_length": length})
         stops.on_log(None, SimpleNamespace(log_history=[*log, {"train_runtime": 3.0}]), control)
     assert (control.should_training_stop, grpo.sampled(log, 10)) == (True, 1000)
+
+
+@pytest.mark.slow
+def test_notebook_13_spends_the_tokens_of_the_loop_and_saves_a_judge(tiny, rows, base_dir, fp32, tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    files.write_rows(tmp_path / "train.jsonl", rows[:8])
+    files.write_rows(tmp_path / "train_pairwise.jsonl", [])
+    sampling = dict(n=4, temperature=1.0, max_new_tokens=60, distributions=False)
+    drawn = sample.judgments(*tiny, rows[:8], out=tmp_path / "judgments.jsonl", **sampling)
+    facts = {}
+    stage = SimpleNamespace(path=tmp_path / "grpo", checkpoints=tmp_path / "checkpoints", track=contextlib.nullcontext)
+    stage.inputs = {"data": tmp_path, "judges/sft": base_dir, "judgments/1": tmp_path}
+    stage.cfg, stage.done, stage.facts, stage.finish = (
+        config.load(None, ["micro_batch_size=8"]),
+        False,
+        facts,
+        facts.update,
+    )
+    monkeypatch.setattr("srlib.run.open_stage", lambda notebook, namespace: stage)
+    small = dict(n_samples=4, max_new_tokens=60, grpo_batch_size=2, lora_rank=4, grpo_learning_rate=0.01)
+    log = run_cells("13_grpo", **small)["log"]
+    assert facts["budget"] == sum(j.tokens for j in drawn)
+    assert facts["steps"] == len(log) <= 5
+    assert facts["drawn_tokens"] == grpo.sampled(log, 8)
+    assert facts["drawn_tokens"] >= facts["budget"] or len(log) >= 4
+    assert all(-1 <= step["reward"] <= 1 for step in log)
+    trained = models.load(tmp_path / "grpo")[0].state_dict()
+    assert any((trained[name] != before).any() for name, before in tiny[0].state_dict().items())
+    stage.done = True
+    assert run_cells("13_grpo", **small)["log"] == log, "what is done is loaded"
 
 
 def pair_of(example, chosen, rejected):

@@ -156,6 +156,38 @@ def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
     return f"{counts}; most of all {row['slice']}: {error} are wrong, {row['rest']:.0%} of the rest."
 
 
+def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: float = 0.25) -> np.ndarray:
+    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all: QualEval's integer program (section 3).
+
+    An item has at most `most`, and attribute j between (1 - slack) * n * prior_j and (1 + slack) * n * prior_j * most items.
+    Raises ValueError if that cannot be.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import eye_array, kron
+
+    (n, k), gain = (
+        np.shape(affinity),
+        np.ravel(affinity) - 1e-3 * np.max(affinity),
+    )  # nothing is gained where nothing fits
+    of_item, of_attribute = kron(eye_array(n), np.ones((1, k))), kron(np.ones((1, n)), eye_array(k))
+    low, high = (np.floor(share * n * np.asarray(prior) / np.sum(prior)) for share in (1 - slack, (1 + slack) * most))
+    limits = [LinearConstraint(of_item, 0, most), LinearConstraint(of_attribute, low, high)]
+    found = milp(-gain, integrality=np.ones(n * k), bounds=Bounds(0, 1), constraints=limits)
+    if not found.success:
+        raise ValueError(f"{n} items cannot be assigned to {k} attributes: {found.message}")
+    return found.x.reshape(n, k) > 0.5
+
+
+def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
+    """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
+    worse = [row for row in table if row["p_holm"] <= level and row["error"] > row["rest"]]
+    return [
+        f"{row['slice']}: {row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items are "
+        f"wrong, {row['rest']:.0%} of the rest. Add graded answers of this kind, or sample more of these prompts."
+        for row in worse
+    ] or [f"None of {len(table)} is worse than the rest beyond chance: more of everything is as good as more of one."]
+
+
 def focus(leaves: Sequence[Slice], rows: Sequence[Features], errors: Mapping[int, float]) -> np.ndarray:
     """(n,) weights for drawing prompts: the mean error of each row's leaf, at least a tenth of the overall mean; the
     overall mean for a leaf without judged rows. `errors` maps the positions of judged rows to their errors."""

@@ -73,15 +73,10 @@ def loss_curve(log: Rows, title: str = "Loss") -> plt.Figure:
 
 def dpo_curves(log: Rows, title: str = "DPO") -> plt.Figure:
     """Margins, log-probabilities, loss and, if logged, lengths over steps, from TRL's `log_history`. If both
-    log-probabilities fall while the margin grows, DPO is failing in its usual way."""
+    log-probabilities fall while the margin grows, DPO is failing in its usual way. Of GRPO: rewards, loss and lengths."""
     panels = {"margin of rewards": ["rewards/margins"], "log-probability": ["logps/chosen", "logps/rejected"]}
+    panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     return _curves(log, title, panels | {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]})
-
-
-def grpo_curves(log: Rows, title: str = "GRPO") -> plt.Figure:
-    """Mean reward, spread of a group's rewards, length of a judgment and entropy of its tokens, over steps."""
-    panels = {"reward": ["reward"], "spread in a group": ["reward_std"], "tokens": ["completions/mean_length"]}
-    return _curves(log, title, panels | {"entropy": ["entropy"]})
 
 
 def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.Figure:

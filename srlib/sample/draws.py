@@ -30,7 +30,7 @@ class DrawsError(SrlibError):
 class Sampling:
     """How judgments are drawn: greedily at temperature 0, and then n is 1."""
 
-    template: str = "brief"
+    template: str = "brief"  # empty: the instruction alone, for a free text
     shots: tuple[Item, ...] = ()  # items whose gold judgments stand before every prompt
     n: int = 1
     temperature: float = 0.0
