@@ -150,11 +150,9 @@ class Parameters(BaseModel):
     labels: Literal["none", "gold"] = _p("none", "what Self-J's teacher is calibrated by: no labels, or gold scores")
     kl_weight: float = _p(1.0, "weight of the KL to the teacher at the score, beside the NLL", ge=0)
 
-    # 13 grpo
+    # 13 grpo, 14 rubric, 15 attributes
     grpo_learning_rate: float = _p(0.001, "learning rate of GRPO; 8B with LoRA: 5e-6", gt=0)
     grpo_batch_size: int = _p(16, "prompts in an optimizer step of GRPO, with N judgments each", ge=1)
-
-    # 14 rubric, 15 attributes
     n_drafts: int = _p(8, "drafts of a rubric, and as many revisions", ge=2)
     n_attributes: int = _p(8, "attributes of items that are assigned", ge=2)
 

@@ -1,7 +1,4 @@
-"""Reinforcement on the scores: what a judgment earns, and when the tokens of a training are spent (notebook 13).
-
-trainer = GRPOTrainer(policy, reward_funcs=..., callbacks=[StopsAtBudget(tokens=565_164, rows=160)])
-"""
+"""Reinforcement on the scores: what a judgment earns, and when the tokens of a training are spent (notebook 13)."""
 
 from typing import Any
 

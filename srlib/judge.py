@@ -84,10 +84,8 @@ class Judge:
         return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
-        """Free texts of the model, N for each request: `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`.
-
-        `sampling` as in `score_many`. A text that the length limit cut off is kept as far as it came.
-        """
+        """N free texts of the model for each request, `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`;
+        `sampling` as in `score_many`. A text that the length limit cuts off is kept as far as it came."""
         blank = dict(response="-", rubric=Rubric(criterion="-", levels=["-", "-"]))
         items = [Example(id=f"{i} {text}", instruction=text, **blank) for i, text in enumerate(requests)]
         drawn = self.score_many(items, **{"distributions": False, "desc": "write"} | sampling | {"template": ""})

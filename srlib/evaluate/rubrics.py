@@ -1,4 +1,4 @@
-"""Another wording of a rubric, from a writer, and the choice among many on few labels (AutoCalibrate, arXiv 2309.13308)."""
+"""Other words for a rubric, and the choice among many on few labels (AutoCalibrate, arXiv 2309.13308)."""
 
 import math
 import re
@@ -13,8 +13,8 @@ _LEVEL = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(
 def read_draft(text: str, original: Rubric) -> Rubric | str:
     """The rubric in a writer's text, or what is wrong with it: "no levels", "a score twice", "another scale", "nothing new".
 
-    A level is a line `Score 1: ...`; the line above the first is the criterion, unless it ends in a colon or is missing:
-    then the criterion stays. The scale stays in any case: `original` has the scores that need a text.
+    A level is a line `Score 1: ...`, and the line above the first is the criterion, unless it ends in a colon. The scale is
+    that of `original`, and so is the criterion if there is none.
     """
     plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
     found = [(float(score), " ".join(level.split())) for score, level in _LEVEL.findall(plain)]

@@ -157,11 +157,8 @@ def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
 
 
 def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: float = 0.25) -> np.ndarray:
-    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all: QualEval's integer program (section 3).
-
-    An item has at most `most`, and attribute j between (1 - slack) * n * prior_j and (1 + slack) * n * prior_j * most items.
-    Raises ValueError if that cannot be.
-    """
+    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all (QualEval, section 3): at most `most`, and
+    attribute j has (1 - slack) * n * prior_j to (1 + slack) * n * prior_j * most items. ValueError if that cannot be."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import eye_array, kron
 
@@ -180,11 +177,11 @@ def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: f
 
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
     """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
-    worse = [row for row in table if row["p_holm"] <= level and row["error"] > row["rest"]]
     return [
         f"{row['slice']}: {row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items are "
         f"wrong, {row['rest']:.0%} of the rest. Add graded answers of this kind, or sample more of these prompts."
-        for row in worse
+        for row in table
+        if row["p_holm"] <= level and row["error"] > row["rest"]
     ] or [f"None of {len(table)} is worse than the rest beyond chance: more of everything is as good as more of one."]
 
 

@@ -88,7 +88,7 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
     needs |= {"sft_score_only": ("data",), "sft_careful_only": ("data",)}
     needs |= dict.fromkeys(FROM_PAIRS, (*rows, "judges/sft", *(f"pairs/{t}" for t in iterations)))
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
-    drawn = tuple(f"judgments/{t}" for t in iterations)
+    drawn = (f"judgments/{t}" for t in iterations)
     sft.append(Stage("grpo", "13_grpo", {}, ("data", "judges/sft", *drawn), "judges/grpo"))
     first = [
         Stage("data", "01_data", {}, (), "data"),

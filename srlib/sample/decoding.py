@@ -111,10 +111,14 @@ def judgments(
     s = Sampling(**sampling)
     model.eval()
 
+    def ids(item: Item) -> list[int]:
+        text = "" if s.template else prompts.rendered(tokenizer, item.instruction)
+        return tokenizer(text or prompts.prompt_text(tokenizer, item, s.template, s.shots))["input_ids"]
+
     def source(work: Work) -> Iterator[list[Judgment]]:
         # Cut batches from all items, similar lengths together, and compute them as a whole, even if some of it is on disk:
         # sums over a batch of another shape differ in their last bits, and now and then that draws another token.
-        todo = [(item, _prompt_ids(tokenizer, item, s)) for item, _ in work]
+        todo = [(item, ids(item)) for item, _ in work]
         todo.sort(key=lambda pair: len(pair[1]), reverse=True)  # if memory is short, that shows at once
         missing = {item.id for item, indices in work if indices}
         while todo:
@@ -155,12 +159,6 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
         rows.append(row)
     items = {item.id: item for item, _ in batch}
     return filled(model, tokenizer, items, rows, s.template, s.shots) if s.distributions else rows
-
-
-def _prompt_ids(tokenizer: Any, item: Item, s: Sampling) -> list[int]:
-    if not s.template:
-        return tokenizer(prompts.rendered(tokenizer, item.instruction))["input_ids"]
-    return prompts.prompt_ids(tokenizer, item, s.template, s.shots)
 
 
 def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[int], list[list[int]]]:
