@@ -16,9 +16,8 @@ GOOD = "Here is a rubric:\n\n**Criterion: Is it kind?**\n\n- **Score 1:** insult
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [(GOOD, Rubric(criterion="Is it kind?", levels=["insults", "says nothing", "thanks"])),
-     ("[Is it warm?]\nScore 3: c\nScore 1: a\nScore 2: b", Rubric(criterion="Is it warm?", levels=["a", "b", "c"])),
-     ("My rubric:\nscore 1: a\nscore 2: b\nscore 3: c", Rubric(criterion="Is it polite?", levels=["a", "b", "c"])),
+    [(GOOD, Rubric(criterion="Is it polite?", levels=["insults", "says nothing", "thanks"])),
+     ("My rubric:\nscore 3: c\nscore 1: a\nscore 2: b", Rubric(criterion="Is it polite?", levels=["a", "b", "c"])),
      ("Score 1: a\nScore 2: b\nScore 3: c\nScore 4: d", "another scale"), ("Score 1: a\nScore 3: c", "another scale"),
      ("Score 1: a\nScore 2: b\nScore 2: b2\nScore 3: c", "a score twice"), ("It is polite. [RESULT] 3", "no levels"), ("", "no levels"),
      (THREE.text, "nothing new")],
@@ -117,7 +116,7 @@ def test_notebook_14_with_a_writer_behind_a_server(base_dir, rows, tmp_path, one
 
     def answer(body, number):
         texts = [
-            "\n".join([f"Is it good, {number}.{k}?", *(f"Score {s:g}: is at {s:g}" for s in levels)])
+            "\n".join([f"Is it good, {number}.{k}?", *(f"Score {s:g}: is at {s:g}, {number}.{k}" for s in levels)])
             for k in range(body.get("n", 1))
         ]
         choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]

@@ -11,11 +11,8 @@ _LEVEL = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(
 
 
 def read_draft(text: str, original: Rubric) -> Rubric | str:
-    """The rubric in a writer's text, or what is wrong with it: "no levels", "a score twice", "another scale", "nothing new".
-
-    A level is a line `Score 1: ...`, and the line above the first is the criterion, unless it ends in a colon. The scale is
-    that of `original`, and so is the criterion if there is none.
-    """
+    """The original with the levels of a writer's text, lines such as `Score 1: ...`, or what is wrong with them: "no levels",
+    "a score twice", "another scale", "nothing new". The criterion and the scale stay."""
     plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
     found = [(float(score), " ".join(level.split())) for score, level in _LEVEL.findall(plain)]
     if not found:
@@ -24,10 +21,7 @@ def read_draft(text: str, original: Rubric) -> Rubric | str:
         return "a score twice"
     if dict(found).keys() != original.levels.keys():
         return "another scale"
-    above = [line.strip("[] \t") for line in plain[: _LEVEL.search(plain).start()].splitlines() if line.strip("[] \t")]
-    criterion = above[-1] if above and not above[-1].endswith(":") else original.criterion
-    draft = Rubric(criterion=re.sub("(?i)^criterion: *", "", criterion), levels=dict(found), step=original.step)
-    return "nothing new" if draft == original else draft
+    return "nothing new" if dict(found) == original.levels else original.model_copy(update={"levels": dict(found)})
 
 
 def choose(selection: Mapping[str, float], held_out: Mapping[str, float], keep: int = 3) -> str:
