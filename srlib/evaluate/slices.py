@@ -157,7 +157,7 @@ def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
 
 
 def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: float = 0.25) -> np.ndarray:
-    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all (QualEval, section 3): at most `most`, and
+    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all (QualEval's assignment): at most `most`, and
     attribute j has (1 - slack) * n * prior_j to (1 + slack) * n * prior_j * most items. ValueError if that cannot be."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import eye_array, kron
