@@ -169,10 +169,10 @@ def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: f
     of_item, of_attribute = kron(eye_array(n), np.ones((1, k))), kron(np.ones((1, n)), eye_array(k))
     low, high = (np.floor(share * n * np.asarray(prior) / np.sum(prior)) for share in (1 - slack, (1 + slack) * most))
     limits = [LinearConstraint(of_item, 0, most), LinearConstraint(of_attribute, low, high)]
-    found = milp(-gain, integrality=np.ones(n * k), bounds=Bounds(0, 1), constraints=limits)
+    found = milp(-np.ravel(affinity), integrality=np.ones(n * k), bounds=Bounds(0, 1), constraints=limits)
     if not found.success:
         raise ValueError(f"{n} items cannot be assigned to {k} attributes: {found.message}")
-    return found.x.reshape(n, k) > 0.5
+    return (found.x.reshape(n, k) > 0.5) & (affinity > 0)  # a size may have asked for an item that fits nothing
 
 
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
