@@ -162,10 +162,7 @@ def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: f
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import eye_array, kron
 
-    (n, k), gain = (
-        np.shape(affinity),
-        np.ravel(affinity) - 1e-3 * np.max(affinity),
-    )  # nothing is gained where nothing fits
+    n, k = np.shape(affinity)
     of_item, of_attribute = kron(eye_array(n), np.ones((1, k))), kron(np.ones((1, n)), eye_array(k))
     low, high = (np.floor(share * n * np.asarray(prior) / np.sum(prior)) for share in (1 - slack, (1 + slack) * most))
     limits = [LinearConstraint(of_item, 0, most), LinearConstraint(of_attribute, low, high)]
