@@ -62,6 +62,9 @@ def test_only_the_stages_that_the_arms_need():
     assert names("sre_1_self_consistency") == "data sft sample_1 curate_1 dpo_1 eval"
     assert names("rft") == "data sft sample_1 curate_1 dpo_1 rft eval"
     assert names("grpo") == "data sft sample_1 curate_1 dpo_1 grpo eval"
+    *_, grpo, last = stages.of(config.load(None, ["arms=grpo"]))
+    assert grpo.inputs == ("data", "judges/sft", "judgments/1", "judgments/2")
+    assert "judges/grpo" in last.inputs
     assert names("sft", sft_mode="merge") == "data sft_pointwise sft_pairwise sft eval"
     for unknown in ("sre_2", "dpo_1", "sft_pointwise"):
         with pytest.raises(RunError, match=rf"'{unknown}', and with iterations=1 there are base, sft, sre_1, "):
@@ -127,7 +130,8 @@ def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, cap
         == "To keep runs/tiny as it is, stop here: `cp -r runs/tiny runs/tiny-2`, and set run_dir to runs/tiny-2"
     )
     with pytest.raises(
-        RunError, match=rf"judges/sre_1 of run tiny was computed from another pairs/1 .*notebook 02 or 05.*{command}`"
+        RunError,
+        match=rf"judges/sre_1 of run tiny was computed from another pairs/1 .*notebook 02, 05 or 13.*{command}`",
     ):
         finished(root, "06_eval")
     finish("05_dpo")
