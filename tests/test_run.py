@@ -233,7 +233,7 @@ def test_a_killed_stage_resumes_where_it_was(root):
 
 def test_a_missing_input_names_the_notebook_that_makes_it(root):
     finish("01_data")
-    with pytest.raises(RunError, match=r"judges/sft is missing in run tiny: run notebook 02 or 05"):
+    with pytest.raises(RunError, match=r"judges/sft is missing in run tiny: run notebook 02, 05 or 13"):
         opened("03_sample")
     with pytest.raises(RunError, match="eval is missing in run tiny: run notebook 06"):
         open_run({}, needs=("data", "eval"))
