@@ -40,13 +40,12 @@ class OpenStage:
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
-        if self._first and (
-            force or stages.manifest(self.path).get("key") != self._head["key"]
-        ):  # else a killed session has begun it
+        begun = not force and stages.manifest(self.path).get("key") == self._head["key"]  # by a session that was killed
+        if self._first and not begun:
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
-        for folder in [] if self.done else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
+        for folder in [] if self.done or not self._first else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
             files.sweep(folder)
 
     def finish(self, **facts: Any) -> None:
@@ -126,9 +125,8 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
         raise RunError(f"{older} of run {run.name} was computed from another {newer} than is there now: {advice}")
     lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
-    if not int(os.environ.get("RANK", 0)) and not files.acquire(
-        lock, wait
-    ):  # the kernel of a killed pipeline is gone within two seconds
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first and not files.acquire(lock, wait):  # the kernel of a killed pipeline is gone within two seconds
         raise RunError(f"stage {stage.name} of {run.name} is open in process {files.holder(lock)}; stop it first")
     parts = stages.parts(stage, cfg, run)
     reason = stages.reason(run / stage.output, parts)
