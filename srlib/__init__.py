@@ -2,8 +2,7 @@
 
     from srlib import Judge, Rubric
 
-Importing srlib is cheap: `Judge`, and torch with it, is imported when it is first used.
-"""
+Importing srlib is cheap: `Judge`, and torch with it, is imported when it is first used."""
 
 import importlib
 

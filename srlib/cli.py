@@ -1,8 +1,7 @@
 """The command `srlib`: it only calls what the notebooks call.
 
 Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
-a score. 130: stopped by Ctrl-C. Our own errors are one red message; anything else keeps its traceback.
-"""
+a score. 130: stopped by Ctrl-C. Our own errors are one red message; anything else keeps its traceback."""
 
 import os
 import sys

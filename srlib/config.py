@@ -57,7 +57,7 @@ class Parameters(BaseModel):
     columns: list[str] = _p([], "columns by hand, FIELD:COLUMN: instruction:Question,score:Grade; others by name")
     rubric: str = _p("", "YAML or JSON file: criterion, levels, step for rows without a rubric, or these by dimension")
     bad_rows: Literal["few", "refuse", "drop"] = _p(
-        "few", "rows that do not fit: list and leave out 1 in 20 at most, stop at any, or leave out all"
+        "few", "rows that do not fit: leave out 1 in 20, stop, or leave out all"
     )
     score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
     care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
@@ -99,9 +99,7 @@ class Parameters(BaseModel):
     focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
 
     # 04 curate
-    strategy: str = _p(
-        "correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, one of 04, FILE:NAME"
-    )
+    strategy: str = _p("correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, or yours")
     margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)

@@ -11,8 +11,7 @@ A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs 
 
 Preferences (A, B, tie) have no margin: any other one is rejected. Another rule is a function with the same arguments, in
 notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule. A rule
-sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`.
-"""
+sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`."""
 
 import difflib
 import itertools
@@ -61,9 +60,7 @@ META_RUBRIC = Rubric(
     ],
 )
 ALIKE = 0.9  # share of the words of two responses in common from which they make no pair
-COMPARED = (
-    4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, and 2 of unequal ones
-)
+COMPARED = 4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, 2 of unequal ones
 
 
 class CurateError(SrlibError, ValueError):
@@ -210,9 +207,7 @@ def to_hint(
     of all items, of none (hint-driven sampling, arXiv 2410.03742)."""
     gold = {item.id: item.gold for item in items if hints != "none"}
     if None in gold.values():
-        raise CurateError(
-            "hints name the right verdict, and some items have no gold score or preference; set hints=none"
-        )
+        raise CurateError("hints name the right verdict, and some items have no gold one; set hints=none")
     seen = {(j.example_id, j.verdict == gold.get(j.example_id)) for j in judgments if j.verdict is not None}
     asked = []
     for item in items if gold else ():
@@ -271,15 +266,13 @@ def curate(
     flipping: Callable[[list[Pair]], Collection[str]] | None = None,
     hinted: Collection[str] = (),
 ) -> Curation:
-    """Preference pairs from N judgments of each item; a repeated text counts once. Those without a verdict are left out, or, if
-    the rule reads them, those without text.
-
-    `fits(item, text)`: prompt and judgment stay within the length limit; other judgments are dropped, never truncated.
-    `flipping(pairs)`: ids of rejected judgments whose rationale does not hold its score; called once, with all pairs.
-    `hinted`: ids of judgments drawn with a hint; the strategy of a pair with one is `hinted`.
-    `balance`: as many pairs for every chosen score as the rarest has. `max_pairs` 0: no limit. The draw of a prompt depends
-    on its id, `seed` and `iteration` only, so a subset of the prompts gives the same pairs.
-    """
+    """Preference pairs from N judgments of each item; a repeated text counts once. Those without a verdict are left
+    out, or, if the rule reads them, those without text. `fits(item, text)`: prompt and judgment stay within the length
+    limit; other judgments are dropped, never truncated. `flipping(pairs)`: ids of rejected judgments whose rationale
+    does not hold its score; called once, with all pairs. `hinted`: ids of judgments drawn with a hint; the strategy of
+    a pair with one is `hinted`. `balance`: as many pairs for every chosen score as the rarest has. `max_pairs` 0: no
+    limit. The draw of a prompt depends on its id, `seed` and `iteration` only, so a subset of the prompts gives the
+    same pairs."""
     by_item: dict[str, list[Judgment]] = {item.id: [] for item in items}
     for judgment in sorted(judgments, key=lambda j: -j.index):
         by_item.get(judgment.example_id, []).append(judgment)

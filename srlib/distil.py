@@ -25,9 +25,7 @@ class DistilTrainer(SFTTrainer):
 
     kl_weight = 1.0
 
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
         verdicts, teacher, mask = inputs.pop("verdicts"), inputs.pop("teacher"), inputs["attention_mask"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         kl = verdict_kl(outputs.logits, mask, verdicts, teacher).mean()

@@ -66,9 +66,11 @@ Write the response that the feedback is about, and nothing else.
 
 
 def request(item: Item, template: str = "brief") -> str:
-    """The request to the judge, without a chat template. `template` is one of TEMPLATES, with `-verdict` for a verdict alone.
-    With `-deduction` the item's rationale and gold score are shown, and the response is asked for (arXiv 2409.14664). Raises
-    ValueError on any other."""
+    """The request to the judge, without a chat template. `template` is one of TEMPLATES, with `-verdict` for a verdict
+    alone. With `-deduction` the item's rationale and gold score are shown, and the response is asked for (arXiv
+    2409.14664). Without a template, the instruction is the whole request. ValueError on any other."""
+    if not template:
+        return item.instruction
     template, _, form = template.partition("-")
     if template not in TEMPLATES or (form and form not in FORMS):
         raise ValueError(f"template {template!r} is not one of {', '.join(TEMPLATES)}, or -{form} not of {[*FORMS]}")
@@ -104,10 +106,7 @@ def prompt_ids(tokenizer: Any, item: Item, template: str = "brief", shots: Seque
 def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> str:
     """A user's text in the chat template, up to the start of the answer, without the BOS that the tokenizer adds itself;
     `before` are earlier turns, (user, assistant)."""
-    before, text = (
-        [(defused(user, tokenizer), defused(own, tokenizer)) for user, own in before],
-        defused(text, tokenizer),
-    )
+    before, text = [[defused(part, tokenizer) for part in turn] for turn in before], defused(text, tokenizer)
     if tokenizer.chat_template is None:
         return "".join(f"{user}\n{own}\n\n" for user, own in before) + text + "\n"
     texts = [*itertools.chain.from_iterable(before), text]

@@ -223,9 +223,8 @@ class Judgment(Row):
 
 class Pair(Row):
     """A preference pair of two judgments of one item, with its provenance. Between two preferences there is no margin.
-
-    `chosen_id` and `rejected_id` name the two judgments whatever the kind: `cot` compares their texts, `verdict` their verdicts
-    alone, and `deduction` the response that was judged with one written from the chosen judgment."""
+    `chosen_id` and `rejected_id` name the two judgments whatever the kind: `cot` compares their texts, `verdict` their
+    verdicts alone, and `deduction` the response that was judged with one written from the chosen judgment."""
 
     id: str
     example_id: str

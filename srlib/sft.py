@@ -4,8 +4,7 @@
     kept, lengths, drops = fitting(tokenizer, rows, max_length=512)
 
 A row is text, so any trainer reads it. Its ids are those that sampling uses, and a row for which they would not be is
-refused: a judge is trained on exactly what it reads and writes later.
-"""
+refused: a judge is trained on exactly what it reads and writes later."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,8 @@ ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for 
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
-    """Prompt and gold judgment of each example or comparison; `rationale=False` leaves the verdict alone.
-
-    Raises ModelError on an item without a gold score or preference.
-    """
+    """Prompt and gold judgment of each example or comparison; `rationale=False` leaves the verdict alone. Raises
+    ModelError on an item without a gold score or preference."""
     rows = []
     for item in items:
         if item.gold is None:
@@ -35,11 +32,9 @@ def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: boo
 
 
 def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[list[TextRow], list[int], int]:
-    """(rows of at most `max_length` tokens, their lengths, how many were longer): SFT rows or TRL's pairs.
-
-    A longer row is dropped and never truncated, because the score stands last. The length of a pair is that of its longer
-    side. Raises ModelError if a completion would change the ids of its prompt, for sampling reads the prompt alone.
-    """
+    """(rows of at most `max_length` tokens, their lengths, how many were longer): SFT rows or TRL's pairs. A longer row
+    is dropped and never truncated, because the score stands last. The length of a pair is that of its longer side.
+    Raises ModelError if a completion would change the ids of its prompt, for sampling reads the prompt alone."""
     kept, lengths, dropped = [], [], 0
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -96,9 +91,7 @@ def too_few(n_rows: int, n_rationales: int) -> list[str]:
 
 def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:
     """(items with a rationale, where the rationales come from in words); `written` maps ids to rationales of a writer.
-
-    Items without one are left out. If too few have one, all items stay as they are, with their verdicts alone.
-    """
+    Items without one are left out. If too few have one, all items stay as they are, with their verdicts alone."""
     own = sum(bool(item.rationale) for item in items)
     items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
     having = [item for item in items if item.rationale]

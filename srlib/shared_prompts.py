@@ -9,8 +9,7 @@ computed, for rows of [last prompt token, completion]. Losses, logs and the refe
 
 All prompts and completions of a batch stand one behind the other in a single row without padding. An attention function,
 registered with transformers, lets a prompt see itself and a completion its prompt and itself. Gradient checkpointing, LoRA
-and 4-bit weights work as usual. Related: arXiv 2410.20305 shares the prompt between the two sides of one pair.
-"""
+and 4-bit weights work as usual. Related: arXiv 2410.20305 shares the prompt between the two sides of one pair."""
 
 from __future__ import annotations
 

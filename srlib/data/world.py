@@ -11,8 +11,7 @@ thereby four checks; the judge writes a verdict on each and concludes with a sco
 
 Both annotators are right in every verdict and score; a share `care` of the gold rationales states the evidence before each
 verdict. Self-rationalization gains under this condition; `care=1.0` is the control. Three in ten rubrics have a key check
-(if it fails, the score is 1). The `ood` split has topics, templates and combinations of criteria of its own.
-"""
+(if it fails, the score is 1). The `ood` split has topics, templates and combinations of criteria of its own."""
 
 import random
 import re

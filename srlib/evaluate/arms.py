@@ -87,12 +87,10 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:
-    """One judgment per item, in order of first occurrence; None if no draw of an item has a verdict.
-
-    The majority, mean or median is the nearest draw with that score. A majority's distribution is that of the votes,
-    so its confidence is the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences
-    have no mean: the majority is read. Raises ArmError if draws to rank have no log-probability.
-    """
+    """One judgment per item, in order of first occurrence; None if no draw of an item has a verdict. The majority, mean
+    or median is the nearest draw with that score. A majority's distribution is that of the votes, so its confidence is
+    the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences have no mean: the
+    majority is read. Raises ArmError if draws to rank have no log-probability."""
     draws: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         draws.setdefault(judgment.example_id, []).append(judgment)

@@ -47,13 +47,11 @@ def judge_all(
     workers: int = 1,
     shots: Sequence[Example] = (),
 ) -> Passes:
-    """Judge every split in every pass that the arms read.
-
-    `models` maps a judge's name ("base" for the base model) to its directory; `load` and `draw` are keywords of
-    `models.load` and of `sample.judgments` (a greedy pass draws one judgment at temperature 0). On a CPU, `workers`
-    processes share the passes. A split that is complete in <out>/<pass> is read, a partial one resumed. `shots` are examples
-    for the prompts of arms that show some; each of these arms chooses its prompt on the split `validation`.
-    """
+    """Judge every split in every pass that the arms read. `models` maps a judge's name ("base" for the base model) to
+    its directory; `load` and `draw` are keywords of `models.load` and of `sample.judgments` (a greedy pass draws one
+    judgment at temperature 0). On a CPU, `workers` processes share the passes. A split that is complete in <out>/<pass>
+    is read, a partial one resumed. `shots` are examples for the prompts of arms that show some; each of these arms
+    chooses its prompt on the split `validation`."""
     passes = {a.judged_in: a for a in arms}
     todo = [a for name, a in passes.items() if not all((out / name / f"{split}.done").exists() for split in splits)]
     todo.sort(key=lambda a: a.read == "greedy")  # N draws take longest: first

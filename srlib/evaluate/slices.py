@@ -3,8 +3,7 @@
 A slice is the set of items that satisfy a few conditions: `gold is 2 and response_words > 31`. `named` makes a slice of
 every value of every feature; `grow` combines them into the leaves of a shallow decision tree. A tree says nothing about
 the items it was fitted to: grow it on one split, `measure` it on another. An item's error is 1 if its judgment is wrong
-or has no verdict, else 0; of N draws it is the share of those.
-"""
+or has no verdict, else 0; of N draws it is the share of those."""
 
 import math
 import operator
@@ -92,10 +91,8 @@ def named(rows: Sequence[Features]) -> list[Slice]:
 
 
 def grow(rows: Sequence[Features], errors: Sequence[float], depth: int = 3) -> list[Slice]:
-    """The leaves of a decision tree that predicts `errors` (n,) from the conditions of `named`.
-
-    They partition the items, and each has at least SUPPORT of `rows`; without a useful split, all items are one leaf.
-    """
+    """The leaves of a decision tree that predicts `errors` (n,) from the conditions of `named`. They partition the
+    items, and each has at least SUPPORT of `rows`; without a useful split, all items are one leaf."""
     from sklearn.tree import DecisionTreeRegressor
 
     conditions = [part.conditions[0] for part in named(rows)]
@@ -117,11 +114,9 @@ def grow(rows: Sequence[Features], errors: Sequence[float], depth: int = 3) -> l
 def measure(
     slices: Sequence[Slice], rows: Sequence[Features], errors: Sequence[float], group: Keys = None, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
-    """Rows `{slice, error, ci_low, ci_high, n, rest, p, p_holm}`: error rates with 95% intervals, the worst first.
-
-    p is a score test with the variance of whole groups (Boos 1992, On generalized score tests), p_holm is corrected for
-    all slices. Left out: slices with fewer than SUPPORT items inside or outside, or of the items of an earlier one.
-    """
+    """Rows `{slice, error, ci_low, ci_high, n, rest, p, p_holm}`: error rates with 95% intervals, the worst first. p is
+    a score test with the variance of whole groups (Boos 1992, On generalized score tests), p_holm is corrected for all
+    slices. Left out: slices with fewer than SUPPORT items inside or outside, or of the items of an earlier one."""
     errors, group = np.asarray(errors, dtype=float), range(len(errors)) if group is None else group
     table: dict[bytes, dict[str, Any]] = {}
     for part in slices:

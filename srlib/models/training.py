@@ -64,12 +64,10 @@ def order(
 
 
 def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
-    """Settings of transformers' Trainer that belong to the machine and not to the method.
-
-    A step of `batch_size` rows is cut into equal parts of at most `cfg.micro_batch_size`, as many for each of `cfg.gpus`
-    processes. In a single process (a notebook by hand) they are the same parts, and so is the judge, but for rounding. On a
-    CPU, fp32 weights compute in bf16 if it has instructions for that, unless `dtype: float32` forbids it.
-    """
+    """Settings of transformers' Trainer that belong to the machine and not to the method. A step of `batch_size` rows
+    is cut into equal parts of at most `cfg.micro_batch_size`, as many for each of `cfg.gpus` processes. In a single
+    process (a notebook by hand) they are the same parts, and so is the judge, but for rounding. On a CPU, fp32 weights
+    compute in bf16 if it has instructions for that, unless `dtype: float32` forbids it."""
     gpu, dtype = torch.cuda.is_available(), torch_dtype(cfg.dtype)
     if not gpu and dtype == torch.float16:
         raise ModelError("dtype float16 trains on a GPU only; set it to auto, float32 or bfloat16")

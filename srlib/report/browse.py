@@ -1,8 +1,7 @@
 """Judgments of a run to look at: what every arm said of each test item, and the pairs that DPO learned from.
 
 Ten go into the report, all of them into judgments.html, one file that opens offline. Texts of models and data are
-hostile: they reach a page escaped, or as JSON that its script shows as text only.
-"""
+hostile: they reach a page escaped, or as JSON that its script shows as text only."""
 
 import base64
 import hashlib

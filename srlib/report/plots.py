@@ -1,8 +1,7 @@
 """One function a figure: rows or arrays in, a matplotlib Figure out; nothing to show makes an empty one.
 
 Ink on white, light grid lines, 100 dpi. Arms stand in the order of ARMS, each in its own colour (`color_of`) in every figure:
-`forest(results).savefig("forest.png")`.
-"""
+`forest(results).savefig("forest.png")`."""
 
 import textwrap
 import zlib

@@ -10,6 +10,7 @@ resumes in its directory; so the same command goes on with or without a cluster.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -71,12 +72,8 @@ class Cluster:
         task, ours, wrong = self.ray.remote(num_cpus=0, max_retries=0)(_seen), _seen(root) | {str(folder): SHARED}, []
         try:
             files.acquire(probe)
-            asked = {
-                node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                    root, probe
-                )
-                for node in nodes
-            }
+            near = functools.partial(NodeAffinitySchedulingStrategy, soft=False)
+            asked = {node: task.options(scheduling_strategy=near(node)).remote(root, probe) for node in nodes}
             self.ray.wait([*asked.values()], num_returns=len(asked), timeout=ANSWER)
             for node, ref in asked.items():
                 name = f"node {nodes[node]} ({node[:8]})"

@@ -30,9 +30,8 @@ class Kernel(AsyncKernelManager):
 
 if __name__ == "__main__":
     threading.Thread(target=lambda: sys.stdin.read() or os._exit(1), daemon=True).start()
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it warns of names in no parameters cell; srlib refuses them
+    # It warns of names in no parameters cell; srlib refuses them
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     notebook, out = (path.replace("{", "{{").replace("}", "}}") for path in sys.argv[1:3])  # papermill fills in {names}
     options = dict(kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=Kernel)
     options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)

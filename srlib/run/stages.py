@@ -22,13 +22,7 @@ from srlib.evaluate import arms
 from srlib.schema import SrlibError
 
 FROM_PAIRS = ("sft_continued", "rft")  # SFT arms that need the pairs of all iterations
-MAY_BE_PATHS = {
-    "model",
-    "writer",
-    "data",
-    "data_pairwise",
-    "rubric",
-}  # of a local path the content counts, not the name
+MAY_BE_PATHS = {"model", "writer", "data", "data_pairwise", "rubric"}  # of a path the content counts, not the name
 NO_RESULTS = ("srlib.run.", "srlib.report.")  # code that decides no number
 NOT_IDENTITY = {"run_dir", "wandb_mode", "workers", "keep", "diagnose", "stop_on_alarm"}  # nor do these parameters
 NOT_IDENTITY |= {"endpoint", "endpoint_concurrency", "endpoint_left_out"}  # a server may move

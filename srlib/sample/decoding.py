@@ -2,8 +2,7 @@
 
 A prompt is several times longer than a judgment: the N rows that continue it attend to a single copy of its keys and values
 (prefix.py). Draws are counter-based: the uniform number of a step depends on (seed, item, index, step) alone, so the
-judgments are the same for any batch size and after any interruption.
-"""
+judgments are the same for any batch size and after any interruption."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,14 +110,10 @@ def judgments(
     s = Sampling(**sampling)
     model.eval()
 
-    def ids(item: Item) -> list[int]:
-        text = "" if s.template else prompts.rendered(tokenizer, item.instruction)
-        return tokenizer(text or prompts.prompt_text(tokenizer, item, s.template, s.shots))["input_ids"]
-
     def source(work: Work) -> Iterator[list[Judgment]]:
         # Cut batches from all items, similar lengths together, and compute them as a whole, even if some of it is on disk:
         # sums over a batch of another shape differ in their last bits, and now and then that draws another token.
-        todo = [(item, ids(item)) for item, _ in work]
+        todo = [(item, prompts.prompt_ids(tokenizer, item, s.template, s.shots)) for item, _ in work]
         todo.sort(key=lambda pair: len(pair[1]), reverse=True)  # if memory is short, that shows at once
         missing = {item.id for item, indices in work if indices}
         while todo:

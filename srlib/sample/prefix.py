@@ -1,8 +1,7 @@
 """One copy of a prompt's keys and values for all the judgments that continue it.
 
 P prompts are read once and continued by R rows. Each row attends to the keys of its prompt and to its own, with one softmax
-over both, in an attention function registered with transformers; the model stays as it is.
-"""
+over both, in an attention function registered with transformers; the model stays as it is."""
 
 from __future__ import annotations
 

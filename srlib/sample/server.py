@@ -166,7 +166,7 @@ class Server:
 
     def _body(self, item: Item, indices: list[int], s: Sampling, refused: set[str]) -> tuple[dict, dict]:
         """What a request has to say, and what it also says to servers that take it."""
-        text, chat = prompts.request(item, s.template) if s.template else item.instruction, self.api == "chat"
+        text, chat = prompts.request(item, s.template), self.api == "chat"
         if s.shots:
             raise DrawsError("examples before a prompt are read by a model in this process only, not by a server")
         body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": f"{text}\n"}
