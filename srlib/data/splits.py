@@ -113,12 +113,6 @@ def _classes(examples: Sequence[Example]) -> dict[tuple[str, tuple[float, ...]],
     return classes
 
 
-def describe_scale(examples: Sequence[Example]) -> str:
-    """The scales of a split: `"1, 2, 3, 4, 5 (800 rows); 0 .. 10 by 0.25 (20 rows)"`."""
-    counts = Counter(_scale_name(e.rubric.scale) for e in examples)
-    return "; ".join(f"{name} ({n} rows)" for name, n in counts.most_common())
-
-
 def baselines(train: Sequence[Example], rows: Sequence[Example]) -> Iterator[tuple[str, list[float]]]:
     """Scores without a judge, on each row's own scale: the mean gold score of the same question (of all rows for a new
     question), relative to the scale, and the share of the reference's words that the response has."""

@@ -43,9 +43,11 @@ def of_draws(
     judged = {j.example_id for j in before} & {j.example_id for j in after}
     shared = [item for item in items if item.id in judged]
     old, new = _measure(shared, before), _measure(shared, after)
+    a, b = old["verdicts"], new["verdicts"]  # with their scales: a 4 of 5 is another outcome than a 4 of 10
+    drift = sum(abs(a[v] / a.total() - b[v] / b.total()) for v in a | b) / 2 if a and b else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {
-            "score_drift": _total_variation(old["verdicts"], new["verdicts"]),
+            "score_drift": drift,
             "saturation": new["top"] - old["top"],
             "parse_fall": old["parsed"] - new["parsed"],
             "length_growth": new["tokens"] / old["tokens"] - 1,
@@ -114,11 +116,6 @@ def _measure(items: Sequence[Item], judgments: Draws) -> dict[str, Any]:
         "distinct": _mean([share for share in distinct if share == share]),
         "entropy": _mean([entropy(list(count.values())) for count in counts if count]),
     }
-
-
-def _total_variation(a: Counter, b: Counter) -> float:
-    """Half the summed differences of shares; keys hold the scale, as a 4 of 5 is another outcome than a 4 of 10."""
-    return sum(abs(a[v] / a.total() - b[v] / b.total()) for v in a | b) / 2 if a and b else np.nan
 
 
 def _mean(values: Sequence[float]) -> np.float64:

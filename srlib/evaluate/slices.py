@@ -140,17 +140,6 @@ def _score_test(inside: np.ndarray, errors: np.ndarray, group: Keys) -> float:
     return float(2 * t.sf(abs(sums.sum()) / spread, max(1, len(sums) - 1))) if spread else 1.0
 
 
-def sentence(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
-    """The table in one sentence: how many slices differ from the rest, and which one differs most."""
-    sure = [row for row in table if row["p_holm"] <= level]
-    counts = f"{len(sure)} of {len(table)} slices differ from the rest beyond chance (Holm-corrected p <= {level:g})"
-    if not sure:
-        return f"{counts}."
-    row = max(sure, key=lambda row: (row["error"] > row["rest"], abs(row["error"] - row["rest"])))  # rather a worse one
-    error = f"{row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items"
-    return f"{counts}; most of all {row['slice']}: {error} are wrong, {row['rest']:.0%} of the rest."
-
-
 def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: float = 0.25) -> np.ndarray:
     """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all (QualEval's assignment): at most `most`, and
     attribute j has (1 - slack) * n * prior_j to (1 + slack) * n * prior_j * most items. ValueError if that cannot be."""
