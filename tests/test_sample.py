@@ -284,7 +284,10 @@ def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, 
     for item, judgment in zip(items, found, strict=True):
         shared, rest = sample.decoding.candidates(tokenizer, item)
         prompt = prompts.prompt_ids(tokenizer, item, "brief-verdict")
-        direct = forward(model, [*prompt, *shared])[-1][[ids[0] for ids in rest]]
+        direct = []  # the log-probability of each verdict and of the end behind it
+        for ids in rest:
+            said, n = [*prompt, *shared, *ids, tokenizer.eos_token_id], len(ids) + 1
+            direct.append(sum(forward(model, said[:-1])[range(-n, 0), said[-n:]]))
         likeliest = item.verdicts[int(np.argmax(direct))]
         assert (judgment.verdict, judgment.text) == (likeliest, prompts.completion(None, likeliest))
         assert (judgment.rationale, judgment.tokens, judgment.prompt_tokens) == ("", 0, len(prompt))

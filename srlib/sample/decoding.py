@@ -209,7 +209,7 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
 def verdicts(
     model: Any, tokenizer: Any, items: Sequence[Item], template: str, out: Path | None = None, desc: str = "judge"
 ) -> list[Judgment]:
-    """The likeliest verdict of each item, asked for it alone: a judgment without a rationale, of no generated token."""
+    """The likeliest judgment of each item that is a verdict alone, asked for one: it ends there, and nothing is generated."""
     model.eval()
 
     def source(work: Work) -> Iterator[list[Judgment]]:
