@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -106,29 +107,27 @@ class Campaign:
         threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
         return process
 
-    def disturb(self, name: str) -> str:
-        """Start the run and kill it once; where that was."""
+    def disturb(self, name: str, share: float) -> str | None:
+        """Start the run and kill it once, within that share of what an undisturbed run takes; where that was, None if it ended."""
         if self.kind == "moments":
-            process, wait = self.go(name), self.rng.uniform(0.5, 0.6 * self.seconds)
-            with contextlib.suppress(Exception):
+            process, wait = self.go(name), self.rng.uniform(0.5, share * self.seconds)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(wait)
+                return None
             where = f"{wait:.1f} s, {stage_of(self.project / 'runs' / name)}"
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                return where
-            return f"{wait:.1f} s, after its end"
-        process = self.go(name, self.rng.randint(1, max(1, self.renames)))
-        process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return where
         mark = self.project / "count.where"
-        where = mark.read_text().strip().rpartition("/")[2] if mark.exists() else "after its end"
         mark.unlink(missing_ok=True)
-        return f"rename {os.environ['SRLIB_KILL_AT']}, {where}"
+        self.go(name, number := self.rng.randint(1, max(1, round(share * self.renames)))).wait()
+        return f"rename {number}, {mark.read_text().strip().rpartition('/')[2]}" if mark.exists() else None
 
     def run(self, number: int, kills: int) -> None:
         """One run: killed so many times, then left alone, then compared."""
         name = f"disturbed-{number:03d}-x"
-        run, where = self.project / "runs" / name, [self.disturb(name) for _ in range(kills)]
+        run = self.project / "runs" / name
+        where = list(filter(None, (self.disturb(name, 2 / (kills + 1)) for _ in range(kills))))
         process = self.go(name)
         row = {"run": number, "kills": where, "exit status": process.wait()}
         same = row["exit status"] == 0 and outcome(run) == self.whole
@@ -148,8 +147,8 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     folder = Path(tempfile.mkdtemp(prefix="srlib-campaign-"))
     campaign = Campaign(folder / "project", a.kind, a.seed)
-    for number, first in enumerate(range(0, a.kills, KILLS)):
-        campaign.run(number, min(KILLS, a.kills - first))
+    while (left := a.kills - sum(len(row["kills"]) for row in campaign.rows)) > 0:
+        campaign.run(len(campaign.rows), min(KILLS, left))
     same = sum(len(row["kills"]) for row in campaign.rows if row["same"])
     left = sum(len(row["leftovers"]) for row in campaign.rows)
     result = {"command": f"python tests/campaign.py {a.kind} --kills {a.kills} --seed {a.seed}", "kills": a.kills}
