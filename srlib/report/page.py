@@ -43,7 +43,7 @@ def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[s
     names, items, root = [of["name"] for of in found["arms"]], found["items"], config.project_root()
     chain = [name for name in names if arm(name).read == "greedy" and (name == "sft" or arm(name).iteration)]
     last, right = [*names, *chain][-1], {name: [row["judged"][name]["right"] for row in items] for name in names}
-    pairs = [(a, b) for a, b in ((last, "sft"), (last, "base"), (CEILING, "sft")) if {a, b} <= {*names}]
+    pairs = [p for p in ((last, "sft"), (last, "base"), (CEILING, "sft"), ("base", "sft")) if right.keys() >= {*p}]
     better = {(a, b): comparison.paired_difference(right[a], right[b], group=found["groups"]) for a, b in pairs}
     commit, describe = "unknown, no git repository", ["describe", "--always", "--dirty=, with changes", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
