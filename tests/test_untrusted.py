@@ -116,7 +116,7 @@ def test_a_torn_gzip_file_is_refused(tmp_path):
     assert zlib.decompressobj(31).decompress(path.read_bytes())
 
 
-@pytest.mark.parametrize("name", ["../../outside", "a/../../b", "/tmp/x", "..", "sre_1\x00"])
+@pytest.mark.parametrize("name", ["../../outside", "a/../../b", "/absolute", "..", "sre_1\x00"])
 def test_names_are_no_paths(tmp_path, name):
     from srlib.run import stages
 
