@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offline import tracked
 
-from srlib import config, distil, dpo, files, grpo, models, prompts, sample, sft
+from srlib import config, dpo, files, models, prompts, sample, sft
 from srlib.data import world
-from srlib.models import training
+from srlib.models import distil, grpo, training
 from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
 
 pytestmark = pytest.mark.torch
