@@ -40,7 +40,7 @@ def write_notebook(path: Path, cells: dict[str, str]) -> None:
 
 def make_project(root: Path, **work: str) -> Path:
     """Notebooks, a YAML file, a base model of one file and a copy of srlib; `work` replaces a work cell: `n02_sft="1 / 0"`."""
-    for folder in ("notebooks", "params", "runs", "models/tiny-base"):
+    for folder in ("notebooks", "params", "models/tiny-base"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     if not (root / "srlib").exists():
         shutil.copytree(Path(srlib.__file__).parent, root / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
