@@ -18,7 +18,7 @@ SLOW = """\
 import os, time
 (stage.run / "pid").write_text(str(os.getpid()))
 with open(stage.path / "rows", "a") as file:
-    file.write(f"{seed} {'resumed' if file.tell() else 'begun'} ")
+    file.write(f"{cfg.seed} {'resumed' if file.tell() else 'begun'} ")
 while (stage.path / "rows").read_text().count(" ") < 3 and (stage.run / "wait").exists():
     time.sleep(0.1)
 """
