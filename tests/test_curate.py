@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlib import curate as module
-from srlib.curate import CurateError, correct_answer, curate, graded, majority_vote, meta_equal, meta_judge, rule_named
+from srlib.curate import (
+    CurateError,
+    correct_answer,
+    curate,
+    followups,
+    graded,
+    majority_vote,
+    meta_equal,
+    meta_judge,
+    rule_named,
+)
 from srlib.schema import Comparison, Example, Judgment, Rubric
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -137,7 +147,7 @@ def test_a_repeated_text_counts_once_and_a_pair_says_where_it_comes_from():
     for seed in range(5):  # a long judgment takes no partner with it
         pairs = one([4, 4, 1, 1], seed=seed, fits=lambda item, text: text[7] not in "02").pairs
         assert [(p.chosen_id, p.rejected_id) for p in pairs] == [("e#1", "e#3")]
-    [row] = module.meta_examples([item_of(gold="A")], sampled(["B", None]))
+    [row] = followups.meta_examples([item_of(gold="A")], sampled(["B", None]))
     assert (row.id, row.response) == ("e#0", "Reason 0. [RESULT] B")
     assert all(text in row.instruction for text in ("Greet e.", "Hello", "Go", FIVE.text))
 
@@ -155,7 +165,7 @@ def paired(n, verdicts=(4, 1), rule=correct_answer, **fields):
 
 
 def mix_of(items, curation, mix=PAPER, left_out=0, written="Go away {}"):
-    asked = module.to_deduce(items, curation.pairs)
+    asked = followups.to_deduce(items, curation.pairs)
     deduced = {e.id: written.format(e.response) for e in asked[left_out:]}
     return module.mixed(curation, mix, asked, deduced)
 
@@ -198,9 +208,9 @@ def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
     assert len(alike.pairs) <= 1, "the response that was judged is no worse one"
     assert module.similarity("a b c d e f g h i j", "a b c d e f g h i k") == 0.9 == module.ALIKE
     quoted, both = paired(4, response="Reason 0.")
-    assert module.to_deduce(quoted, both.pairs) == [], "the prompt would hold the response"
+    assert followups.to_deduce(quoted, both.pairs) == [], "the prompt would hold the response"
     compared, both = {"e": item_of(gold="A")}, one(["A", "B"], "A")
-    assert module.to_deduce(compared, both.pairs) == []
+    assert followups.to_deduce(compared, both.pairs) == []
     assert [p.rejected for p in mix_of(compared, both, ["verdict:1"]).pairs] == ["[RESULT] B"]
     for verdicts, rule in (((4, None), graded), ((4, 4), lambda item, judgments, margin: [tuple(judgments)])):
         items, without = paired(4, verdicts, rule)
@@ -208,7 +218,7 @@ def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
     assert module.kinds(PAPER, 7) == {"cot": 5, "verdict": 1, "deduction": 1}, "the largest remainder is rounded up"
     equal, two = paired(4, (4, 4), lambda item, judgments, margin: [tuple(judgments)])
     pairs = [p.model_copy(update={"rejected_score": 1.0} if i < 2 else {}) for i, p in enumerate(two.pairs)]
-    asked = module.to_deduce(equal, pairs[:2])  # the same two can be both kinds, so there is one of each
+    asked = followups.to_deduce(equal, pairs[:2])  # the same two can be both kinds, so there is one of each
     no = {e.id: "No." for e in asked}
     both = module.mixed(module.replace(two, pairs=pairs), ["verdict:1", "deduction:1"], asked, no)
     assert [p.kind for p in both.pairs] == ["deduction", "verdict"]
@@ -243,16 +253,16 @@ def test_graded_rejects_what_cannot_be_read_first_and_chooses_nothing_unreadable
 def test_equal_judgments_are_compared_in_both_orders_within_a_bound():
     verdicts = [2, 4, 4, None, 4, 4, 4, 4]
     judgments = sampled(verdicts, texts=[*map(str, range(7)), "6"])  # the last repeats a text
-    asked = module.meta_comparisons([item_of(), item_of("f")], judgments)
+    asked = followups.meta_comparisons([item_of(), item_of("f")], judgments)
     names = [c.id for c in asked]
     first = [1, 2, 4, 5]  # at most COMPARED of those with the most frequent verdict
     assert names[:-2] == [f"e#{a}>{b}" for a in first for b in first if a != b]
-    assert (len(first), names[-2:]) == (module.COMPARED, ["e#1>0", "e#0>1"])
+    assert (len(first), names[-2:]) == (followups.COMPARED, ["e#1>0", "e#0>1"])
     assert (asked[0].response_a, asked[0].response_b, asked[0].preference) == ("1", "2", None)
     assert all(text in asked[0].instruction for text in ("Greet e.", "Hello", FIVE.text))
     higher = {"e#1>0": "A", "e#0>1": "A", "e#1>2": "A", "e#2>1": "tie", "e#4>0": None, "e#5>0": "tie"}
-    assert module.higher_preferred(judgments, higher) == [True, False]
-    assert module.higher_preferred(sampled(["A", "B"]), {"e#0>1": "A"}) == [], "no preference is higher than another"
+    assert followups.higher_preferred(judgments, higher) == [True, False]
+    assert followups.higher_preferred(sampled(["A", "B"]), {"e#0>1": "A"}) == [], "no preference is higher than another"
 
 
 def test_meta_equal_takes_the_best_and_the_worst_of_those_compared():
@@ -267,41 +277,41 @@ def test_meta_equal_takes_the_best_and_the_worst_of_those_compared():
 def test_only_prompts_whose_judgments_agree_are_judged_with_a_hint():
     draws = {"right": [4, 4, None], "wrong": [1, 3, 5], "both": [4, 1], "unread": [None, None]}
     items, judgments = [item_of(n) for n in draws], [j for n, v in draws.items() for j in sampled(v, n)]
-    assert module.to_hint(items, judgments, "none", 2) == []
-    asked = module.to_hint(items, judgments, "rescue", 2)
+    assert followups.to_hint(items, judgments, "none", 2) == []
+    asked = followups.to_hint(items, judgments, "rescue", 2)
     assert [item.id for item in asked] == [
         f"{n}~{kind}" for n in ("right", "wrong", "unread") for kind in ("right", "wrong")
     ]
     assert [item.score for item in asked[::2]] == [4, 4, 4]
-    assert {item.score for seed in range(20) for item in module.to_hint(items, judgments, "all", 2, seed)[1::2]} == {
+    assert {item.score for seed in range(20) for item in followups.to_hint(items, judgments, "all", 2, seed)[1::2]} == {
         1,
         2,
     }
-    assert {item.score for seed in range(20) for item in module.to_hint(items, judgments, "all", 0, seed)[1::2]} == {
+    assert {item.score for seed in range(20) for item in followups.to_hint(items, judgments, "all", 0, seed)[1::2]} == {
         1,
         2,
         3,
         5,
     }
-    assert [item.id for item in module.to_hint(items[:1], judgments, "rescue", 4)] == ["right~right"], (
+    assert [item.id for item in followups.to_hint(items[:1], judgments, "rescue", 4)] == ["right~right"], (
         "no score is 4 off"
     )
-    [_, wrong] = module.to_hint([item_of(gold="A")], [], "rescue", 99)
+    [_, wrong] = followups.to_hint([item_of(gold="A")], [], "rescue", 99)
     assert (wrong.gold in ("B", "tie"), wrong.instruction) == (True, "Greet e.")
     with pytest.raises(CurateError, match="hints name the right verdict, and some items have no gold"):
-        module.to_hint([item_of(gold=None)], [], "rescue", 2)
-    assert module.to_hint([item_of(gold=None)], [], "none", 2) == []
+        followups.to_hint([item_of(gold=None)], [], "rescue", 2)
+    assert followups.to_hint([item_of(gold=None)], [], "none", 2) == []
 
 
 def test_hinted_judgments_join_the_others_and_their_pairs_say_so():
     items = [item_of("e"), item_of("f"), item_of("g")]
     judgments = [*sampled([4, 4], "e"), *sampled([1, 2], "f"), *sampled([4, 1], "g")]
-    asked = module.to_hint(items, judgments, "rescue", 2)
+    asked = followups.to_hint(items, judgments, "rescue", 2)
     drawn = [
         sampled([score], name)[0] for name, score in [("e~right", 4), ("e~wrong", int(asked[1].score)), ("f~right", 3)]
     ]
     drawn += [sampled([None], "f~wrong")[0]]
-    hinted = module.from_hints(asked, drawn, 2)
+    hinted = followups.from_hints(asked, drawn, 2)
     assert [(j.id, j.score) for j in hinted] == [("e#2", 4), ("e#3", asked[1].score)], (
         "3 is not the verdict of its hint"
     )
@@ -349,7 +359,7 @@ def test_every_prompt_is_accounted_for(draws, name, margin, most, balance, cap, 
     items = [item_of(f"e{i}", data.draw(st.sampled_from([1.0, 3.0, 5.0]))) for i in range(len(draws))]
     judgments = [j for item, scores in zip(items, draws, strict=True) for j in sampled(scores, item.id)]
     ratings = {j.id: data.draw(st.integers(1, 5)) for j in judgments if j.score is not None}
-    asked = module.meta_comparisons(items, judgments) if name == "meta_equal" else []
+    asked = followups.meta_comparisons(items, judgments) if name == "meta_equal" else []
     preferences = {c.id: data.draw(st.sampled_from(["A", "B", "tie", None])) for c in asked}
     known = {"meta_judge": {"ratings": ratings}, "meta_equal": {"preferences": preferences}}
     rule = functools.partial(module.RULES[name], **known[name]) if name in known else module.RULES[name]

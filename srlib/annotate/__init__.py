@@ -17,7 +17,7 @@ import anywidget
 import traitlets
 
 from srlib import files as store
-from srlib.curate import META_RUBRIC
+from srlib.curate.followups import META_RUBRIC
 from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, Comparison, Example, Judgment, Preference, Row, format_score
 from srlib.stats.intervals import Interval, Keys, mean
