@@ -41,10 +41,10 @@ def test_lengths_name_median_and_longest_and_draw_a_near_limit():
 
 def test_curves_skip_rows_without_the_column():
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_runtime": 5.0}]
-    line = plots.loss_curve(log).axes[0].lines[0]
+    line = plots.curves(log, "SFT").axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [2.0, 1.0])
     log = [{"step": s, "loss": 1, "rewards/margins": s, "logps/chosen": -s, "logps/rejected": -2 * s} for s in (1, 2)]
-    figure = plots.dpo_curves(log)
+    figure = plots.curves(log, "DPO")
     assert [axes.get_title("left") for axes in figure.axes] == ["margin of rewards", "log-probability", "loss"]
     assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[-1, -2], [-2, -4]]
 
@@ -153,7 +153,8 @@ def test_a_dollar_is_no_formula_and_a_figure_is_shown_once():
 
 
 def test_nothing_to_show_is_no_error():
-    empty = "loss_curve dpo_curves waterfall forest alarms audits error_heatmap score_entropy".split()
+    empty = "waterfall forest alarms audits error_heatmap score_entropy".split()
     nothing = [(name, []) for name in empty] + [("score_histogram", {}), ("lengths", {"prompt": []})]
     for name, rows in [*nothing, ("score_entropy", [NAN]), ("risk_coverage", {})]:
         getattr(plots, name)(rows).savefig(io.BytesIO())
+    plots.curves([], "SFT").savefig(io.BytesIO())

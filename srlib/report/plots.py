@@ -63,23 +63,13 @@ def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> pl
     return figure
 
 
-def loss_curve(log: Rows, title: str = "Loss") -> plt.Figure:
-    """Training loss over steps, from a Trainer's `log_history`."""
-    figure = _curves(log, title, {"loss": ["loss"]})
-    figure.axes[0].set_ylim(bottom=0)
-    return figure
-
-
-def dpo_curves(log: Rows, title: str = "DPO") -> plt.Figure:
-    """Margins, log-probabilities, loss and, if logged, lengths over steps, from TRL's `log_history`. If both
-    log-probabilities fall while the margin grows, DPO is failing in its usual way. Of GRPO: rewards, loss and lengths."""
+def curves(log: Rows, title: str) -> plt.Figure:
+    """What a training logged over its steps (`training.log_of`): its loss, and of DPO margins, log-probabilities and lengths, of
+    GRPO rewards and lengths. If both log-probabilities fall while the margin grows, DPO is failing in its usual way.
+    Rows without a column are skipped."""
     panels = {"margin of rewards": ["rewards/margins"], "log-probability": ["logps/chosen", "logps/rejected"]}
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
-    return _curves(log, title, panels | {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]})
-
-
-def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.Figure:
-    """The panels of which `log` has a column; rows without it are skipped."""
+    panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
     figure, all_axes = axes_of(title, "step", "", panels=len(panels))
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
@@ -87,6 +77,7 @@ def _curves(log: Rows, title: str, panels: Mapping[str, Sequence[str]]) -> plt.F
             points = np.transpose([(row["step"], row[key]) for row in log if key in row])
             axes.plot(*points, color=color, label=key.split("/")[1] if len(keys) > 1 else None, linewidth=1.8)
         axes.locator_params(axis="x", integer=True, nbins=6)
+        axes.set_ylim(bottom=0 if len(panels) == 1 else None)
         entitle(axes, name if len(panels) > 1 else title)
         legend(axes)
     return figure
