@@ -33,10 +33,10 @@ def test_score_histogram_has_a_bar_for_each_score_of_each_split():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "2.5", "5"]
 
 
-def test_lengths_name_median_and_longest_and_draw_a_near_limit():
-    figure = plots.lengths({"prompt": [100, 120, 200], "completion": [10, 20, 30]}, limit=220)
-    assert "prompt: median 120, longest 200" in texts(figure)
-    assert [[line.get_xdata()[0] for line in axes.lines] for axes in figure.axes] == [[120, 220], [20]]
+def test_histograms_name_median_and_highest_and_leave_out_nan():
+    figure = plots.histograms("Lengths", {"prompt": [100, 120, 200], "entropy": [0, NAN, 1.0]}, "", "")
+    assert all(t in texts(figure) for t in ("prompt: median 120, highest 200", "entropy: median 0.5, highest 1"))
+    assert [[line.get_xdata()[0] for line in axes.lines] for axes in figure.axes] == [[120], [0.5]]
 
 
 def test_curves_skip_rows_without_the_column():
@@ -110,8 +110,6 @@ def test_calibration_and_coverage():
     [axes] = plots.risk_coverage(curves, target=0.2).axes
     assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[0.5, 1.0], [0.5]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft", "sre_2"]
-    figure = plots.score_entropy([0, 0, math.log(2), NAN, 1.0], n_scores=5)
-    assert "50% of prompts are at 0" in texts(figure)
 
 
 def test_the_fitted_curve_and_the_colours_of_arms():
@@ -153,8 +151,9 @@ def test_a_dollar_is_no_formula_and_a_figure_is_shown_once():
 
 
 def test_nothing_to_show_is_no_error():
-    empty = "waterfall forest alarms audits error_heatmap score_entropy".split()
-    nothing = [(name, []) for name in empty] + [("score_histogram", {}), ("lengths", {"prompt": []})]
-    for name, rows in [*nothing, ("score_entropy", [NAN]), ("risk_coverage", {})]:
+    empty = "waterfall forest alarms audits error_heatmap".split()
+    nothing = [(name, []) for name in empty] + [("score_histogram", {})]
+    for name, rows in [*nothing, ("risk_coverage", {})]:
         getattr(plots, name)(rows).savefig(io.BytesIO())
     plots.curves([], "SFT").savefig(io.BytesIO())
+    plots.histograms("", {"entropy": [NAN]}, "", "").savefig(io.BytesIO())

@@ -128,14 +128,12 @@ def test_at_equal_compares_within_strata_only():
     assert (flat["slope"].value, math.isnan(flat["correlation"].value)) == (pytest.approx(0), True)
 
 
-def test_majority_entropy_and_distinct_n():
+def test_majority_and_distinct_n():
     assert agreement.majority([1, 1, 4, 4, 5]) == 4  # 1 is as frequent; 4 is nearer to the mean of 3
     assert agreement.majority([4, 4, 2, 2]) == 2  # as near: the lower
     assert agreement.majority([1 / 3, 1, 1, 1 / 3]) == 1 / 3  # as near, up to rounding
     assert agreement.majority([NAN, 5, NAN, 1, 5]) == 5
     assert math.isnan(agreement.majority([NAN, None]))
-    got = agreement.entropy([[2, 2, 2, 2], [1, 2, 3, 4], [1, 1, 2, NAN], [NAN] * 4])
-    assert got == pytest.approx([0, math.log(4), stats.entropy([2, 1]), NAN], nan_ok=True)
     assert agreement.distinct_n([[1, 2, 3], [1, 2, 4]], n=2) == 3 / 4
 
 

@@ -50,16 +50,15 @@ def score_histogram(scores: Mapping[str, Sequence[float]]) -> plt.Figure:
     return figure
 
 
-def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> plt.Figure:
-    """Token lengths, a panel a kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
-    tokens = {name: np.asarray(column) for name, column in tokens.items() if len(column)}
-    figure, panels = axes_of("Lengths", "tokens", "rows", panels=len(tokens))
-    for axes, (name, column), color in zip(panels, tokens.items(), PALETTE, strict=False):
-        axes.hist(column, bins=30, color=color)
-        axes.axvline(np.median(column), color=INK, linewidth=1, linestyle="--")
-        entitle(axes, f"{name}: median {np.median(column):.0f}, longest {column.max()}")
-        if limit is not None and column.max() > 0.7 * limit:  # else it would squeeze the histogram
-            axes.axvline(limit, color=RED, linewidth=1.5)
+def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: str) -> plt.Figure:
+    """How the values of each column are distributed, a panel a column, with its median: `{"prompt": [120, 98], "completion": ...}`."""
+    columns = {name: pd.Series(column, dtype=float).dropna() for name, column in columns.items()}
+    columns = {name: values for name, values in columns.items() if len(values)}
+    figure, panels = axes_of(title, xlabel, ylabel, panels=len(columns))
+    for axes, (name, values), color in zip(panels, columns.items(), PALETTE, strict=False):
+        axes.hist(values, bins=30, color=color)
+        axes.axvline(values.median(), color=INK, linewidth=1, linestyle="--")
+        entitle(axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g}")
     return figure
 
 
@@ -247,16 +246,6 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
         label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
         percent(axes.xaxis)
     legend(all_axes[-1], loc="lower right")
-    return figure
-
-
-def score_entropy(values: Sequence[float], n_scores: int | None = None) -> plt.Figure:
-    """How much the N samples of each prompt disagree, 0 if they agree; `n_scores` sets the end of the axis."""
-    values = np.array([value for value in values if value == value])
-    agree = f" ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else ""
-    figure, (axes,) = axes_of("Entropy of the N scores", f"nats{agree}", "prompts")
-    top = np.log(n_scores) if n_scores else max(values.max(initial=0), 0.1)
-    axes.hist(values, bins=np.linspace(0, top * 1.0001, 25), color=BLUE)
     return figure
 
 

@@ -88,13 +88,6 @@ def majority(scores: Array) -> float:
     return float(modes[np.abs(modes - np.nanmean(scores)).round(9).argmin()]) if len(modes) else NAN
 
 
-def entropy(scores: Array) -> Floats:
-    """Entropy in nats of each row's histogram of scores, (n, N) -> (n,): 0 if all agree, NaN if none was parsed."""
-    (rows,) = columns(["scores"], scores=scores)
-    counts = [np.unique(row[~np.isnan(row)], return_counts=True)[1] for row in rows]
-    return np.array([abs((c / c.sum() * np.log(c / c.sum())).sum()) if len(c) else NAN for c in counts])
-
-
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int = 2) -> float:
     """Distinct over all n-grams (Li et al. 2016): `distinct_n([[1, 2, 3], [1, 2, 4]], 2)` is 3/4, NaN if none."""
     grams = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
