@@ -5,7 +5,7 @@ these together, and `overlap` reports text that splits share."""
 
 from srlib.data import columns, overlap, sources, splits, world
 from srlib.data.loading import Loaded, RowFailure, load, read_rows
-from srlib.data.splits import balanced, baselines, class_balance
+from srlib.data.splits import balanced, baselines
 
-__all__ = ["Loaded", "RowFailure", "balanced", "baselines", "class_balance", "columns", "load"]
+__all__ = ["Loaded", "RowFailure", "balanced", "baselines", "columns", "load"]
 __all__ += ["overlap", "read_rows", "sources", "splits", "world"]

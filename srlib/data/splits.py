@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from srlib.schema import Comparison, Example, Item, format_score
+from srlib.schema import Comparison, Example, Item
 
 NAMES = ("train", "validation", "test", "ood", "train_pairwise", "pairwise")  # Comparisons in the last two
 HINTS = {  # words of `split_hint`, or of a folder's split; the first that fits counts
@@ -97,15 +97,6 @@ def balanced(examples: Sequence[Example], seed: int = 0, limit: float = math.inf
     return [e for e in examples if e.id in kept]
 
 
-def class_balance(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Rows of each score, one line for each source and scale: `{"source", "scale", "rows", "1": 12, "2": 30}`."""
-    return [
-        {"source": source, "scale": _scale_name(scale), "rows": sum(map(len, scores.values()))}
-        | {format_score(score): len(scores[score]) for score in sorted(scores)}
-        for (source, scale), scores in sorted(_classes(examples).items())
-    ]
-
-
 def _classes(examples: Sequence[Example]) -> dict[tuple[str, tuple[float, ...]], dict[float, list[Example]]]:
     classes: Any = defaultdict(lambda: defaultdict(list))
     for e in examples:
@@ -129,11 +120,6 @@ def baselines(train: Sequence[Example], rows: Sequence[Example]) -> Iterator[tup
     yield "question_mean", [nearest(e, statistics.fmean(relative.get(e.instruction, overall))) for e in rows]
     words = [[set(re.findall(r"\w+", (text or "").lower())) for text in (e.reference_answer, e.response)] for e in rows]
     yield "word_overlap", [nearest(e, len(a & b) / max(1, len(a))) for e, (a, b) in zip(rows, words, strict=True)]
-
-
-def _scale_name(scale: Sequence[float]) -> str:
-    names = list(map(format_score, scale))
-    return ", ".join(names) if len(names) <= 7 else f"{names[0]} .. {names[-1]} by {format_score(scale[1] - scale[0])}"
 
 
 def _hash(text: str) -> str:
