@@ -26,7 +26,7 @@ def run(base_dir, one_thread, tmp_path_factory):
     """A run after its first iteration, with the base model as its judge and a right and a wrong judgment of each prompt."""
     path = tmp_path_factory.mktemp("run")
     rows = {name: world.examples(name, 0, n) for name, n in {"train": 24, "validation": 8, "test": 12}.items()}
-    rows |= {"train_pairwise": world.training_comparisons("train", 0, 12), "pairwise": world.comparisons(0, 6)}
+    rows |= {"train_pairwise": world.comparisons(0, 12, "train"), "pairwise": world.comparisons(0, 6)}
     for name, items in rows.items():
         files.write_rows(path / "data" / f"{name}.jsonl", items)
     drawn = []

@@ -279,7 +279,7 @@ def test_the_distribution_is_the_models_after_the_rationale(tiny, rows):
 
 
 def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, few, tmp_path):
-    (model, tokenizer), items = tiny, [*few[:2], *world.training_comparisons("train", 0, 1)]
+    (model, tokenizer), items = tiny, [*few[:2], *world.comparisons(0, 1, "train")]
     found = sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl")
     for item, judgment in zip(items, found, strict=True):
         shared, rest = sample.decoding.candidates(tokenizer, item)
@@ -316,7 +316,7 @@ CASES = [
 @pytest.mark.parametrize(("rubric", "rationale", "verdict"), CASES)
 def test_the_distribution_of_verdicts_that_take_several_tokens(tiny, rows, monkeypatch, rubric, rationale, verdict):
     """`2` is the beginning of `2.25` and `1` that of `10`, so each counts with the end-of-sequence token behind it."""
-    (model, tokenizer), [item] = tiny, world.training_comparisons("train", 0, 1)
+    (model, tokenizer), [item] = tiny, world.comparisons(0, 1, "train")
     item = rows[0].model_copy(update={"rubric": rubric, "score": None}) if rubric else item
     written = {v: prompts.completion_ids(tokenizer, prompts.completion(rationale, v)) for v in item.verdicts}
     ids, prompt = written[verdict], prompts.prompt_ids(tokenizer, item)

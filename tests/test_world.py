@@ -17,7 +17,7 @@ DIGESTS = {  # of the rows on which models/tiny-base and the published results r
     "pairwise": "2af82071524f", "train_pairwise": "76f9ff150c02",
 }  # fmt: skip
 ROWS = [e for split in SPLITS for e in world.examples(split, 0, 250)]
-TRAINING = world.training_comparisons("train", 0, 100)
+TRAINING = world.comparisons(0, 100, "train")
 
 
 def check_comparison(comparison, rationale):
@@ -29,7 +29,7 @@ def check_comparison(comparison, rationale):
 
 def test_the_rows_are_those_of_the_first_release():
     made = {split: world.examples(split, 7, 100) for split in SPLITS}
-    made |= {"pairwise": world.comparisons(7, 100), "train_pairwise": world.training_comparisons("train", 7, 100)}
+    made |= {"pairwise": world.comparisons(7, 100), "train_pairwise": world.comparisons(7, 100, "train")}
     texts = {
         name: json.dumps([row.model_dump(mode="json") for row in rows], sort_keys=True) for name, rows in made.items()
     }
@@ -41,7 +41,7 @@ def test_the_rows_are_those_of_the_first_release():
 
 def test_splits_and_seeds_share_no_prompt_and_no_id():
     parts = [ROWS, *(world.examples(split, 1, 150) for split in SPLITS)]
-    pairs = [TRAINING, world.comparisons(0, 100), world.comparisons(1, 100), world.training_comparisons("test", 0, 50)]
+    pairs = [TRAINING, world.comparisons(0, 100), world.comparisons(1, 100), world.comparisons(0, 50, "test")]
     parts += [[side for c in part for side in c.sides()] for part in pairs]
     shown = Counter(prompt for part in parts for prompt in {prompts.request(e) for e in part})
     assert [prompt for prompt, n in shown.items() if n > 1] == []

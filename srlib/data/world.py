@@ -65,28 +65,21 @@ def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
     return rows
 
 
-def comparisons(seed: int, n: int) -> list[Comparison]:
-    """`n` pairs of responses with different gold scores (the analogue of RewardBench), every other one held out."""
-    return _comparisons(random.Random(f"world pairwise {seed}"), f"pairwise-{seed}", n)
-
-
-def training_comparisons(split: str, seed: int, n: int, care: float = 0.5) -> list[Comparison]:
-    """`n` in-domain pairs with a gold rationale ("Response A: The day: fail. ... Response B: ..."); `meta` as in `examples`,
-    with the checks of both responses."""
-    return _comparisons(random.Random(f"world pairwise {split} {seed}"), f"{split}-pairwise-{seed}", n, care)
-
-
-def _comparisons(rng: random.Random, name: str, n: int, care: float | None = None) -> list[Comparison]:
-    rows: list[Comparison] = []
+def comparisons(seed: int, n: int, split: str = "", care: float = 0.5) -> list[Comparison]:
+    """`n` pairs of responses with different gold scores (the analogue of RewardBench), every other one held out. With `split`,
+    "train", all are in-domain and have a gold rationale to learn from, "Response A: The day: fail. ... Response B: ...", and
+    `meta` as in `examples`, with the checks of both responses."""
+    rng = random.Random(f"world pairwise {split} {seed}" if split else f"world pairwise {seed}")
+    name, rows = f"{split}-pairwise-{seed}".removeprefix("-"), []
     while len(rows) < n:
-        case = draw_case(rng, held_out=care is None and len(rows) % 2 == 1)
-        annotator = "careful" if care is not None and rng.random() < care else "hasty"
+        case = draw_case(rng, held_out=not split and len(rows) % 2 == 1)
+        annotator = "careful" if split and rng.random() < care else "hasty"
         rivals = (_respond(rng, case) for _ in range(50))
         if not (rival := next((rival for rival in rivals if rival.score != case.score), None)):
             continue
         meta: dict[str, Any] = {"criteria": "+".join(case.criteria), "scores": [case.score, rival.score]}
         texts = case.texts | {"response_a": case.response, "response_b": rival.response}
-        if care is not None:
+        if split:
             a, b = (write_rationale(side.checks, side.key, annotator == "careful") for side in (case, rival))
             texts["rationale"] = f"Response A: {a} Response B: {b}"
             meta |= {"annotator": annotator, "checks": [case.checks, rival.checks], "key": case.key}
