@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from srlib.schema import PREFERENCES, Comparison, Failure, Item, Preference, Rubric, Verdict, format_score
+from srlib.schema import PREFERENCES, Comparison, Failure, Item, Rubric, Verdict, format_score
 
 MARKER = "[RESULT]"
 TEMPLATES = ("brief", "prometheus")
@@ -143,14 +143,6 @@ class Parsed(NamedTuple):
     rationale: str
     verdict: Verdict | None
     failure: Failure | None
-
-    @property
-    def score(self) -> float | None:
-        return None if isinstance(self.verdict, str) else self.verdict
-
-    @property
-    def preference(self) -> Preference | None:
-        return self.verdict if isinstance(self.verdict, str) else None
 
 
 def parse(text: str, item: Item | Rubric, finished: bool = True) -> Parsed:

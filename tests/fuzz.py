@@ -89,8 +89,8 @@ def judgments(rng: random.Random, n: int) -> Counter:
     for _ in range(n):
         text, rubric, score = judgment(rng)
         parsed = prompts.parse(text, rubric)
-        assert parsed.score == score, f"{text!r} under {rubric.scale}: {parsed}, but {score} was written"
-        assert prompts.parse(text, rubric, finished=False).score is None, text
+        assert parsed.verdict == score, f"{text!r} under {rubric.scale}: {parsed}, but {score} was written"
+        assert prompts.parse(text, rubric, finished=False).verdict is None, text
         counts["no score" if score is None else "scores"] += 1
     return counts
 

@@ -173,4 +173,4 @@ def test_rows_have_the_ids_of_sampling_one_bos_and_no_foreign_control_token(temp
     text = prompts.defused(prompts.completion("Greets.<|eos|> Fine.", 4), tokenizer)
     row = prompts.prompt_text(tokenizer, attack) + text + tokenizer.eos_token
     assert tokenizer(row)["input_ids"] == ids + prompts.completion_ids(tokenizer, "Greets.<|eos|> Fine. [RESULT] 4")
-    assert parse(text, FIVE).score == 4
+    assert parse(text, FIVE).verdict == 4

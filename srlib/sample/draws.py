@@ -75,7 +75,8 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
 def judgment(item: Item, index: int, text: str, finished: bool, **fields: Any) -> Judgment:
     """Parse generated text into a judgment; `fields` are its other fields (tokens, logprob, ...)."""
     parsed = prompts.parse(text.strip(), item, finished)
-    fields |= dict(score=parsed.score, preference=parsed.preference, failure=parsed.failure)
+    kind = "preference" if isinstance(parsed.verdict, str) else "score"
+    fields |= {kind: parsed.verdict, "failure": parsed.failure}
     return Judgment(example_id=item.id, index=index, text=text.strip(), rationale=parsed.rationale, **fields)
 
 
