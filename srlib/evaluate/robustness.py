@@ -17,9 +17,10 @@ import yaml
 
 from srlib import prompts
 from srlib.evaluate.arms import Arm
+from srlib.evaluate.results import as_rows
 from srlib.schema import Example, Judgment, format_score
 from srlib.stats.agreement import at_equal
-from srlib.stats.intervals import Interval, fields, mean
+from srlib.stats.intervals import Interval, mean
 
 INJECTIONS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 Items, Judged, Rows = Sequence[Example], Sequence[Judgment | None], list[dict[str, Any]]
@@ -97,7 +98,8 @@ def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed:
             "raised_to_top": _mean(new == 1, below, group, n_boot),
             "parse_rate": _mean(np.isfinite(new), np.full(len(new), True), group, n_boot),
         }
-        rows += _rows(arm, f"audit_{name}", effects, seed, protocol)
+        about = dict(arm=arm.name, split=f"audit_{name}", seed=seed, iteration=arm.iteration, protocol=protocol)
+        rows += as_rows(about, effects)
     return rows
 
 
@@ -124,13 +126,14 @@ def equal_gold_rows(
             x, scores, gold, group = zip(*kept, strict=True)
             effects = at_equal(x, scores, gold, n_boot=n_boot, group=group)
         protocol = f"greedy, observed at equal gold score; x: {name}; slope: share of the scale for one SD of x"
-        rows += _rows(arm, f"audit_{audit}", effects, seed, protocol)
+        about = dict(arm=arm.name, split=f"audit_{audit}", seed=seed, iteration=arm.iteration, protocol=protocol)
+        rows += as_rows(about, effects)
     return rows
 
 
 def response_logprobs(model: Any, tokenizer: Any, items: Items) -> Logprobs:
     """Mean log-probability of each response given its instruction, in nats a token, None if they exceed the context."""
-    import torch  # here: a plan of a run counts COPIES without a model
+    from srlib import sample  # here: a plan of a run counts COPIES without a model
 
     longest = model.config.get_text_config().max_position_embeddings
     logprobs = dict.fromkeys(item.id for item in items)
@@ -139,10 +142,8 @@ def response_logprobs(model: Any, tokenizer: Any, items: Items) -> Logprobs:
         context = tokenizer(prompts.rendered(tokenizer, request))["input_ids"]
         response = tokenizer(prompts.defused(item.response, tokenizer), add_special_tokens=False)["input_ids"]
         if len(context) + len(response) <= longest:
-            ids = torch.tensor([context + response], device=model.device)
-            labels = torch.tensor([[-100] * len(context) + response], device=model.device)  # -100 is no target
-            with torch.inference_mode():
-                logprobs[item.id] = -float(model(input_ids=ids, labels=labels).loss)
+            [[logprob]] = sample.score_candidates(model, [context], [[response]])
+            logprobs[item.id] = logprob / len(response)
     return logprobs
 
 
@@ -156,8 +157,3 @@ def _mean(values: np.ndarray, kept: np.ndarray, group: Sequence[str], n_boot: in
     if not kept.any():
         return Interval()
     return mean(values[kept].astype(float), n_boot=n_boot, group=[group[i] for i in np.flatnonzero(kept)])
-
-
-def _rows(arm: Arm, split: str, effects: Mapping[str, Interval], seed: int, protocol: str) -> Rows:
-    row = dict(arm=arm.name, split=split, seed=seed, iteration=arm.iteration, protocol=protocol)
-    return [row | dict(metric=metric, **fields(interval)) for metric, interval in effects.items()]
