@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
 
 from srlib import config, files
+from srlib.run import stages
 
 ELSEWHERE = ("run_dir", "workers", "wandb", "endpoint", "alarm_", "stop_on", "diagnose")  # of a run, not of its judge
 
@@ -20,8 +21,8 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, g
     licence, on_hub = licence_of(local or base), local is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base)
     front = dict(license=licence or "other", library_name="peft" if how == "adapter" else "transformers")
     front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])
-    stage = _read(run / "judge" / "manifest.json").get("stage", "unknown")
-    data = _read(run / "data" / "manifest.json").get("facts", {})
+    stage = stages.manifest(run / "judge").get("stage", "unknown")
+    data, results = stages.manifest(run / "data").get("facts", {}), run / "results.json"
     changed = [(name, v) for name, v in cfg if v != fields[name].default and not name.startswith(ELSEWHERE)]
     return ModelCard.from_template(
         ModelCardData(base_model=base if on_hub else None, **front),
@@ -30,7 +31,7 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, g
         **dict(how=how, gate=gate, arm=stage.replace("dpo_", "sre_"), best=cfg.keep == "best"),
         counts={**data.get("rows", {}), "pairwise": data.get("pairwise", 0)},
         recipe=[(name, _cell(value), _cell(fields[name].description)) for name, value in changed],
-        results=_read(run / "results.json") or [],
+        results=files.read_json(results) if results.is_file() else [],
     )
 
 
@@ -49,10 +50,6 @@ def shown(value: Any) -> str:
     """A parameter's value for strangers: of a path of this machine only the last part."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return Path(text).name if text.startswith(("/", "~", "..")) else text
-
-
-def _read(path: Path) -> Any:
-    return files.read_json(path) if path.is_file() else {}
 
 
 def _cell(value: Any) -> str:
