@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
-from cells import run_cells
+from cells import definition, run_cells
 from hypothesis import given
 from hypothesis import strategies as st
 from offline import tracked
 
 from srlib import config, dpo, files, models, prompts, sample, sft
 from srlib.data import world
-from srlib.models import distil, grpo, training
+from srlib.models import distil, training
 from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
 
 pytestmark = pytest.mark.torch
@@ -113,6 +113,9 @@ def test_dpo_stops_where_it_does_not_start_at_ln_2():
     )
 
 
+reward = definition("13_grpo", "reward", prompts=prompts, PLACES=definition("13_grpo", "PLACES"))
+
+
 @pytest.mark.parametrize(
     ("text", "finished", "expected"),
     [("It greets. [RESULT] 4", True, 1.0), (" [RESULT] 2.5\n", True, 0.7), ("[RESULT] 0", True, 0.2),
@@ -121,26 +124,25 @@ def test_dpo_stops_where_it_does_not_start_at_ln_2():
 def test_a_judgment_earns_by_its_distance_and_loses_if_it_cannot_be_read(text, finished, expected):
     rubric = Rubric(criterion="Kind?", levels={0: "no", 5: "yes"}, step=0.5)
     item = Example(id="a", instruction="Greet.", response="Hi", rubric=rubric, score=4)
-    assert grpo.reward(item, text, finished) == pytest.approx(expected)
+    assert reward(item, text, finished) == pytest.approx(expected)
 
 
 def test_a_tie_is_half_wrong_for_a_judge_that_compares():
     rubric = Rubric(criterion="Kind?", levels=["no", "yes"])
     pair = dict(id="a", instruction="Greet.", response_a="Hi", response_b="Go", rubric=rubric)
-    earned = [
-        grpo.reward(Comparison(**pair, preference="A"), f"[RESULT] {verdict}") for verdict in ("A", "tie", "B", "2")
-    ]
+    better = Comparison(**pair, preference="A")
+    earned = [reward(better, f"[RESULT] {verdict}", True) for verdict in ("A", "tie", "B", "2")]
     assert earned == [1.0, 0.5, 0.0, -1.0]
-    assert grpo.reward(Comparison(**pair, preference="tie"), "[RESULT] B") == 0.5
+    assert reward(Comparison(**pair, preference="tie"), "[RESULT] B", True) == 0.5
 
 
 def test_grpo_stops_behind_the_step_that_spends_its_tokens():
-    stops, log, control = grpo.StopsAtBudget(1000, rows=10), [], SimpleNamespace(should_training_stop=False)
+    stops, log, control = training.StopsAtBudget(1000, rows=10), [], SimpleNamespace(should_training_stop=False)
     for length in (40.0, 59.9, 0.1):
         assert not control.should_training_stop
         log.append({"completions/mean_length": length})
         stops.on_log(None, SimpleNamespace(log_history=[*log, {"train_runtime": 3.0}]), control)
-    assert (control.should_training_stop, grpo.sampled(log, 10)) == (True, 1000)
+    assert (control.should_training_stop, training.sampled_tokens(log, 10)) == (True, 1000)
 
 
 @pytest.mark.slow
@@ -166,7 +168,7 @@ def test_notebook_13_spends_the_tokens_of_the_loop_and_saves_a_judge(tiny, rows,
     log = run_cells("13_grpo", **small)["log"]
     assert facts["budget"] == sum(j.tokens for j in drawn)
     assert facts["steps"] == len(log) <= 5
-    assert facts["drawn_tokens"] == grpo.sampled(log, 8)
+    assert facts["drawn_tokens"] == training.sampled_tokens(log, 8)
     assert facts["drawn_tokens"] >= facts["budget"] or len(log) >= 4
     assert all(-1 <= step["reward"] <= 1 for step in log)
     trained = models.load(tmp_path / "grpo")[0].state_dict()

@@ -3,7 +3,7 @@
 loading    a base, a judge or its tokenizer: load, check_model, judge_info; which dtype and end of turn
 attention  what a model attends to, and what a comparison on short texts cannot show
 adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one adapter of two
-training   what SFT and DPO share around TRL's trainers; distil and grpo add what notebooks 11 and 13 need"""
+training   what SFT, DPO and GRPO share around TRL's trainers; distil adds what notebook 11 needs"""
 
 # ruff: noqa: F401
 from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge, saving

@@ -1,4 +1,4 @@
-"""What SFT and DPO share around TRL's trainers: the order of the rows, settings of the machine, progress, checkpoints.
+"""What SFT, DPO and GRPO share around TRL's trainers: the order of the rows, settings of the machine, progress, checkpoints.
 
 A training is laid out as a whole before it begins: `order` names the row of every position in every step. So it is the
 same on every machine, and the trainer resumes at any step from a checkpoint without drawing anything again.
@@ -131,6 +131,21 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
+
+
+class StopsAtBudget(TrainerCallback):
+    """Stop TRL's GRPOTrainer behind the step with which it has sampled `tokens` tokens; a step samples `rows` judgments."""
+
+    def __init__(self, tokens: int, rows: int) -> None:
+        self.tokens, self.rows = tokens, rows
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= sampled_tokens(state.log_history, self.rows) >= self.tokens
+
+
+def sampled_tokens(log: list[dict[str, float]], rows: int) -> int:
+    """Tokens that a training with `rows` judgments a step has sampled, by its log."""
+    return round(sum(rows * step.get("completions/mean_length", 0) for step in log))
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
