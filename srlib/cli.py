@@ -228,10 +228,8 @@ def export(
     from srlib.report import export
 
     gate = export.export(run, to, how, push)
-    _say(
-        f"{to}: {gate.same_score} of {gate.items} greedy scores as before, log-probabilities within "
-        f"{gate.largest_difference:.2g} nats a token"
-    )
+    near = f"log-probabilities within {gate.largest_difference:.2g} nats a token"
+    _say(f"{to}: {gate.same_score} of {gate.items} greedy scores as before, {near}")
 
 
 def _console(stderr: bool = False) -> Console:

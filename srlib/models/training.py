@@ -125,9 +125,8 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
-            wandb.run.log(
-                {f"train/{name}": value for name, value in (logs | {"global_step": state.global_step}).items()}
-            )
+            values = logs | {"global_step": state.global_step}
+            wandb.run.log({f"train/{name}": value for name, value in values.items()})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

@@ -131,9 +131,8 @@ def run_all(
     console = console or Console(highlight=False)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}
-    going = {
-        path: _steps(cfg, path.absolute(), workers, force, bars, place, len(runs) > 1) for path, cfg in runs.items()
-    }
+    how = (workers, force, bars, place, len(runs) > 1)
+    going = {path: _steps(cfg, path.absolute(), *how) for path, cfg in runs.items()}
     try:
         with bars:
             while len(done) < len(going):

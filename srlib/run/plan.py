@@ -92,6 +92,7 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     targets = tuple(name for name in shapes.LINEAR if name in named) or shapes.LINEAR
     training = weights | dict(checkpointing=cfg.gradient_checkpointing, lora_rank=cfg.lora_rank, targets=targets)
     shared = cfg.max_new_tokens if cfg.share_prompts else 0
+    micro = cfg.micro_batch_size
     prompt = max(1, min(cfg.max_length, shape.max_positions - cfg.max_new_tokens))
 
     def sampling(n: int) -> Job:
@@ -101,10 +102,8 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
 
     draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
     return {
-        "sft": Job("sft", min(cfg.micro_batch_size, cfg.sft_batch_size // cfg.gpus), cfg.max_length, **training),
-        "dpo": Job(
-            "dpo", min(cfg.micro_batch_size, cfg.dpo_batch_size // cfg.gpus), cfg.max_length, shared, **training
-        ),
+        "sft": Job("sft", min(micro, cfg.sft_batch_size // cfg.gpus), cfg.max_length, **training),
+        "dpo": Job("dpo", min(micro, cfg.dpo_batch_size // cfg.gpus), cfg.max_length, shared, **training),
         "sample": sampling(cfg.n_samples),
         "eval": max(map(sampling, draws or {1}), key=lambda job: sum(memory.forecast(shape, job).values())),
     }

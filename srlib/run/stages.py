@@ -84,11 +84,9 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
     drawn = (f"judgments/{t}" for t in iterations)
     sft.append(Stage("grpo", "13_grpo", {}, ("data", "judges/sft", *drawn), "judges/grpo"))
-    first = [
-        Stage("data", "01_data", {}, (), "data"),
-        Stage("rationales", "09_rationales", {}, ("data",), "rationales"),
-    ]
-    return [*first[: len(rows)], *sft[: len(merged) + 1], *chain, *sft[len(merged) + 1 :]]
+    first = [Stage("data", "01_data", {}, (), "data")]
+    first += [Stage("rationales", "09_rationales", {}, ("data",), "rationales")] if cfg.data else []
+    return [*first, *sft[: len(merged) + 1], *chain, *sft[len(merged) + 1 :]]
 
 
 def skipped(cfg: config.Parameters, run: Path) -> dict[str, str]:

@@ -118,11 +118,8 @@ def _reads_on(model: Any, texts: Prompts) -> bool:
     if not hasattr(model, "_srlib_reads_on"):
         try:
             once, each = (_read(model, texts, texts[0][:n]) for n in (HEAD, 0))
-            off = max(
-                float((a - b).abs().max() / b.std())
-                for x, y in zip(once, each, strict=True)
-                for a, b in zip(x, y, strict=True)
-            )
+            parts = zip(itertools.chain(*once), itertools.chain(*each), strict=True)
+            off = max(float((a - b).abs().max() / b.std()) for a, b in parts)
             model._srlib_reads_on = off < (1e-3 if each[0][0].dtype == torch.float32 else 0.2)
         except Exception:  # models raise anything
             model._srlib_reads_on = False
