@@ -24,6 +24,13 @@ def run_cells(name: str, **parameters: Any) -> dict[str, Any]:
     return namespace
 
 
+def run_cell(name: str, cell_id: str, **names: Any) -> dict[str, Any]:
+    """The namespace after one cell; `names` are what it reads."""
+    [cell] = [c for c in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"] if c["id"] == cell_id]
+    exec(compile("".join(cell["source"]), f"{name}, cell {cell_id}", "exec"), names)
+    return names
+
+
 def definition(name: str, defined: str, **names: Any) -> Any:
     """A function or a constant that a notebook defines, by itself; `names` are what it reads."""
     for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:

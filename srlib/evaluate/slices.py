@@ -140,22 +140,6 @@ def _score_test(inside: np.ndarray, errors: np.ndarray, group: Keys) -> float:
     return float(2 * t.sf(abs(sums.sum()) / spread, max(1, len(sums) - 1))) if spread else 1.0
 
 
-def assign(affinity: np.ndarray, prior: Sequence[float], most: int = 2, slack: float = 0.25) -> np.ndarray:
-    """(n, k) bool: the attributes of each item, of highest affinity (n, k) in all (QualEval's assignment): at most `most`, and
-    attribute j has (1 - slack) * n * prior_j to (1 + slack) * n * prior_j * most items. ValueError if that cannot be."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import eye_array, kron
-
-    n, k = np.shape(affinity)
-    of_item, of_attribute = kron(eye_array(n), np.ones((1, k))), kron(np.ones((1, n)), eye_array(k))
-    low, high = (np.floor(share * n * np.asarray(prior) / np.sum(prior)) for share in (1 - slack, (1 + slack) * most))
-    limits = [LinearConstraint(of_item, 0, most), LinearConstraint(of_attribute, low, high)]
-    found = milp(-np.ravel(affinity), integrality=np.ones(n * k), bounds=Bounds(0, 1), constraints=limits)
-    if not found.success:
-        raise ValueError(f"{n} items cannot be assigned to {k} attributes: {found.message}")
-    return (found.x.reshape(n, k) > 0.5) & (affinity > 0)  # a size may have asked for an item that fits nothing
-
-
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
     """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
     return [
