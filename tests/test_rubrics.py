@@ -2,7 +2,9 @@
 
 import random
 
+import numpy as np
 import pytest
+from cells import definition
 
 from srlib import files
 from srlib.data.columns import read_rubric
@@ -12,6 +14,7 @@ from srlib.schema import Example, Rubric
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 3.5: "kind"}, step=0.25)
 GOOD = "Here is a rubric:\n\n**Criterion: Is it kind?**\n\n- **Score 1:** insults\n- Score 2 : says  nothing\n* Level 3: thanks\n\nI hope it helps."
+choose = definition("14_rubric", "choose", np=np, ORIGINAL="original")
 
 
 @pytest.mark.parametrize(
@@ -35,10 +38,10 @@ def test_the_held_out_half_decides_among_the_three_best_and_the_original():
     nan = float("nan")
     selection = {"original": 0.5, "lucky": 0.9, "sound": 0.8, "third": 0.7, "fourth": 0.6, "broken": nan}
     held_out = dict.fromkeys(selection, 0.3) | {"sound": 0.6, "fourth": 0.99, "broken": 1.0}
-    assert rubrics.choose(selection, held_out) == "sound", "neither the luckiest nor one that was not among the best"
-    assert rubrics.choose(selection, held_out, keep=1) == "original", "a tie changes nothing"
-    assert rubrics.choose(selection, held_out | {"sound": nan, "original": nan}) == "lucky"
-    assert rubrics.choose({"original": nan}, {"original": nan}) == "original"
+    assert choose(selection, held_out) == "sound", "neither the luckiest nor one that was not among the best"
+    assert choose(selection, held_out, keep=1) == "original", "a tie changes nothing"
+    assert choose(selection, held_out | {"sound": nan, "original": nan}) == "lucky"
+    assert choose({"original": nan}, {"original": nan}) == "original"
 
 
 def test_the_best_of_many_equal_drafts_is_the_original_as_often_as_not():
@@ -46,7 +49,7 @@ def test_the_best_of_many_equal_drafts_is_the_original_as_often_as_not():
     rng, wins, flattered = random.Random(0), 0, 0
     for _ in range(400):
         halves = [{name: rng.gauss(0.4, 0.1) for name in ("original", *range(16))} for _ in "ab"]
-        wins += rubrics.choose(*halves) != "original"
+        wins += choose(*halves) != "original"
         flattered += max(halves[0].values()) > halves[0]["original"]
     assert 0.7 < wins / 400 < 0.8 < 0.9 < flattered / 400
 

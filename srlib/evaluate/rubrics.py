@@ -1,12 +1,9 @@
-"""Other words for a rubric, and the choice among many on few labels (AutoCalibrate, arXiv 2309.13308)."""
+"""Other words for a rubric, as a writer drafts them (AutoCalibrate, arXiv 2309.13308; notebook 14)."""
 
-import math
 import re
-from collections.abc import Mapping
 
 from srlib.schema import Rubric
 
-ORIGINAL = "original"
 _LEVEL = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")
 
 
@@ -22,11 +19,3 @@ def read_draft(text: str, original: Rubric) -> Rubric | str:
     if dict(found).keys() != original.levels.keys():
         return "another scale"
     return "nothing new" if dict(found) == original.levels else original.model_copy(update={"levels": dict(found)})
-
-
-def choose(selection: Mapping[str, float], held_out: Mapping[str, float], keep: int = 3) -> str:
-    """The best rubric on the held-out half, among the original and the `keep` best drafts on the selection half: neither
-    half both proposes and decides. The original wins a tie; a score that is NaN never wins."""
-    drafts = [name for name, score in selection.items() if name != ORIGINAL and math.isfinite(score)]
-    drafts = sorted(drafts, key=lambda name: -selection[name])[:keep]
-    return max([ORIGINAL, *drafts], key=lambda name: -math.inf if math.isnan(held_out[name]) else held_out[name])
