@@ -348,7 +348,7 @@ def test_what_is_in_doubt_is_asked(tmp_path, rubric, row, message):
 def test_missing_columns_are_asked_for_in_one_message(tmp_path, rubric):
     rows = [{"Nr": str(i), "Questions": f"Where {i}?", "Text": "Here", "Grades": "2"} for i in range(30)]
     path = judged.write(tmp_path / "a.csv", rows)
-    asked = r"(?s)^30 of 30 rows.* row 2 to 21: field instruction, response, rubric, score are missing\. "
+    asked = r"(?s)^30 of 30 rows.* row 2, row 3, .*, row 21: field instruction, response, rubric, score are missing\. "
     asked += r"The columns are 'Nr', 'Questions', 'Text', 'Grades'; name columns: "
     asked += r"-p columns=instruction:Questions,response:COLUMN,score:Grades; -p rubric=FILE gives .*\n  and 10 more$"
     with pytest.raises(RowError, match=asked):

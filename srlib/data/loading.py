@@ -91,18 +91,6 @@ def _check_map(given: Mapping[str, str], seen: Collection[str], source: str | Pa
             raise RowError(f"{source}: no row has the column {files.shorten(column)} that `columns` names, but {near}")
 
 
-def _ranges(places: Sequence[str]) -> str:
-    """`["row 2", "row 3", "row 4", "row 9"] -> "row 2 to 4, row 9"`"""
-    parts: list[list[str]] = []
-    for place in places:
-        kind, _, number = place.rpartition(" ")
-        if parts and number.isdecimal() and parts[-1][-1] == f"{kind} {int(number) - 1}":
-            parts[-1].append(place)
-        else:
-            parts.append([place])
-    return ", ".join(f"{part[0]} to {part[-1].split()[-1]}" if len(part) > 1 else part[0] for part in parts)
-
-
 def load(
     source: str | Path,
     *,
@@ -162,7 +150,7 @@ def load(
             place, _, problem = failure.reason.partition(": ")
             file, _, row = place.rpartition(", ")
             alike.setdefault((file, problem), []).append(row)
-        listed = [f"{file}, {_ranges(places)}: {problem}" for (file, problem), places in alike.items()]
+        listed = [f"{file}, {', '.join(places)}: {problem}" for (file, problem), places in alike.items()]
         listed += [f"and {counts['bad rows'] - 20} more"] if len(failures) > 20 else []
         head = f"{counts['bad rows']} of {counts['rows']} rows cannot be used; correct them"
         head += ", or set bad_rows=drop" if any(rows.values()) else ""
