@@ -136,13 +136,12 @@ def _parameters(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _over_seeds(rows: Sequence[Mapping[str, Any]], title: str, arm: str, against: str) -> dict[str, Any]:
     """An arm's mean, or its mean difference from another on the same seeds, as a row of compare.json."""
     metric, split, _ = COLUMNS[title]
-    rows = [row for row in rows if (row["metric"], row["split"]) == (metric, split) and _defined(row["value"])]
+    rows = [row for row in rows if (row["metric"], row["split"]) == (metric, split) and row["value"] is not None]
     values, others = ({row["seed"]: row["value"] for row in rows if row["arm"] == name} for name in (arm, against))
     if against:
         values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
-    value, low, high, n = (number if _defined(number) else None for number in intervals.seeds(list(values.values())))
     names = {"arm": arm} | ({"against": against} if against else {}) | {"metric": metric, "split": split}
-    return names | {"value": value, "ci_low": low, "ci_high": high, "n": n, "by_seed": values}
+    return names | intervals.fields(intervals.seeds(list(values.values()))) | {"by_seed": values}
 
 
 def _show(row: Mapping[str, Any], title: str) -> str:
@@ -152,11 +151,7 @@ def _show(row: Mapping[str, Any], title: str) -> str:
 
 
 def _number(value: float | None, title: str, sign: str = "") -> str:
-    return f"{value:{sign}z{COLUMNS[title][2]}}".rstrip("%") if _defined(value) else "–"  # z: no negative zero
-
-
-def _defined(value: float | None) -> bool:
-    return value is not None and value == value  # null or NaN
+    return f"{value:{sign}z{COLUMNS[title][2]}}".rstrip("%") if value is not None else "–"  # z: no negative zero
 
 
 def _table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
