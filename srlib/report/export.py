@@ -23,6 +23,7 @@ from srlib.report import card
 from srlib.schema import Example, Judgment, SrlibError
 
 ITEMS, TOLERANCE = 32, 0.02  # nats a token, in each of the judgments
+Judged = tuple[list[Judgment], list[float]]  # greedy judgments; mean log-probability of a token, in nats
 Gate = namedtuple("Gate", "items same_score largest_difference tolerance ids")
 
 
@@ -119,9 +120,6 @@ def gate_items(run: Path) -> list[Example]:
     if not rows:
         raise ExportError(f"{run}/data: holds no validation and no test examples to compare the export on")
     return rows[:ITEMS]
-
-
-Judged = tuple[list[Judgment], list[float]]  # greedy judgments; mean log-probability of a token, in nats
 
 
 def judged(loaded: tuple, items: Sequence[Example], info: Mapping[str, Any], of: Judged | None = None) -> Judged:

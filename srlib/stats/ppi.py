@@ -16,6 +16,8 @@ from scipy.stats import t
 from srlib import files
 from srlib.stats.intervals import Array, Interval, columns
 
+Id = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]  # a number in many files
+
 
 class Estimate(NamedTuple):
     mean: Interval  # of what people would say; n labels
@@ -41,9 +43,6 @@ def debiased_mean(labels: Array, predictions: Array, unlabeled: Array, level: fl
     both = [Interval(*row, n) for row in np.transpose([values, values - half, values + half]).tolist()]
     effective = n * variances[1] / variances[0] if variances[0] > 0 else np.inf if variances[1] > 0 else n
     return Estimate(*both, weight, float(effective), n + more)
-
-
-Id = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 
 
 class Label(BaseModel, strict=True, allow_inf_nan=False):
