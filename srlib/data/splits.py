@@ -91,17 +91,13 @@ def carve(splits: dict[str, list[Any]], n: int, seed: int, name: str = "validati
 def balanced(examples: Sequence[Example], seed: int = 0, limit: float = math.inf) -> list[Example]:
     """As many rows of each score as of the rarest one, within each source and scale, in their order: of 60 rows scored 5, 30
     scored 4 and 10 scored 1, ten of each. `limit` shrinks all classes by one factor."""
-    classes = [(min(map(len, scores.values())), *scores.values()) for scores in _classes(examples).values()]
+    kinds: Any = defaultdict(lambda: defaultdict(list))  # (source, scale) -> score -> its rows
+    for e in examples:
+        kinds[str(e.meta.get("source") or "unnamed"), e.rubric.scale][e.score].append(e)
+    classes = [(min(map(len, scores.values())), *scores.values()) for scores in kinds.values()]
     share = min(1.0, limit / max(1, sum(n * len(rows) for n, *rows in classes)))
     kept = {e.id for n, *scores in classes for rows in scores for e in sample(rows, int(n * share + 1e-9), seed)}
     return [e for e in examples if e.id in kept]
-
-
-def _classes(examples: Sequence[Example]) -> dict[tuple[str, tuple[float, ...]], dict[float, list[Example]]]:
-    classes: Any = defaultdict(lambda: defaultdict(list))
-    for e in examples:
-        classes[str(e.meta.get("source") or "unnamed"), e.rubric.scale][e.score].append(e)
-    return classes
 
 
 def baselines(train: Sequence[Example], rows: Sequence[Example]) -> Iterator[tuple[str, list[float]]]:
