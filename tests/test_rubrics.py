@@ -7,8 +7,7 @@ import pytest
 from cells import definition
 
 from srlib import files
-from srlib.data.columns import read_rubric
-from srlib.evaluate import rubrics
+from srlib.data.columns import read_draft, read_rubric
 from srlib.schema import Example, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
@@ -26,11 +25,11 @@ choose = definition("14_rubric", "choose", np=np, ORIGINAL="original")
      (THREE.text, "nothing new")],
 )  # fmt: skip
 def test_a_draft_is_a_rubric_on_the_same_scale_or_named_by_what_is_wrong(text, found):
-    assert rubrics.read_draft(text, THREE) == found
+    assert read_draft(text, THREE) == found
 
 
 def test_the_step_of_a_scale_stays():
-    draft = rubrics.read_draft("Score 0: bad\nScore 3.5: good", QUARTERS)
+    draft = read_draft("Score 0: bad\nScore 3.5: good", QUARTERS)
     assert (draft.scale, draft.levels) == (QUARTERS.scale, {0: "bad", 3.5: "good"})
 
 

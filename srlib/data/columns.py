@@ -22,6 +22,7 @@ from srlib.schema import Comparison, Example, Item, Rubric, rounded
 TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
+_DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
 _NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+|,\d\d?)?\s*", re.ASCII)  # 2,5 in many countries; 2,500 may be thousands
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _parsed = lru_cache(maxsize=4096)(Rubric.model_validate_json)
@@ -43,6 +44,20 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
     if not isinstance(value, dict) or not value.keys() & {"criterion", "levels"}:
         raise RowError(f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor those of dimensions")
     return files.validate(where, value, Rubric)
+
+
+def read_draft(text: str, original: Rubric) -> Rubric | str:
+    """The original with the levels of a writer's text, lines such as `Score 1: ...`, or what is wrong with them: "no levels",
+    "a score twice", "another scale", "nothing new". The criterion and the scale stay (AutoCalibrate, arXiv 2309.13308)."""
+    plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
+    found = [(float(score), " ".join(level.split())) for score, level in _DRAFTED.findall(plain)]
+    if not found:
+        return "no levels"
+    if len(dict(found)) < len(found):
+        return "a score twice"
+    if dict(found).keys() != original.levels.keys():
+        return "another scale"
+    return "nothing new" if dict(found) == original.levels else original.model_copy(update={"levels": dict(found)})
 
 
 def _plain(node: Any) -> Any:
