@@ -56,9 +56,7 @@ class Parameters(BaseModel):
     data_pairwise_revision: str = _p("", "commit, tag or branch of that set; empty: its main branch")
     columns: list[str] = _p([], "columns by hand, FIELD:COLUMN: instruction:Question,score:Grade; others by name")
     rubric: str = _p("", "YAML or JSON file: criterion, levels, step for rows without a rubric, or these by dimension")
-    bad_rows: Literal["few", "refuse", "drop"] = _p(
-        "few", "rows that do not fit: leave out 1 in 20, stop, or leave out all"
-    )
+    bad_rows: Literal["few", "refuse", "drop"] = _p("few", "rows that do not fit: drop 1 in 20, stop, or drop all")
     score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
     care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
     n_train: int = _p(800, "training examples; of a file at most this many", ge=10)

@@ -65,16 +65,14 @@ def higher_preferred(judgments: Sequence[Judgment], preferences: Mapping[str, Ve
     return outcomes
 
 
-def to_hint(
-    items: Sequence[Item], judgments: Sequence[Judgment], hints: str, margin: float, seed: int = 0
-) -> list[Item]:
+def to_hint(items: Sequence[Item], drawn: Sequence[Judgment], hints: str, margin: float, seed: int = 0) -> list[Item]:
     """Items whose gold verdict is the one to hint at: the right one in `<id>~right`, and in `<id>~wrong` a random one that is at
     least `margin` off, if there is one. `rescue`: items whose judgments with a verdict are all right, or none is; `all`, `none`:
     of all items, of none (hint-driven sampling, arXiv 2410.03742)."""
     gold = {item.id: item.gold for item in items if hints != "none"}
     if None in gold.values():
         raise CurateError("hints name the right verdict, and some items have no gold one; set hints=none")
-    seen = {(j.example_id, j.verdict == gold.get(j.example_id)) for j in judgments if j.verdict is not None}
+    seen = {(j.example_id, j.verdict == gold.get(j.example_id)) for j in drawn if j.verdict is not None}
     asked = []
     for item in items if gold else ():
         if hints == "rescue" and {(item.id, True), (item.id, False)} <= seen:

@@ -103,11 +103,9 @@ def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed:
     return rows
 
 
-def equal_gold_rows(
-    arm: Arm, judged: Judged, items: Items, logprobs: Logprobs, *, seed: int, n_boot: int = 2000
-) -> Rows:
+def equal_gold_rows(arm: Arm, own: Judged, items: Items, logprobs: Logprobs, *, seed: int, n_boot: int = 2000) -> Rows:
     """Result rows of `audit_verbosity` and `audit_self_preference`: slope and correlation of the score at equal gold.
-    `judged` (n,) are judgments of `items` (n,), `logprobs` comes from `response_logprobs`; `n` counts the items with a
+    `own` (n,) are judgments of `items` (n,), `logprobs` comes from `response_logprobs`; `n` counts the items with a
     score, a gold score and the feature. An observation, not an intervention: of two responses that deserve the same
     score, the longer one may still say more. Padding shows the effect of length alone."""
     features = {
@@ -118,7 +116,7 @@ def equal_gold_rows(
     for audit, (feature, name) in features.items():
         kept = [
             (feature[item.id], _share(item, j.score), _share(item, item.score), item.cluster)
-            for item, j in zip(items, judged, strict=True)
+            for item, j in zip(items, own, strict=True)
             if j is not None and None not in (j.score, item.score, feature.get(item.id))
         ]
         effects = dict.fromkeys(("slope", "correlation"), Interval())

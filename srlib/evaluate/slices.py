@@ -32,10 +32,11 @@ class Slice(NamedTuple):
     @property
     def name(self) -> str:
         """The conditions in words: `gold score is 2 and length in words above 31`."""
-        said = [
-            (*map(SAID.get, c[:2], c[:2]), f"{c[2]:g}" if isinstance(c[2], float) else c[2]) for c in self.conditions
-        ]
-        return " and ".join(map(" ".join, said)) or "all items"
+        said = []
+        for name, relation, value in self.conditions:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            said.append(f"{SAID.get(name, name)} {SAID.get(relation, relation)} {shown}")
+        return " and ".join(said) or "all items"
 
     def members(self, rows: Sequence[Features]) -> np.ndarray:
         """(n,) bool: the rows that satisfy every condition; a text is neither above nor below a number."""

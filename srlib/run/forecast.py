@@ -79,10 +79,8 @@ def _lengths(
     items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: list[str], refusals: list[str]
 ) -> None:
     """Tokens of prompt and gold judgment, against max_length."""
-    texts = [
-        prompts.prompt_text(tokenizer, item, cfg.template) + prompts.completion(item.rationale, item.gold)
-        for item in items
-    ]
+    asked = [prompts.prompt_text(tokenizer, item, cfg.template) for item in items]
+    texts = [text + prompts.completion(item.rationale, item.gold) for text, item in zip(asked, items, strict=True)]
     lengths = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]] if texts else []  # the end-of-sequence token
     longer = [n for n in lengths if n > cfg.max_length]
     if not longer:

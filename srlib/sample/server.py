@@ -279,8 +279,7 @@ def _http_client(url: str) -> tuple[Any, str]:
     try:
         certificates = httpx.create_ssl_context(trust_env=scheme == "https")
     except OSError as error:
-        why = error.strerror or error
-        raise DrawsError(f"SSL_CERT_FILE: no certificates ({why}); correct it or unset it") from None
+        raise DrawsError(f"SSL_CERT_FILE: no certificates ({error.strerror or error}); correct or unset it") from None
     hooks = {"response": [_mark_spent]}
     try:
         return openai.DefaultHttpxClient(verify=certificates, trust_env=False, proxy=proxy, event_hooks=hooks), variable
