@@ -70,7 +70,8 @@ def comparisons(seed: int, n: int, split: str = "", care: float = 0.5) -> list[C
     "train", all are in-domain and have a gold rationale to learn from, "Response A: The day: fail. ... Response B: ...", and
     `meta` as in `examples`, with the checks of both responses."""
     rng = random.Random(f"world pairwise {split} {seed}" if split else f"world pairwise {seed}")
-    name, rows = f"{split}-pairwise-{seed}".removeprefix("-"), []
+    name = f"{split}-pairwise-{seed}".removeprefix("-")
+    rows: list[Comparison] = []
     while len(rows) < n:
         case = draw_case(rng, held_out=not split and len(rows) % 2 == 1)
         annotator = "careful" if split and rng.random() < care else "hasty"

@@ -22,7 +22,7 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, g
     front = dict(license=licence or "other", library_name="peft" if how == "adapter" else "transformers")
     front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])
     stage = stages.manifest(run / "judge").get("stage", "unknown")
-    data, results = stages.manifest(run / "data").get("facts", {}), run / "results.json"
+    data = stages.manifest(run / "data").get("facts", {})
     changed = [(name, v) for name, v in cfg if v != fields[name].default and not name.startswith(ELSEWHERE)]
     return ModelCard.from_template(
         ModelCardData(base_model=base if on_hub else None, **front),
@@ -31,7 +31,7 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, g
         **dict(how=how, gate=gate, arm=stage.replace("dpo_", "sre_"), best=cfg.keep == "best"),
         counts={**data.get("rows", {}), "pairwise": data.get("pairwise", 0)},
         recipe=[(name, _cell(value), _cell(fields[name].description)) for name, value in changed],
-        results=files.read_json(results) if results.is_file() else [],
+        results=files.read_json(path) if (path := run / "results.json").is_file() else [],
     )
 
 
