@@ -35,7 +35,7 @@ def test_the_step_of_a_scale_stays():
 
 def test_the_held_out_half_decides_among_the_three_best_and_the_original():
     nan = float("nan")
-    selection = {"original": 0.5, "lucky": 0.9, "sound": 0.8, "third": 0.7, "fourth": 0.6, "broken": nan}
+    selection = {"original": 0.5, "broken": nan, "lucky": 0.9, "sound": 0.8, "third": 0.7, "fourth": 0.6}
     held_out = dict.fromkeys(selection, 0.3) | {"sound": 0.6, "fourth": 0.99, "broken": 1.0}
     assert choose(selection, held_out) == "sound", "neither the luckiest nor one that was not among the best"
     assert choose(selection, held_out, keep=1) == "original", "a tie changes nothing"
