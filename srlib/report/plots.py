@@ -44,36 +44,34 @@ def score_histogram(scores: Mapping[str, Sequence[float]]) -> plt.Figure:
         shares.plot.bar(ax=axes, width=0.8, color=PALETTE, rot=0, legend=False)
         every = -(-len(shares) // 12)  # at most a dozen labels
         axes.set_xticks(range(0, len(shares), every), [f"{score:g}" for score in shares.index[::every]])
-    axes.set(xlabel="score", ylabel="share of the split")
+    axes.set(xlabel="score", ylabel="share")
     percent(axes.yaxis)
     legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
 
 
-def lengths(tokens: Mapping[str, Sequence[int]], limit: int | None = None) -> plt.Figure:
-    """Token lengths, a panel a kind: `{"prompt": [...], "completion": [...]}`; `limit` is the most allowed."""
-    tokens = {name: np.asarray(column) for name, column in tokens.items() if len(column)}
-    figure, panels = axes_of("Lengths", "tokens", "rows", panels=len(tokens))
-    for axes, (name, column), color in zip(panels, tokens.items(), PALETTE, strict=False):
+def lengths(counts: Mapping[str, Sequence[int]], unit: str = "tokens") -> plt.Figure:
+    """Lengths in tokens or another `unit`, a panel a kind: `{"prompt": [...], "completion": [...]}`."""
+    counts = {name: np.asarray(column) for name, column in counts.items() if len(column)}
+    figure, panels = axes_of("Lengths", unit, "rows", panels=len(counts))
+    for axes, (name, column), color in zip(panels, counts.items(), PALETTE, strict=False):
         axes.hist(column, bins=30, color=color)
         axes.axvline(np.median(column), color=INK, linewidth=1, linestyle="--")
-        entitle(axes, f"{name}: median {np.median(column):.0f}, longest {column.max()}")
-        if limit is not None and column.max() > 0.7 * limit:  # else it would squeeze the histogram
-            axes.axvline(limit, color=RED, linewidth=1.5)
+        entitle(axes, f"{name}: median {np.median(column):.0f}, longest {column.max()} (n {len(column)})")
     return figure
 
 
 def loss_curve(log: Rows, title: str = "Loss") -> plt.Figure:
     """Training loss over steps, from a Trainer's `log_history`."""
     figure = _curves(log, title, {"loss": ["loss"]})
-    figure.axes[0].set_ylim(bottom=0)
+    figure.axes[0].set(ylim=(0, None), ylabel="nats a token")
     return figure
 
 
 def dpo_curves(log: Rows, title: str = "DPO") -> plt.Figure:
     """Margins, log-probabilities, loss and, if logged, lengths over steps, from TRL's `log_history`. If both
     log-probabilities fall while the margin grows, DPO is failing in its usual way. Of GRPO: rewards, loss and lengths."""
-    panels = {"margin of rewards": ["rewards/margins"], "log-probability": ["logps/chosen", "logps/rejected"]}
+    panels = {"margin of rewards": ["rewards/margins"], "log-probability, nats": ["logps/chosen", "logps/rejected"]}
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     return _curves(log, title, panels | {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]})
 
@@ -117,7 +115,8 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
     label_rows(panels[0], [f"{name} (ceiling)" if name == CEILING else name for name in names])
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
-        entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split}")
+        n = "–".join(str(end) for end in sorted({min(row["n"] for row in known), max(row["n"] for row in known)}))
+        entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split} (n {n})")
         if metric in SHARES:
             percent(axes.xaxis)
         for name in in_order([row["arm"] for row in known]):
@@ -255,14 +254,14 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
         entitle(axes, effect)
         label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
         percent(axes.xaxis)
-    legend(all_axes[-1], loc="lower right")
+    legend(all_axes[-1], loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
 
 
 def score_entropy(values: Sequence[float], n_scores: int | None = None) -> plt.Figure:
     """How much the N samples of each prompt disagree, 0 if they agree; `n_scores` sets the end of the axis."""
     values = np.array([value for value in values if value == value])
-    agree = f" ({np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else ""
+    agree = f" (n {len(values)}, {np.mean(values < 1e-9):.0%} of prompts are at 0)" if len(values) else ""
     figure, (axes,) = axes_of("Entropy of the N scores", f"nats{agree}", "prompts")
     top = np.log(n_scores) if n_scores else max(values.max(initial=0), 0.1)
     axes.hist(values, bins=np.linspace(0, top * 1.0001, 25), color=BLUE)
