@@ -37,7 +37,10 @@ def test_score_histogram_has_a_bar_for_each_score_of_each_split():
 def test_lengths_name_median_longest_n_and_unit():
     figure = plots.lengths({"prompt": [100, 120, 200, 110], "completion": [10, 20, 30]}, "words")
     assert "prompt: median 115, longest 200 (n 4)" in texts(figure)
-    assert [(axes.get_xlabel(), axes.lines[0].get_xdata()[0]) for axes in figure.axes] == [("words", 115), ("words", 20)]
+    assert [(axes.get_xlabel(), axes.lines[0].get_xdata()[0]) for axes in figure.axes] == [
+        ("words", 115),
+        ("words", 20),
+    ]
 
 
 def test_curves_skip_rows_without_the_column():
@@ -58,7 +61,13 @@ def test_waterfall_shows_the_loss_of_each_step():
 
 
 def test_forest_draws_values_with_intervals_and_leaves_out_the_undefined():
-    rows = [row("sre_1", 0.62, n=38), row("sft", 0.468), row("base", None, n=9), row("rft", NAN), row("sft", 0.3, "ood")]
+    rows = [
+        row("sre_1", 0.62, n=38),
+        row("sft", 0.468),
+        row("base", None, n=9),
+        row("rft", NAN),
+        row("sft", 0.3, "ood"),
+    ]
     figure = plots.forest(rows)
     test, ood = figure.axes
     assert [axes.get_title("left") for axes in figure.axes] == ["Accuracy on test (n 38–40)", "Accuracy on ood (n 40)"]
