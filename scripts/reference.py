@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +30,10 @@ def render(notebook: Path, out: Path) -> None:
     run = notebook.parent.parent
     date = files.read_json(run / "eval" / "manifest.json")["created"][:10]
     seed = config.load(run / "params.yaml").seed
-    read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}: each cell, then what it printed."
+    commit = subprocess.run(
+        ["git", "log", "-1", "--format=%h"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}, code of {commit}: each cell, then its output."
     title, _, rest = text.partition("\n")
     figure = re.search(r"^!\[\w+\]\(\S+\)$", text, re.MULTILINE)
     text = "\n\n".join([title, read, *([figure[0]] if figure else []), rest.lstrip()])

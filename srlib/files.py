@@ -297,7 +297,7 @@ class progress(tqdm):
     def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "") -> None:
         heartbeat = "SRLIB_PROGRESS" in os.environ
         live = heartbeat or sys.stderr.isatty() or "ipykernel" in sys.modules
-        out = io.StringIO() if heartbeat else sys.stderr
+        out = io.StringIO() if heartbeat else sys.stdout if "ipykernel" in sys.modules else sys.stderr  # not in red
         super().__init__(iterable, desc, total, file=out, mininterval=0.5 if live else 30, miniters=1, disable=False)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

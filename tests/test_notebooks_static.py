@@ -86,6 +86,13 @@ def test_it_is_short_and_explained(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_styled_tables_escape_texts(name):
+    """Unlike a frame, pandas' Styler renders texts as HTML unless told not to."""
+    code = "\n".join(code_of(name))
+    assert ".style" not in code or re.search(r'"styler\.format\.escape", "html"|escape="html"', code)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_names_that_it_uses_exist_and_the_method_is_visible(name):
     code = "\n".join(code_of(name))
     for module, attribute in re.findall(rf"(?<![\w.])({'|'.join(FREE_OF_TORCH)})\.(\w+)", code):

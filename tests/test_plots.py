@@ -13,9 +13,10 @@ from srlib.stats import calibration
 NAN = math.nan
 
 
-def row(arm, value, split="test", metric="accuracy", seed=0):
+def row(arm, value, split="test", metric="accuracy", seed=0, n=40):
     low, high = (None, None) if value is None else (value - 0.05, value + 0.05)
-    return {"arm": arm, "split": split, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "seed": seed}
+    about = {"arm": arm, "split": split, "metric": metric, "seed": seed, "n": n}
+    return about | {"value": value, "ci_low": low, "ci_high": high}
 
 
 def texts(figure):
@@ -33,19 +34,21 @@ def test_score_histogram_has_a_bar_for_each_score_of_each_split():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "2.5", "5"]
 
 
-def test_histograms_name_median_and_highest_and_leave_out_nan():
+def test_histograms_name_median_highest_and_n_and_leave_out_nan():
     figure = plots.histograms("Lengths", {"prompt": [100, 120, 200], "entropy": [0, NAN, 1.0]}, "", "")
-    assert all(t in texts(figure) for t in ("prompt: median 120, highest 200", "entropy: median 0.5, highest 1"))
+    assert all(t in texts(figure) for t in ("prompt: median 120, highest 200 (n 3)", "entropy: median 0.5, highest 1 (n 2)"))
     assert [[line.get_xdata()[0] for line in axes.lines] for axes in figure.axes] == [[120], [0.5]]
 
 
 def test_curves_skip_rows_without_the_column():
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_runtime": 5.0}]
-    line = plots.curves(log, "SFT").axes[0].lines[0]
+    [axes] = plots.curves(log, "SFT").axes
+    [line] = axes.lines
+    assert (axes.get_ylabel(), axes.get_ylim()[0]) == ("nats a token", 0)
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [2.0, 1.0])
     log = [{"step": s, "loss": 1, "rewards/margins": s, "logps/chosen": -s, "logps/rejected": -2 * s} for s in (1, 2)]
     figure = plots.curves(log, "DPO")
-    assert [axes.get_title("left") for axes in figure.axes] == ["margin of rewards", "log-probability", "loss"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["margin of rewards", "log-probability, nats", "loss"]
     assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[-1, -2], [-2, -4]]
 
 
@@ -55,9 +58,16 @@ def test_waterfall_shows_the_loss_of_each_step():
 
 
 def test_forest_draws_values_with_intervals_and_leaves_out_the_undefined():
-    rows = [row("sre_1", 0.62), row("sft", 0.468), row("base", None), row("rft", NAN), row("sft", 0.3, split="ood")]
+    rows = [
+        row("sre_1", 0.62, n=38),
+        row("sft", 0.468),
+        row("base", None, n=9),
+        row("rft", NAN),
+        row("sft", 0.3, "ood"),
+    ]
     figure = plots.forest(rows)
     test, ood = figure.axes
+    assert [axes.get_title("left") for axes in figure.axes] == ["Accuracy on test (n 38–40)", "Accuracy on ood (n 40)"]
     assert labels(test) == ["sft", "sre_1"]
     assert "46.8" in texts(figure)
     by_place = {line.get_ydata()[0]: list(line.get_xdata()) for line in test.lines if len(set(line.get_xdata())) == 2}

@@ -138,7 +138,7 @@ def test_notebook_14_with_a_writer_behind_a_server(base_dir, rows, tmp_path, one
     assert len(asked) == 3
     assert asked[0].count("\nResponse: ") == 3
     assert asked[1].count("\nResponse: ") == 6
-    assert "Revise the rubric" in asked[2]
+    assert "Revise the words" in asked[2]
     assert not any(
         text in "".join(asked)
         for text in {e.instruction for e in found["held_out"]} - {e.instruction for e in found["selection"]}

@@ -165,7 +165,7 @@ class Curation:
         steps = [("judgments", left := sum(self.n_judgments.values()))]
         for reason in self.drops:
             left -= sum(self.n_judgments[name] for name, why in self.reasons.items() if why == reason)
-            steps.append((f"- {reason.replace('_', ' ')}", left))
+            steps.append((f"− {REASONS.get(reason, reason)}", left))
         return [*steps, ("in pairs", 2 * len(self.pairs))]
 
 

@@ -44,7 +44,7 @@ def score_histogram(scores: Mapping[str, Sequence[float]]) -> plt.Figure:
         shares.plot.bar(ax=axes, width=0.8, color=PALETTE, rot=0, legend=False)
         every = -(-len(shares) // 12)  # at most a dozen labels
         axes.set_xticks(range(0, len(shares), every), [f"{score:g}" for score in shares.index[::every]])
-    axes.set(xlabel="score", ylabel="share of the split")
+    axes.set(xlabel="score", ylabel="share")
     percent(axes.yaxis)
     legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
@@ -58,7 +58,7 @@ def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: s
     for axes, (name, values), color in zip(panels, columns.items(), PALETTE, strict=False):
         axes.hist(values, bins=30, color=color)
         axes.axvline(values.median(), color=INK, linewidth=1, linestyle="--")
-        entitle(axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g}")
+        entitle(axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g} (n {len(values)})")
     return figure
 
 
@@ -66,11 +66,11 @@ def curves(log: Rows, title: str) -> plt.Figure:
     """What a training logged over its steps (`training.log_of`): its loss, and of DPO margins, log-probabilities and lengths, of
     GRPO rewards and lengths. If both log-probabilities fall while the margin grows, DPO is failing in its usual way.
     Rows without a column are skipped."""
-    panels = {"margin of rewards": ["rewards/margins"], "log-probability": ["logps/chosen", "logps/rejected"]}
+    panels = {"margin of rewards": ["rewards/margins"], "log-probability, nats": ["logps/chosen", "logps/rejected"]}
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
-    figure, all_axes = axes_of(title, "step", "", panels=len(panels))
+    figure, all_axes = axes_of(title, "step", "nats a token" if len(panels) == 1 else "", panels=len(panels))
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key, color in zip(keys, PALETTE, strict=False):
             points = np.transpose([(row["step"], row[key]) for row in log if key in row])
@@ -107,7 +107,8 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
     label_rows(panels[0], [f"{name} (ceiling)" if name == CEILING else name for name in names])
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
-        entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split}")
+        n = "–".join(str(end) for end in sorted({min(row["n"] for row in known), max(row["n"] for row in known)}))
+        entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split} (n {n})")
         if metric in SHARES:
             percent(axes.xaxis)
         for name in in_order([row["arm"] for row in known]):
@@ -245,7 +246,7 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
         entitle(axes, effect)
         label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
         percent(axes.xaxis)
-    legend(all_axes[-1], loc="lower right")
+    legend(all_axes[-1], loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
     return figure
 
 

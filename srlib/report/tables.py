@@ -81,7 +81,8 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     files.write_json(out / "compare.json", {"runs": named} | record)
     markdown = [["arm", *COMPARED], ["---", *["---:"] * len(COMPARED)], *lines]
     markdown = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in markdown]
-    files.write_text(out / "compare.md", "\n".join([f"{title}.", "", *markdown, ""]))
+    head = "Shares in %, differences in points; Pearson's r as it is.\n\n![Each arm with its interval](compare.png)\n"
+    files.write_text(out / "compare.md", "\n".join([f"# {title}", "", head, *markdown, ""]))
     figure = plots.forest(rows, [COLUMNS[title][:2] for title in ("test", "ood", "pairwise", "win rate")])
     figure.savefig(out / "compare.png", dpi=120)
     return _table(title, ["arm", *COMPARED], lines)

@@ -83,9 +83,9 @@ class OpenStage:
         auto = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         mode = auto if self.cfg.wandb_mode == "auto" else self.cfg.wandb_mode
         quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "x_disable_stats": True}
-        settings = wandb.Settings(**quiet, x_save_requirements=False)  # to list them takes a second
+        wandb.setup(wandb.Settings(**quiet, x_save_requirements=False))  # to list them takes a second
         names = {"group": self.run.name, "job_type": self.name, "name": f"{self.run.name}/{self.name}", "mode": mode}
-        return wandb.init(project="srlib", dir=self.run, config=self.cfg.model_dump(), settings=settings, **names)
+        return wandb.init(project="srlib", dir=self.run, config=self.cfg.model_dump(), **names)
 
 
 def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
