@@ -248,7 +248,7 @@ def acquire(path: Path, timeout: float = 0.0) -> bool:
     with writing(path):
         file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the lock is held)
     for _ in range(1 + round(timeout / 0.1)):
-        with contextlib.suppress(BlockingIOError, PermissionError):
+        with writing(path), contextlib.suppress(BlockingIOError, PermissionError):
             _lock(file)  # the system frees it when this process ends
             _held[path] = file
             with contextlib.suppress(OSError):  # for `holder` only: a full disk prevents no lock
