@@ -56,4 +56,4 @@ def _read(path: Path) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return shown(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("`", "'")
+    return shown(value).replace("](", "] (").translate(str.maketrans({"|": "\\|", "\n": " ", "<": "&lt;", "`": "'"}))
