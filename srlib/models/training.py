@@ -125,9 +125,8 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
-            wandb.run.log(
-                {f"train/{name}": value for name, value in (logs | {"global_step": state.global_step}).items()}
-            )
+            curves = logs | {"global_step": state.global_step}
+            wandb.run.log({f"train/{name}": value for name, value in curves.items()})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
@@ -138,6 +137,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
     while newest := Path(folder).is_dir() and get_last_checkpoint(str(folder)):
         with contextlib.suppress(files.RowError):
             files.read_json(Path(newest) / "trainer_state.json")  # the trainer writes this file last
+            shutil.rmtree(Path(newest) / "ref", ignore_errors=True)  # or transformers loads TRL's reference alone
             return newest
         with contextlib.suppress(FileNotFoundError):  # another process of this training deletes it, too
             shutil.rmtree(newest)
