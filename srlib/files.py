@@ -202,8 +202,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error}). {KEPT}") from error
+    except OSError as error:  # of a copied tree, the first file says it
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+        raise StoreError(f"{path}: cannot be written ({reason}). {KEPT}") from error
 
 
 def sync(folder: Path) -> None:
@@ -295,9 +296,8 @@ class progress(tqdm):
     """A tqdm bar; if SRLIB_PROGRESS names a file, {"desc", "done", "total"} goes there instead, for the pipeline."""
 
     def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "") -> None:
-        heartbeat = "SRLIB_PROGRESS" in os.environ
-        live = heartbeat or sys.stderr.isatty() or "ipykernel" in sys.modules
-        out = io.StringIO() if heartbeat else sys.stderr
+        out = io.StringIO() if "SRLIB_PROGRESS" in os.environ else sys.stderr
+        live = out is not sys.stderr or sys.stderr.isatty() or "ipykernel" in sys.modules
         super().__init__(iterable, desc, total, file=out, mininterval=0.5 if live else 30, miniters=1, disable=False)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

@@ -4,8 +4,9 @@
     python tests/campaign.py renames --kills 50     # SIGKILL of one process where a file is about to get its name
     python tests/campaign.py exhaust                # no disk, memory, locks or right to write; Ctrl-C, SIGTERM, two runs at once
     python tests/campaign.py threads                # 1,600 judgments of one judge from eight threads
+    python tests/campaign.py repeat                 # what is the same to the bit, and what is not, and how often
 
-All but the last use the smallest run of tests/test_notebooks.py, disturb it several times, then give the command once more.
+The first three use the smallest run of tests/test_notebooks.py, disturb it several times, then give the command once more.
 Afterwards results.json and the judge's weights have to be those of the undisturbed run, no process may still work for the run,
 and no lock, temporary file or partial folder may be left. The table goes to docs/results/campaign/NAME.json; `moments` and
 `renames` go on with what is there until it holds so many kills.
@@ -335,12 +336,74 @@ def threads(judge: Any, calls: int, many: int) -> dict[str, int]:
     return counts | {"equal to the serial ones": same, "errors": [error for *_, error in found if error]}
 
 
+def repeat(path: Path, folder: Path, n_items: int = 60, n: int = 8) -> dict[str, Any]:
+    """One judge draws the same judgments again, in other batches and otherwise, and the tiny base is trained again."""
+    import torch
+    from safetensors.torch import load_file
+
+    from srlib import models, sample
+    from srlib.data import world
+    from srlib.sample import ways
+
+    model, tokenizer = models.load(path)
+    items = world.examples("test", 1, n_items, care=0.5)
+
+    def draw(threads: int = 1, way: Any = ways.Shared, **settings: int) -> list[Any]:
+        torch.set_num_threads(threads)
+        model._srlib_ways = {False: way}
+        return sample.judgments(model, tokenizer, items, n=n, temperature=1.0, distributions=False, **settings)
+
+    first, draws, trained = draw(), {}, {}
+    for name, settings in {
+        "once more": {},
+        "batch_size 7": {"batch_size": 7},
+        "batch_size 1": {"batch_size": 1},
+        "two threads": {"threads": 2},
+        "a copy of its prompt for each judgment": {"way": ways.Copies},
+    }.items():
+        pairs = list(zip(first, draw(**settings), strict=True))
+        alike = [(a, b) for a, b in pairs if a.text == b.text]
+        draws[name] = {
+            "judgments": len(pairs),
+            "equal to the last digit": sum(a == b for a, b in pairs),
+            "with another text": len(pairs) - len(alike),
+            "with another verdict": sum(a.verdict != b.verdict for a, b in pairs),
+            "nats a token, at most": max(abs(a.logprob - b.logprob) for a, b in alike),
+        }
+        print(name, draws[name], flush=True)
+
+    def train(name: str, threads: int = 1, *settings: str) -> dict[str, Any]:
+        (folder / name).mkdir()
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, ROOT / "tests" / "together.py", folder / name, *settings]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return {kind: load_file(folder / name / f"{kind} 0.safetensors") for kind in ("sft", "dpo", "dpo shared")}
+
+    def off(one: dict[str, Any], other: dict[str, Any]) -> float:
+        return max(float((p - other[name]).abs().max()) for name, p in one.items())
+
+    whole = train("first")
+    for name, settings in {
+        "once more": (),
+        "micro_batch_size 1": (1, "micro_batch_size=1"),
+        "two threads": (2,),
+    }.items():
+        other = train(name, *settings)
+        trained[name] = {kind: off(whole[kind], other[kind]) for kind in whole}
+        print(name, trained[name], flush=True)
+    trained["share_prompts"] = {"dpo": off(whole["dpo"], whole["dpo shared"])}
+    trained["what training moves"] = {
+        kind: float(max(p.abs().max() for at, p in of.items() if "lora_B" in at)) for kind, of in whole.items()
+    }
+    return {"judge": path.name, "torch": torch.__version__, "draws": draws, "largest difference of a weight": trained}
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("kind", choices=["moments", "renames", "exhaust", "threads"])
+    arguments.add_argument("kind", choices=["moments", "renames", "exhaust", "threads", "repeat"])
     arguments.add_argument("--kills", type=int, default=50)
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--judge", type=Path, default=ROOT / "models" / "tiny-base", help="of threads")
+    arguments.add_argument("--judge", type=Path, default=ROOT / "models" / "tiny-base", help="of threads and repeat")
     arguments.add_argument("--keep", action="store_true", help="keep the runs that differ, and say where")
     a = arguments.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -348,7 +411,11 @@ def main() -> None:
     command = f"python tests/campaign.py {a.kind}" + f" --kills {a.kills} --seed {a.seed}" * (
         a.kind in ("moments", "renames")
     )
-    if a.kind == "threads":
+    if a.kind == "repeat":
+        os.environ["SRLIB_PROGRESS"] = ""  # no bars
+        with tempfile.TemporaryDirectory() as folder:
+            result, bad = repeat(a.judge, Path(folder)), 0
+    elif a.kind == "threads":
         from srlib import Judge
 
         os.environ["SRLIB_PROGRESS"] = ""  # no bars

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 
+import campaign
 import pytest
 from conftest import ROOT
 from servers import Scripted
@@ -47,6 +48,13 @@ def test_a_score_with_its_distribution(base_dir, one_thread, rows):
     assert scored
     assert all(j.score == max(j.distribution, key=j.distribution.get) for j in scored), "greedy: the likeliest score"
     assert [j.text for j in loaded.score_many(rows[:3])] == [j.text for j in found]
+
+
+def test_threads_get_the_judgments_that_one_thread_gets(base_dir, one_thread):
+    """64 of them; tests/campaign.py makes 1,600."""
+    found = campaign.threads(Judge.load(base_dir), calls=4, many=5)
+    assert found["errors"] == []
+    assert (found["judgments"], found["equal to the serial ones"], found["with a verdict"] > 32) == (64, 64, True)
 
 
 def test_the_examples_of_the_readme_give_a_score(base_dir, one_thread, tmp_path, monkeypatch):
