@@ -95,6 +95,9 @@ campaign: install
 	$(PYTHON) tests/fuzz.py
 	$(PYTHON) tests/campaign.py moments
 	$(PYTHON) tests/campaign.py renames
+	$(PYTHON) tests/campaign.py threads
+	$(PYTHON) tests/campaign.py repeat
+	-$(PYTHON) tests/campaign.py exhaust  # root mounts a small file system
 
 clean:
 	rm -rf $(VENV)

@@ -116,7 +116,7 @@ class Campaign:
     """Runs in one copy of the project, disturbed in one way."""
 
     def __init__(self, project: Path, kind: str, seed: int) -> None:
-        self.project, self.kind, self.seed, self.rows = project, kind, seed, []
+        self.project, self.kind, self.seed, self.rows, self.faults = project, kind, seed, [], []
         for name in ("srlib", "notebooks", "params", "models"):
             shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
         (project / "patch").mkdir()
@@ -195,107 +195,99 @@ class Campaign:
         same = sum(len(row["kills"]) for row in self.rows if row["same"])
         return {"kills": kills, "seconds of a whole run": round(self.seconds, 1), "in runs with the same results": same}
 
-    def exhaust(self) -> dict[str, Any]:
-        """Three runs, each stopped several times: by a full disk, by other shortages, by signals."""
-        self.rng, self.faults = random.Random(f"exhaust {self.seed}"), []
-        runs, filler, whole = self.project / "runs", self.project / "runs" / "filler", self.project / "runs" / "whole"
-
-        def fill(room: int) -> None:
-            with open(filler, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, os.statvfs(runs).f_bavail * os.statvfs(runs).f_frsize - room)
-
-        def remount(how: str) -> None:
-            subprocess.run(["mount", "-o", f"remount,{how}", runs], check=True)
-
-        def note(what: str, process: Any, says: str, *statuses: int) -> None:
-            """Wait for a run that has been disturbed: it has to say one thing, without a traceback, and leave no process."""
-            status = process.wait()
-            process.heard.join()
-            lines = [
-                line
-                for line in process.said.splitlines()
-                if not re.fullmatch(r"\S+ +(runs: .*|cached|done in .*)", line)
-            ]
-            fine = status in statuses and re.search(says, process.said) and "Traceback" not in process.said
-            alive = [one for one in leftovers(runs / what.split(":")[0]) if one.startswith("process")]
-            row = {
-                "what": what,
-                "exit status": status,
-                "says": "\n".join(lines)[-600:].replace(str(self.project), "PROJECT"),
-            }
-            self.faults.append(row | {"as it should": bool(fine) and not alive})
-            print(json.dumps(self.faults[-1]), flush=True)
-
-        full, name = r"No space left on device.*the same command then resumes", "disk"
-        for stage, before in zip([*STAGES, "judge and report"], [None, *STAGES.values()], strict=True):
-            size = sum(p.stat().st_size for p in (whole / STAGES.get(stage, "judge")).rglob("*") if p.is_file())
-            room = round(self.rng.random() * size) if before else 0
-            fill(0) if before is None else None
-            process = self.go(name)
-            while before and process.poll() is None and not (runs / name / before / "manifest.json").exists():
-                time.sleep(0.01)
-            fill(room) if before else None
-            note(f"{name}: room for {room} bytes in {stage}", process, full, 1)
-            filler.unlink()
-        self.end(name, {"run": name})
-
-        name = "short"
-        remount("ro")
-        note(f"{name}: read-only, nothing done", self.go(name), r"cannot be written \(Read-only file system\)", 1)
-        remount("rw")
-        note(
-            f"{name}: no locks",
-            self.go(name, SRLIB_NO_LOCKS="1"),
-            "No locks available.*choose another run directory",
-            1,
-        )
-        for limit in (1500, 3000, 4500):
-            note(
-                f"{name}: {limit} MB of memory",
-                self.go(name, limit=limit),
-                r"(?i)memory.*the same command then resumes",
-                1,
-            )
-        process = self.go(name)
-        while process.poll() is None and not (runs / name / "judgments" / "1.partial").exists():
-            time.sleep(0.1)
-        largest = max(processes(runs / name), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
-        os.kill(largest, signal.SIGKILL)
-        note(
-            f"{name}: the largest process killed, as for lack of memory",
-            process,
-            "(?i)memory.*the same command then resumes",
-            1,
-        )
-        remount("ro")
-        note(f"{name}: read-only, half done", self.go(name), r"cannot be written \(Read-only file system\)", 1)
-        remount("rw")
-        process = self.go(name)
-        while process.poll() is None and not (runs / name / "judges" / "sre_1.partial").exists():
-            time.sleep(0.1)
-        note(
-            f"{name}: a second run in the same directory",
-            self.go(name),
-            r"process \d+ is running there; wait for it",
-            2,
-        )
-        self.end(name, {"run": f"{name}, while the clock goes back"}, SRLIB_CLOCK_BACK="1")
-
-        name = "signals"
-        for number in range(6):
-            one, wait = (signal.SIGTERM, signal.SIGINT)[number % 2], self.rng.uniform(0.2, self.seconds / 4)
-            process = self.go(name)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(wait)
-            where = stage_of(runs / name)
-            process.send_signal(one)
-            note(f"{name}: {one.name} after {wait:.1f} s, {where}", process, "stopped; the same command resumes", 130)
-        self.end(name, {"run": name})
+    def exhaust(self, parts: list[str]) -> dict[str, Any]:
+        """Runs that are each stopped several times: by a full disk, by other shortages, by signals."""
+        self.rng, runs = random.Random(f"exhaust {self.seed}"), self.project / "runs"
+        for part in parts:
+            self.faults = [row for row in self.faults if row["run"] != part]
+            self.rows = [row for row in self.rows if row["run"] != part]
+            getattr(self, part)(runs, runs / part)
         return {
             "as it should": sum(row["as it should"] for row in self.faults),
             "of": len(self.faults),
             "faults": self.faults,
         }
+
+    def note(self, run: Path, what: str, process: Any, says: str, *statuses: int) -> None:
+        """Wait for a run that has been disturbed: it has to say one thing, without a traceback, and leave no process."""
+        status = process.wait()
+        process.heard.join()
+        usual = r"(?m)^\S+ +(runs: .*|cached|done in .*|train \S+ \d.*|sample \d.*)\n"
+        said = re.sub(usual, "", process.said).replace(str(self.project), "PROJECT").strip()
+        fine = status in statuses and re.search(says, said) is not None and "Traceback" not in said
+        alive = [one for one in leftovers(run) if one.startswith("process")]
+        row = {"run": run.name, "what": what, "exit status": status, "says": said[-600:], "left alive": alive}
+        self.faults.append(row | {"as it should": fine and not alive})
+        print(json.dumps(self.faults[-1]), flush=True)
+
+    def until(self, process: Any, path: Path) -> None:
+        """Wait for a file of a run."""
+        while process.poll() is None and not path.exists():
+            time.sleep(0.01)
+
+    def disk(self, runs: Path, run: Path) -> None:
+        """Once the stage before a stage is done, there is room for a part of what this one writes."""
+        for stage, before in zip([*STAGES, "judge and report"], [None, *STAGES.values()], strict=True):
+            made = runs / "whole" / STAGES.get(stage, "judge")
+            room = round(self.rng.random() * sum(p.stat().st_size for p in made.rglob("*") if p.is_file()))
+            process = self.go(run.name)
+            self.until(process, run / before / "manifest.json" if before else run / "params.yaml")
+            with open(runs / "filler", "wb") as file:
+                free = os.statvfs(runs).f_bavail * os.statvfs(runs).f_frsize
+                os.posix_fallocate(file.fileno(), 0, max(1, free - room))
+            says = r"No space left on device.*the same command then resumes"
+            self.note(run, f"room for {room} bytes in {stage}", process, f"(?s){says}", 1)
+            (runs / "filler").unlink()
+        self.end(run.name, {"run": run.name})
+
+    def short(self, runs: Path, run: Path) -> None:
+        """No right to write, no locks, no memory, a second run in the same directory; and at last a clock that goes back."""
+
+        def mounted(how: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,{how}", runs], check=True)
+
+        mounted("ro")
+        self.note(
+            run, "read-only, nothing done", self.go(run.name), "Read-only file system.*choose another run directory", 1
+        )
+        mounted("rw")
+        process = self.go(run.name, SRLIB_NO_LOCKS="1")
+        self.note(run, "no locks", process, "No locks available.*choose another run directory", 1)
+        for limit in (1000, 1500):  # MB of addresses: torch takes more to load
+            process = self.go(run.name, limit=limit)
+            self.note(run, f"{limit} MB of memory", process, r"Free memory.*the same command then resumes", 1)
+        process = self.go(run.name)
+        self.until(process, run / "judges" / "sft.partial" / "manifest.json")
+        resident = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes(run)}
+        os.kill(max(resident, key=resident.get), signal.SIGKILL)
+        says = r"Free memory.*the same command then resumes"
+        self.note(run, "the largest process killed, as for lack of memory", process, says, 1)
+        mounted("ro")
+        self.note(
+            run, "read-only, half done", self.go(run.name), "Read-only file system.*choose another run directory", 1
+        )
+        mounted("rw")
+        process = self.go(run.name)
+        self.until(process, run / ".lock")
+        time.sleep(1)
+        self.note(run, "a second run there", self.go(run.name), r"process \d+ is running there; wait for it", 2)
+        process.send_signal(signal.SIGINT)
+        self.note(run, "the first of them, stopped", process, "stopped; the same command resumes", 130)
+        self.end(run.name, {"run": run.name}, SRLIB_CLOCK_BACK="1")
+
+    def signals(self, runs: Path, run: Path) -> None:
+        """Ctrl-C and SIGTERM by turns, at random moments after the run has begun."""
+        for number in range(6):
+            one, wait = (signal.SIGTERM, signal.SIGINT)[number % 2], self.rng.uniform(0, self.seconds / 4)
+            process = self.go(run.name)
+            while not (run / ".lock").exists() or (run / ".lock").read_text() != str(process.pid):
+                time.sleep(0.01)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(wait)
+            what = f"{one.name} after {wait:.1f} s, {stage_of(run)}"
+            process.send_signal(one)
+            self.note(run, what, process, "stopped; the same command resumes", 130)
+        self.end(run.name, {"run": run.name})
 
 
 def threads(judge: Any, calls: int, many: int) -> dict[str, int]:
@@ -402,6 +394,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("kind", choices=["moments", "renames", "exhaust", "threads", "repeat"])
     arguments.add_argument("--kills", type=int, default=50)
+    arguments.add_argument(
+        "--parts", default="disk,short,signals", help="of exhaust; what the table has of others stays"
+    )
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--judge", type=Path, default=ROOT / "models" / "tiny-base", help="of threads and repeat")
     arguments.add_argument("--keep", action="store_true", help="keep the runs that differ, and say where")
@@ -427,11 +422,12 @@ def main() -> None:
         if a.kind == "exhaust":
             mount = ["mount", "-t", "tmpfs", "-o", f"size={SPACE}m", "none", folder / "project" / "runs"]
             subprocess.run(mount, check=True)  # root may
-        elif out.exists():
-            campaign.rows = json.loads(out.read_text())["runs"]
+        if out.exists():
+            known = json.loads(out.read_text())
+            campaign.rows, campaign.faults = known["runs"], known.get("faults", [])
         try:
             campaign.first()
-            result = campaign.exhaust() if a.kind == "exhaust" else campaign.kill(a.kills)
+            result = campaign.exhaust(a.parts.split(",")) if a.kind == "exhaust" else campaign.kill(a.kills)
         finally:
             if a.kind == "exhaust" and not a.keep:
                 subprocess.run(["umount", folder / "project" / "runs"], check=True)
