@@ -1,5 +1,6 @@
 """What a user takes home: one response, two, a file of rows, and the same command again."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -51,10 +52,11 @@ def test_a_score_with_its_distribution(base_dir, one_thread, rows):
 
 
 def test_threads_get_the_judgments_that_one_thread_gets(base_dir, one_thread):
-    """64 of them; tests/campaign.py makes 1,600."""
-    found = campaign.threads(Judge.load(base_dir), calls=4, many=5)
+    """The first words of 64 of them; tests/campaign.py makes 1,600 to their end."""
+    loaded = dataclasses.replace(Judge.load(base_dir), max_new_tokens=12)
+    found = campaign.threads(loaded, calls=4, many=5)
     assert found["errors"] == []
-    assert (found["judgments"], found["equal to the serial ones"], found["with a verdict"] > 32) == (64, 64, True)
+    assert (found["judgments"], found["equal to the serial ones"]) == (64, 64)
 
 
 def test_the_examples_of_the_readme_give_a_score(base_dir, one_thread, tmp_path, monkeypatch):

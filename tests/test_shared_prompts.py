@@ -136,8 +136,7 @@ def test_equals_trl(kind, lora, settings, pairs, tokenizer, tmp_path):
     assert torch.allclose(plain[2], shared[2], rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_a_dpo_that_was_killed_goes_on_from_the_weights_of_its_checkpoint(pairs, tokenizer, tmp_path, share):
+def test_a_dpo_that_was_killed_goes_on_from_the_weights_of_its_checkpoint(pairs, tokenizer, tmp_path):
     """TRL keeps its reference beside the policy in a checkpoint, and transformers then loads the reference alone."""
     weights = []
     for _ in ("whole", "resumed"):
@@ -148,7 +147,7 @@ def test_a_dpo_that_was_killed_goes_on_from_the_weights_of_its_checkpoint(pairs,
             max_length=None, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
             save_strategy="steps", save_steps=2, train_sampling_strategy="sequential", gradient_checkpointing=False,
         )  # fmt: skip
-        collator = shared_prompts.share(model, tokenizer, pairs) if share else None
+        collator = shared_prompts.share(model, tokenizer, pairs)
         own = dict(
             args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, data_collator=collator
         )
