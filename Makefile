@@ -7,7 +7,7 @@
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 # make clean-notebooks   outputs of a session in JupyterLab out of the notebooks, before a commit
 # make lock   requirements.lock: all versions, with hashes      make sbom        licences and a bill of materials
-# make campaign   kills and hostile texts, many of each (hours), into docs/results/campaign
+# make campaign   kills, shortages and hostile texts, many of each (hours, as root), into docs/results/campaign
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -95,6 +95,9 @@ campaign: install
 	$(PYTHON) tests/fuzz.py
 	$(PYTHON) tests/campaign.py moments
 	$(PYTHON) tests/campaign.py renames
+	$(PYTHON) tests/campaign.py threads
+	$(PYTHON) tests/campaign.py repeat
+	$(PYTHON) tests/campaign.py exhaust
 
 clean:
 	rm -rf $(VENV)

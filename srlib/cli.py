@@ -1,9 +1,10 @@
 """The command `srlib`: it only calls what the notebooks call.
 
 Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
-a score. 130: stopped by Ctrl-C. Our own errors are one red message; anything else keeps its traceback."""
+a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message; anything else keeps its traceback."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: typer.Context) -> Any:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # an encoding without these characters loses no result
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a batch system stops a job
         try:
             return super().invoke(ctx)
         except SrlibError as error:

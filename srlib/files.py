@@ -202,8 +202,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error}). {KEPT}") from error
+    except OSError as error:  # of a copied tree, the first file says it
+        reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+        raise StoreError(f"{path}: cannot be written ({reason}). {KEPT}") from error
 
 
 def sync(folder: Path) -> None:
@@ -248,7 +249,7 @@ def acquire(path: Path, timeout: float = 0.0) -> bool:
     with writing(path):
         file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the lock is held)
     for _ in range(1 + round(timeout / 0.1)):
-        with contextlib.suppress(BlockingIOError, PermissionError):
+        with writing(path), contextlib.suppress(BlockingIOError, PermissionError):
             _lock(file)  # the system frees it when this process ends
             _held[path] = file
             with contextlib.suppress(OSError):  # for `holder` only: a full disk prevents no lock

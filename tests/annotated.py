@@ -11,7 +11,12 @@ from srlib.schema import Example, Judgment, Pair, Rubric
 NOTEBOOKS = Path(srlib.__file__).resolve().parent.parent / "notebooks"
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-    "</p></div><style>body { display: none }</style> The greeting is there: pass."
+    "</p></div><style>body { display: none } * { background: url(https://evil.test/a) }</style> The greeting is there: pass."
+    "</script><svg onload='window.hacked = 3'></svg><iframe srcdoc='<script>parent.hacked = 4</script>'></iframe>"
+    "<a href='javascript:window.hacked = 5'>on</a> ![fig](https://evil.test/b) [on](javascript:window.hacked=6) &lt;script&gt;"
+    "<p style='background: url(https://evil.test/c)' onmouseover='window.hacked = 7'><base href='https://evil.test/'>"
+    "<link rel=stylesheet href='https://evil.test/d'><meta http-equiv=refresh content='0; url=https://evil.test/e'>{{ 7 * 7 }}"
+    " \u202edesrever is the rest"  # after a right-to-left override that nothing ends
 )
 RUBRIC = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 
@@ -27,12 +32,14 @@ def run_cells(notebook: str, **parameters: Any) -> dict[str, Any]:
     return namespace
 
 
-def write_run(run: Path, n: int = 12, splits: tuple[str, ...] = ("test",)) -> None:
-    """A run that sft judged wrong, and sre_1 and sre_2 right; instructions and rationales are hostile."""
-    text, response = {"rubric": RUBRIC, "score": 4}, "Hello <b>guest</b> {}."
+def write_run(run: Path, n: int = 12, splits: tuple[str, ...] = ("test",), also: str = "") -> None:
+    """A run that sft judged wrong, and sre_1 and sre_2 right; instructions and rationales are hostile, `also` ends all else."""
+    rubric = Rubric(criterion=RUBRIC.criterion + also, levels=[text + also for text in RUBRIC.levels.values()])
+    text, response = {"rubric": rubric, "score": 4}, "Hello <b>guest</b> {}."
+    text |= {"reference_answer": f"Good day. {also}", "meta": {"topic": f"greetings{also}"}} if also else {}
     for split in splits:
-        names = {i: {"id": f"{split}-{i}", "instruction": f"Greet guest {i}. {HOSTILE}"} for i in range(n)}
-        examples = [Example(**name, **text, response=response.format(i)) for i, name in names.items()]
+        names = {i: {"id": f"{split}-{i}{also}", "instruction": f"Greet guest {i}. {HOSTILE}"} for i in range(n)}
+        examples = [Example(**name, **text, response=response.format(i) + also) for i, name in names.items()]
         files.write_rows(run / "data" / f"{split}.jsonl", examples)
         for arm, score in (("sft", 3), ("sre_1", 4), ("sre_2", 4)):
             said = dict(text=f"{HOSTILE} {arm[::-1]}", rationale=f"{HOSTILE} {arm[::-1]}", score=score)
@@ -45,10 +52,10 @@ def write_run(run: Path, n: int = 12, splits: tuple[str, ...] = ("test",)) -> No
         files.write_json(run / stage / "manifest.json", {"key": "made by hand", "stage": stage, **used})
 
 
-def write_reported(run: Path, n: int = 12) -> None:
+def write_reported(run: Path, n: int = 12, also: str = "") -> None:
     """The same run with results, pairs and an executed notebook, so that it has a report."""
     nbformat = __import__("nbformat").v4
-    write_run(run, n, ("test", "train"))
+    write_run(run, n, ("test", "train"), also)
     rows = [("sft", 0.0, 0.0), ("sre_1", 0.9, 1.0), ("sre_2", 0.9, 1.0)]
     rows = [
         {"arm": arm, "split": "test", "metric": "accuracy", "ci_low": low, "value": v, "ci_high": v, "n": n}
@@ -57,14 +64,17 @@ def write_reported(run: Path, n: int = 12) -> None:
     files.write_json(run / "results.json", rows)
     files.write_text(run / "params.yaml", "arms: [sft, sre_1, sre_2]\nmodel: /home/anna/base\n")
     files.write_json(run / "data" / "manifest.json", {"facts": {"rows": {"train": n, "test": n}}})
-    ids = dict(example_id="train-1", chosen_id="train-1#0", rejected_id="train-1#1", chosen_score=4, rejected_score=1)
+    ids = dict(
+        example_id=f"train-1{also}", chosen_id="train-1#0", rejected_id="train-1#1", chosen_score=4, rejected_score=1
+    )
     about = dict(gold=4, margin=3, strategy="correct_answer", iteration=1)
     sides = dict(
         chosen=f"The greeting: pass. {HOSTILE} [RESULT] 4", rejected=f"The greeting: fail. {HOSTILE} [RESULT] 1"
     )
-    files.write_rows(run / "pairs" / "1" / "pairs.jsonl", [Pair(id="p", **ids, **about, **sides)])
+    files.write_rows(run / "pairs" / "1" / "pairs.jsonl", [Pair(id=f"p{also}", **ids, **about, **sides)])
     output = nbformat.new_output(
         "display_data", {"text/html": "<table><tr>" + "<td>wide cell</td>" * 30 + "</tr></table>"}
     )
-    cells = [nbformat.new_markdown_cell("# 6 · Eval"), nbformat.new_code_cell("1", outputs=[output])]
+    printed = nbformat.new_output("stream", text=f"{HOSTILE}\n")
+    cells = [nbformat.new_markdown_cell("# 6 · Eval"), nbformat.new_code_cell("1", outputs=[output, printed])]
     files.write_json(run / "notebooks" / "eval.ipynb", nbformat.new_notebook(cells=cells))

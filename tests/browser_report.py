@@ -1,15 +1,20 @@
 """report.html and judgments.html in a real browser: what a reader meets at both widths, in both themes, with the keyboard alone.
+Texts of models and data are hostile in every field, here and in the rendered notebook and model card: nothing of them runs.
 
 Not collected by `make test`; `make test-browser` runs it. Screenshots go to the directory in SRLIB_SCREENSHOTS, if set.
 """
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from annotated import HOSTILE, write_reported
+from annotated import HOSTILE, NOTEBOOKS, write_reported
 
+from srlib import config, files
+from srlib.report.browse import marked
 from srlib.report.page import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]' (make test-browser does)")
@@ -31,10 +36,21 @@ CONTRAST = """() => {
   return weak;
 }"""
 
+# Where each character of a word of ours stands, from left to right
+PLACES = """(element, word) => {
+  const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), range = document.createRange();
+  for (let found = null; texts.nextNode();) {
+    const at = texts.currentNode.data.lastIndexOf(word);
+    if (at < 0) continue;
+    return [...word].map((_, i) => { range.setStart(texts.currentNode, at + i); range.setEnd(texts.currentNode, at + i + 1);
+      return range.getBoundingClientRect().left; });
+  }
+}"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    write_reported(run := tmp_path_factory.mktemp("runs") / "tiny", 30)
+    write_reported(run := tmp_path_factory.mktemp("runs") / "tiny", 30, also=HOSTILE)
     write_report(run)
     return run
 
@@ -47,10 +63,11 @@ def browser(tmp_path):
 
 
 def opened(browser, path, width=1600, theme="light"):
-    """A page that keeps the addresses it asked for and the errors of its script."""
+    """A page that keeps the addresses it asked for, its dialogs and the errors of its script."""
     page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme).new_page()
-    page.asked, page.errors = [], []
+    page.asked, page.errors, page.dialogs = [], [], []
     page.on("request", lambda request: page.asked.append(request.url))
+    page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.goto(path.as_uri())
@@ -58,6 +75,23 @@ def opened(browser, path, width=1600, theme="light"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{path.stem}-{theme}-{width}.png", full_page=True)
     return page
+
+
+def assert_inert(page, address):
+    """The texts are there, and nothing of them was run, asked for or made part of the page."""
+    for link in page.locator("a").all():
+        link.dispatch_event("mouseover")
+    assert HOSTILE[:30] in page.inner_text("main")
+    assert page.asked == [address]
+    assert page.dialogs == []
+    assert page.evaluate("window.hacked") is None, "texts of models are shown, not run"
+    assert (
+        page.locator(
+            "main :is(script, iframe, base, link, meta, svg, style, [onload], [onerror], [onmouseover])"
+        ).count()
+        == 0
+    )
+    assert page.locator("[src*=evil], [href*=evil], [style*=evil], a[href^=javascript], img[src=x]").count() == 0
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -68,11 +102,11 @@ def test_a_page_fits_is_readable_and_asks_for_nothing(run, browser, name, width,
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself must not scroll sideways"
     assert page.evaluate(CONTRAST) == []
-    assert page.asked == [(run / name).as_uri()]
     assert page.errors == []
-    assert page.evaluate("window.hacked") is None, "texts of models are shown, not run"
-    assert HOSTILE[:30] in page.inner_text("main")
-    assert page.locator("img[src=x]").count() == 0
+    assert_inert(page, (run / name).as_uri())
+    ours = page.locator("summary" if name == "report.html" else "section > .label").first
+    assert HOSTILE[:30] in ours.inner_text(), "the id of an item"
+    assert ours.evaluate(PLACES, "gold") == sorted(ours.evaluate(PLACES, "gold")), "no override reaches our own words"
     if name == "report.html" and width == 400:
         hint = "getComputedStyle(document.querySelector('.scroll:last-of-type'), '::before')"
         assert page.evaluate(f"{hint}.opacity") == "1", "a table that is wider than the page says that it scrolls"
@@ -125,3 +159,55 @@ def test_every_control_is_reached_with_tab_and_seen(run, browser):
         reached.add(tag)
         assert tag == "BODY" or outline != "none", f"{tag} does not show that it has the focus"
     assert reached >= {"A", "SUMMARY", "DIV"}
+
+
+def page_of(body, path):
+    path.write_text(f"<!DOCTYPE html><meta charset=utf-8><main>{body}</main>")
+    return path
+
+
+def test_a_notebook_shows_texts_of_models_as_text(browser, tmp_path):
+    """Its outputs as they are, without the cleaning of the report: pairs in notebook 05, a data frame, printed text."""
+    import pandas
+    from IPython.core.interactiveshell import InteractiveShell
+    from nbconvert import HTMLExporter
+    from nbformat import v4
+
+    cells = json.loads((NOTEBOOKS / "05_dpo.ipynb").read_text())["cells"]
+    codes = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"rows": [{"chosen": f"One. {HOSTILE}", "rejected": f"{HOSTILE} Two."}], "marked": marked}
+    exec(next(code for code in codes if "import" in code and "HTML" in code), names)
+    [code] = [code for code in codes if code.endswith("HTML(shown)")]
+    exec(code, names)
+    frame = pandas.DataFrame({"text": [HOSTILE], HOSTILE: [1]}, index=[HOSTILE])
+    formatted = [
+        InteractiveShell.instance().display_formatter.format(one) for one in (names["HTML"](names["shown"]), frame)
+    ]
+    outputs = [v4.new_output("display_data", data) for data, _ in formatted]
+    assert all("text/html" in output.data for output in outputs)
+    outputs += [
+        v4.new_output("stream", text=HOSTILE),
+        v4.new_output("error", ename="E", evalue=HOSTILE, traceback=[HOSTILE]),
+    ]
+    body, _ = HTMLExporter(template_name="basic").from_notebook_node(
+        v4.new_notebook(cells=[v4.new_code_cell("", outputs=outputs)])
+    )
+    body = re.sub(r"(?s)<style scoped.*?</style>", "", body)  # that of pandas
+    page = opened(browser, path := page_of(body, tmp_path / "notebook.html"))
+    assert_inert(page, path.as_uri())
+
+
+def test_a_model_card_is_text(run, browser, tmp_path):
+    """As a strict reader of Markdown would show it, with all HTML in it."""
+    markdown_it = pytest.importorskip("markdown_it")
+    from srlib.report import card, export
+
+    rows = [dict(arm="sre_1", split="test", metric="accuracy", value=0.6, ci_low=0.5, ci_high=0.7, n=9)]
+    files.write_json((folder := tmp_path / "run") / "results.json", rows)
+    cfg = config.load(None).model_copy(
+        update={"data": HOSTILE, "model": HOSTILE, "rubric": HOSTILE, "strategy": HOSTILE}
+    )
+    text = str(card.card(folder, cfg, {"base": HOSTILE}, "merged", export.Gate(9, 9, 0.0, 0.1, [])))
+    body = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("---", 2)[2])
+    page = opened(browser, path := page_of(body, tmp_path / "card.html"))
+    assert_inert(page, path.as_uri())

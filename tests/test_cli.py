@@ -1,8 +1,10 @@
 """The command: what it prints, where runs go, and how it says no."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +114,19 @@ def test_what_cannot_be_is_refused_and_failures_have_their_status(ran, monkeypat
     ran.answer = None  # not iterable: a bug keeps its traceback
     with pytest.raises(TypeError):
         CliRunner().invoke(cli.app, ["run", "params/tiny.yaml", "--anyway"], catch_exceptions=False)
+
+
+def test_a_batch_system_stops_a_run_as_ctrl_c_does(ran, monkeypatch):
+    def stopped(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    monkeypatch.setattr(pipeline, "run", stopped)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert srlib("run", "params/tiny.yaml", "--anyway") == (130, "stopped; the same command resumes")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_help_and_params_fit_one_screen_and_show_details(ran):

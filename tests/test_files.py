@@ -1,10 +1,12 @@
 """Files: nothing torn, nothing lost, every refusal says where; a bar for people and a heartbeat for the pipeline."""
 
 import errno
+import fcntl
 import gzip
 import json
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -134,6 +136,15 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
     for write in (lambda p: files.append_rows(p / "j.jsonl", JUDGMENTS), files.make_dir, files.acquire):
         with pytest.raises(StoreError, match="cannot be written"):
             write(path / "below a file")
+    with monkeypatch.context() as patch:  # of a tree that is copied, the first file says it for all
+        patch.setattr(shutil, "copystat", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with (
+            pytest.raises(
+                StoreError, match=r"copy: cannot be written \([^()]*No space left[^()]*\)\. What was written"
+            ),
+            files.writing(tmp_path / "copy"),
+        ):
+            shutil.copytree(path.parent, tmp_path / "copy", copy_function=shutil.copy2)
     files.make_dir(tmp_path / "new" / "run")
     assert os.listdir(tmp_path / "new" / "run") == []
 
@@ -255,6 +266,14 @@ def test_a_lock_is_for_one_process(tmp_path):
     for _ in range(2):
         with files.lock(tmp_path), pytest.raises(LockedError):
             files.lock(tmp_path)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with pytest.raises(
+        StoreError, match=r"lock: cannot be written \(No locks available\).*choose another run directory"
+    ):
+        files.lock(tmp_path)
 
 
 def test_a_heartbeat_instead_of_a_bar(tmp_path, monkeypatch, capsys):

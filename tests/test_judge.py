@@ -1,10 +1,12 @@
 """What a user takes home: one response, two, a file of rows, and the same command again."""
 
+import dataclasses
 import json
 import re
 import shutil
 import time
 
+import campaign
 import pytest
 from conftest import ROOT
 from servers import Scripted
@@ -47,6 +49,14 @@ def test_a_score_with_its_distribution(base_dir, one_thread, rows):
     assert scored
     assert all(j.score == max(j.distribution, key=j.distribution.get) for j in scored), "greedy: the likeliest score"
     assert [j.text for j in loaded.score_many(rows[:3])] == [j.text for j in found]
+
+
+def test_threads_get_the_judgments_that_one_thread_gets(base_dir, one_thread):
+    """The first words of 64 of them; tests/campaign.py makes 1,600 to their end."""
+    loaded = dataclasses.replace(Judge.load(base_dir), max_new_tokens=12)
+    found = campaign.threads(loaded, calls=4, many=5)
+    assert found["errors"] == []
+    assert (found["judgments"], found["equal to the serial ones"]) == (64, 64)
 
 
 def test_the_examples_of_the_readme_give_a_score(base_dir, one_thread, tmp_path, monkeypatch):

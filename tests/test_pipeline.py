@@ -100,7 +100,11 @@ def test_a_stage_alone_is_forced_dies_and_does_not_finish(project, monkeypatch):
         assert go(root, force=force)[0] == [("data", *expected)]
     assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "data"]
     for work, word in (
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "(Kernel died)"),
+        (
+            "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+            "(Kernel died). Free memory (--workers 1) or space;",
+        ),
+        ("raise MemoryError('no room')\n", "MemoryError: no room. Free memory (--workers 1) or space;"),
         ("stage.finish = lambda **facts: None\n", "does it call stage.finish()?"),
     ):
         (root / "runs" / "last").unlink(missing_ok=True)

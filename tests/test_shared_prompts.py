@@ -1,5 +1,7 @@
 """DPO with shared prompts computes what TRL computes: losses, log-probabilities, gradients, trained weights."""
 
+import shutil
+
 import pytest
 
 pytest.importorskip("torch")
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from srlib import shared_prompts
+from srlib.models import training
 
 pytestmark = pytest.mark.torch
 
@@ -131,6 +134,30 @@ def test_equals_trl(kind, lora, settings, pairs, tokenizer, tmp_path):
         assert float((gradient - shared[1][name]).abs().max()) <= 1e-5, name
     assert max(float(g.abs().max()) for g in plain[1].values()) > 1e-3
     assert torch.allclose(plain[2], shared[2], rtol=1e-6, atol=1e-4)
+
+
+def test_a_dpo_that_was_killed_goes_on_from_the_weights_of_its_checkpoint(pairs, tokenizer, tmp_path):
+    """TRL keeps its reference beside the policy in a checkpoint, and transformers then loads the reference alone."""
+    weights = []
+    for _ in ("whole", "resumed"):
+        model = model_of("llama", tokenizer)
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        args = DPOConfig(
+            str(tmp_path), max_steps=4, learning_rate=1e-2, per_device_train_batch_size=2, precompute_ref_log_probs=True,
+            max_length=None, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+            save_strategy="steps", save_steps=2, train_sampling_strategy="sequential", gradient_checkpointing=False,
+        )  # fmt: skip
+        collator = shared_prompts.share(model, tokenizer, pairs)
+        own = dict(
+            args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, data_collator=collator
+        )
+        trainer = DPOTrainer(model, **own)
+        trainer.train(resume_from_checkpoint=training.last_checkpoint(tmp_path))
+        weights.append({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
+        assert trainer.state.global_step == 4
+        shutil.rmtree(tmp_path / "checkpoint-4")
+    assert max(float((p - start[name]).abs().max()) for name, p in weights[0].items()) > 1e-2
+    assert all(torch.equal(p, weights[1][name]) for name, p in weights[0].items())
 
 
 def test_a_batch_holds_each_prompt_once(pairs, tokenizer):

@@ -1,6 +1,7 @@
 """SFT and DPO as notebooks 02 and 05 train, in this process or, under torchrun, in several: `together.py OUT`.
 
-Writes {training: {"loss": [of each step], "rows": [read by this process], "sum": of |weights|}} to OUT, a file for each rank.
+Writes {training: {"loss": [of each step], "sum": of |weights|, "processes": 1}} to OUT, a file for each rank, and the weights
+that were trained. Parameters may follow: `together.py OUT micro_batch_size=1`.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -20,7 +22,7 @@ from srlib.models import training
 BASE = Path(srlib.__file__).parent.parent / "models" / "tiny-base"
 STEPS, BATCH = 4, 4  # of 10 rows: over the end of an epoch
 
-cfg = config.load(None, ["dtype=float32", "backend=transformers", "micro_batch_size=2", "gpus=2"])
+cfg = config.load(None, ["dtype=float32", "backend=transformers", "micro_batch_size=2", "gpus=2", *sys.argv[2:]])
 examples = world.examples("train", 0, 5, care=0.5)
 tokenizer = models.load_tokenizer(BASE)
 texts = [prompts.completion(e.rationale, e.score) for e in examples]
@@ -54,7 +56,9 @@ for name in ("sft", "dpo shared", "dpo"):
         trainer = DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    trained = sum(p.detach().abs().sum().item() for p in policy.parameters() if p.requires_grad)
-    logs[name] = {"loss": [e["loss"] for e in training.log_of(trainer)], "sum": trained}
+    trained = {at: p.detach().contiguous() for at, p in policy.named_parameters() if p.requires_grad}
+    save_file(trained, out / f"{name} {os.environ.get('RANK', 0)}.safetensors")
+    total = sum(p.abs().sum().item() for p in trained.values())
+    logs[name] = {"loss": [e["loss"] for e in training.log_of(trainer)], "sum": total}
     logs[name]["processes"] = trainer.accelerator.num_processes
 (out / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(logs))

@@ -152,6 +152,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
     while newest := Path(folder).is_dir() and get_last_checkpoint(str(folder)):
         with contextlib.suppress(files.RowError):
             files.read_json(Path(newest) / "trainer_state.json")  # the trainer writes this file last
+            shutil.rmtree(Path(newest) / "ref", ignore_errors=True)  # or transformers loads TRL's reference alone
             return newest
         with contextlib.suppress(FileNotFoundError):  # another process of this training deletes it, too
             shutil.rmtree(newest)

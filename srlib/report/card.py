@@ -53,4 +53,4 @@ def shown(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return shown(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;").replace("`", "'")
+    return shown(value).replace("](", "] (").translate(str.maketrans({"|": "\\|", "\n": " ", "<": "&lt;", "`": "'"}))

@@ -67,7 +67,7 @@ function item(row, shown) {
     box.style.setProperty("--arm", arm.color);
     arms.append(box);
   }
-  return make("section", "item", make("p", "label", row.id + " · gold " + spelled(row.gold)), make("div", "two", texts(row), arms));
+  return make("section", "item", make("p", "label", make("bdi", "", row.id), " · gold " + spelled(row.gold)), make("div", "two", texts(row), arms));
 }
 
 function pair(row) {
@@ -77,7 +77,7 @@ function pair(row) {
     for (const [piece, differs] of row[name]) text.append(...(differs ? [make("mark", "", piece.trimEnd()), piece.slice(piece.trimEnd().length)] : [piece]));
     sides.append(make("div", "says " + name, make("p", "label", name + ": " + spelled(row.scores[place]) + ", gold " + spelled(row.gold)), text));
   }
-  return make("section", "item", make("p", "label", row.pair + " · iteration " + row.iteration + " · " + row.kind), make("div", "two", texts(row), sides));
+  return make("section", "item", make("p", "label", make("bdi", "", row.pair), " · iteration " + row.iteration + " · " + row.kind), make("div", "two", texts(row), sides));
 }
 
 function show() {

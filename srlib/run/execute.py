@@ -30,15 +30,13 @@ class Kernel(AsyncKernelManager):
 
 if __name__ == "__main__":
     threading.Thread(target=lambda: sys.stdin.read() or os._exit(1), daemon=True).start()
-    # It warns of names in no parameters cell; srlib refuses them
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of names in no parameters cell
     notebook, out = (path.replace("{", "{{").replace("}", "}}") for path in sys.argv[1:3])  # papermill fills in {names}
     options = dict(kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=Kernel)
     options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)
     rank = int(os.environ.get("RANK", 0))
     if "RANK" in os.environ:  # one of several processes that train together, each with a GPU of its own
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = [*map(str, range(rank + 1))] if visible is None else visible.split(",")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(rank + 1)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)]  # "" stays
         if rank:
             out, os.environ["SRLIB_PROGRESS"] = None, ""
@@ -50,7 +48,9 @@ if __name__ == "__main__":
         if error.ename != "NotFirst":  # which ends all but the first of these processes
             problem = f"in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except (RuntimeError, OSError) as error:  # a kernel that died, mostly for lack of memory, or a full disk
-        problem = f"({error}). Free memory (--workers 1) or space; the same command then resumes"
+        problem = f"({error})"
+    if problem[:1] == "(" or "emory" in problem or "map segment" in problem:
+        problem += ". Free memory (--workers 1) or space; the same command then resumes"
     time.sleep(5 * bool(rank and problem))  # the first one may say it
     os.write(answer, problem.encode()[:2000])
     os._exit(bool(problem))
