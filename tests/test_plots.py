@@ -36,7 +36,9 @@ def test_score_histogram_has_a_bar_for_each_score_of_each_split():
 
 def test_histograms_name_median_highest_and_n_and_leave_out_nan():
     figure = plots.histograms("Lengths", {"prompt": [100, 120, 200], "entropy": [0, NAN, 1.0]}, "", "")
-    assert all(t in texts(figure) for t in ("prompt: median 120, highest 200 (n 3)", "entropy: median 0.5, highest 1 (n 2)"))
+    assert all(
+        t in texts(figure) for t in ("prompt: median 120, highest 200 (n 3)", "entropy: median 0.5, highest 1 (n 2)")
+    )
     assert [[line.get_xdata()[0] for line in axes.lines] for axes in figure.axes] == [[120], [0.5]]
 
 

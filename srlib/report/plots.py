@@ -58,7 +58,9 @@ def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: s
     for axes, (name, values), color in zip(panels, columns.items(), PALETTE, strict=False):
         axes.hist(values, bins=30, color=color)
         axes.axvline(values.median(), color=INK, linewidth=1, linestyle="--")
-        entitle(axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g} (n {len(values)})")
+        entitle(
+            axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g} (n {len(values)})"
+        )
     return figure
 
 
