@@ -66,6 +66,7 @@ def run(
     anyway: Annotated[bool, typer.Option("--anyway", help="even if the forecast says that it cannot fit")] = False,
 ) -> None:
     """Run the whole method; what is already there and current is not run again."""
+    from srlib import files
     from srlib.report import page, tables
     from srlib.run import plan
 
@@ -80,6 +81,7 @@ def run(
     several = len(swept) > 1 or seeds is not None
     if several and len({cfg.model_dump_json() for cfg in runs.values()}) < len(swept):
         raise RunError("two of these runs are one and the same: write each value and each seed once")
+    files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
     if cluster:
         from srlib.run.cluster import Cluster

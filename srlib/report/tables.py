@@ -92,7 +92,6 @@ def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = 
     """The directory for a comparison, `compare-<common stem>` beside the runs by default; SrlibError if it cannot take one."""
     paths = [Path(path) for path in run_dirs]
     stem = os.path.commonprefix([path.name for path in paths]).rstrip("-_.=0123456789")  # noqa: RUF071
-    files.make_dir(paths[0].parent)  # of the project's first run, maybe
     out = Path(out_dir) if out_dir else paths[0].parent / f"compare-{stem or 'runs'}"
     for path in [out / f"compare.{kind}" for kind in ("json", "md", "png")] if out.is_dir() else [out]:
         files.output(path, [{"runs", "arms", "differences"}], paths, record=out / "compare.json")
