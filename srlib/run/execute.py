@@ -16,6 +16,13 @@ import papermill  # noqa: E402
 from jupyter_client import AsyncKernelManager  # noqa: E402
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402
 
+ROOM = ". Free memory (--workers 1) or space; the same command then resumes"
+NO_MEMORY = (
+    "MemoryError",
+    "allocate memory",
+    "map segment",
+)  # as Python, the system and its loader of libraries say it
+
 
 class Kernel(AsyncKernelManager):
     """A kernel of this interpreter, reached over Unix sockets where there are some: a TCP port may be taken before its kernel
@@ -47,10 +54,9 @@ if __name__ == "__main__":
     except papermill.PapermillExecutionError as error:
         if error.ename != "NotFirst":  # which ends all but the first of these processes
             problem = f"in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            problem += ROOM if any(sign in problem for sign in NO_MEMORY) else ""
     except (RuntimeError, OSError) as error:  # a kernel that died, mostly for lack of memory, or a full disk
-        problem = f"({error})"
-    if problem[:1] == "(" or "emory" in problem or "map segment" in problem:
-        problem += ". Free memory (--workers 1) or space; the same command then resumes"
+        problem = f"({error}){ROOM}"
     time.sleep(5 * bool(rank and problem))  # the first one may say it
     os.write(answer, problem.encode()[:2000])
     os._exit(bool(problem))
