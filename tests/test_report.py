@@ -182,6 +182,8 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
         "100.0 % [90.0, 100.0] after 2 rounds of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html
     )
     assert "/home/anna" not in html
+    assert "The dashed line is sft." in html
+    assert "ceiling" not in html, "no arm of this run is one"
     assert "test-3 · gold 4 · sft 3 ✗ · sre_2 4 ✓" in html
     assert "sre_2 self-rationalized twice 100.0 % [90.0, 100.0]" in html
     seen, parser = [], HTMLParser()
