@@ -57,7 +57,7 @@ def main() -> None:
     model = loading.load_transformers(str(source), dtype=torch.float32, device="cpu")
     if source != a.judge:
         model = loading.with_adapter(model, Path(a.judge)).merge_and_unload()
-    write(model, loading.load_tokenizer(a.judge).eos_token_id, gguf._file(a.base), Path(a.out))
+    write(model, loading.load_tokenizer(a.judge).eos_token_id, gguf.file_of(a.base), Path(a.out))
     again = loading.load_transformers(a.out, dtype=torch.float32, device="cpu").state_dict()
     gap = max((again[name] - weight).abs().max().item() for name, weight in model.state_dict().items())
     print(f"{a.out}: {Path(a.out).stat().st_size / 1e6:.0f} MB, weights within {gap:.1e} of the judge's")

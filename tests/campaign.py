@@ -45,8 +45,8 @@ STAGES = {
     "sample_1": "judgments/1",
     "curate_1": "pairs/1",
     "dpo_1": "judges/sre_1",
-}
-STAGES |= {"eval": "eval"}  # and their directories
+    "eval": "eval",
+}  # and their directories
 SPACE = 600  # MB of the file system that gets full
 THREADS = 8
 PATCH = '''"""Counts the renames of all processes of a run, and kills the one that is about to make rename number SRLIB_KILL_AT.

@@ -30,7 +30,7 @@ def directory(model: str | Path) -> str | Path:
     gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
     if not str(model).lower().endswith(".gguf"):
         return model
-    file = _file(str(model))
+    file = file_of(str(model))
     digest = files.sha256(file)  # a gigabyte a second; the header alone says too little
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
     if not target.is_dir():
@@ -42,7 +42,8 @@ def directory(model: str | Path) -> str | Path:
     return target
 
 
-def _file(model: str) -> Path:
+def file_of(model: str) -> Path:
+    """The path of a GGUF file, or of one inside an installed package; ModelError if it is not there."""
     if not model.startswith(PACKAGE):
         path = Path(model).expanduser()
         if not path.is_file():

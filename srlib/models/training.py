@@ -148,11 +148,12 @@ def sampled_tokens(log: list[dict[str, float]], rows: int) -> int:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest complete checkpoint, None if there is none. One that a killed process was writing is deleted."""
+    """The newest complete checkpoint, None if there is none. One that a killed process was writing is deleted, and so is TRL's
+    reference in it: transformers 5.17 would load that adapter in place of the policy's, and the training would be lost."""
     while newest := Path(folder).is_dir() and get_last_checkpoint(str(folder)):
         with contextlib.suppress(files.RowError):
             files.read_json(Path(newest) / "trainer_state.json")  # the trainer writes this file last
-            shutil.rmtree(Path(newest) / "ref", ignore_errors=True)  # or transformers loads TRL's reference alone
+            shutil.rmtree(Path(newest) / "ref", ignore_errors=True)
             return newest
         with contextlib.suppress(FileNotFoundError):  # another process of this training deletes it, too
             shutil.rmtree(newest)
