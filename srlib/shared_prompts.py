@@ -1,8 +1,8 @@
-"""DPO that computes each prompt once, inside TRL's own trainer.
+"""DPO and SFT that compute each prompt once, inside TRL's own trainers.
 
-DPO compares several judgments of one prompt, and TRL computes the prompt again for each of them. `share` changes two things
-and nothing else: a batch holds every prompt once, and the model's forward pass returns the logits that TRL would have
-computed, for rows of [last prompt token, completion]. Losses, logs and the reference pass stay TRL's own.
+DPO compares several judgments of one prompt, and SFT learns the judgments of all its annotators; TRL computes the prompt
+again for each of them. With `share` a batch holds every prompt once. In DPO the model's forward pass returns the logits that
+TRL would have computed, for rows of [last prompt token, completion]. Losses, logs and the reference pass stay TRL's own.
 
     collator = share(model, tokenizer, rows)     # None if this model cannot; says why
     trainer = DPOTrainer(model, args=args, train_dataset=dataset, processing_class=tokenizer, data_collator=collator)
@@ -38,12 +38,15 @@ Row = dict[str, list[int]]  # TRL's tokenized pair: prompt_ids, chosen_ids, reje
 
 
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
-    """Let the model compute each prompt of a batch once; returns the collator that TRL's DPOTrainer has to use. `rows`
-    are TRL's pairs of text (prompt, chosen, rejected). The shared way is compared with the plain one on the longest of
+    """Let the model compute each prompt of a batch once; returns the collator that TRL's trainer has to use. `rows` are
+    TRL's pairs (prompt, chosen, rejected) for DPO or rows (prompt, completion) for SFT, as text. The shared way is compared with the plain one on the longest of
     them. If it fails, or the log-probabilities differ (a short window, soft caps, Unsloth's attention on a GPU, ...)
     the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     name, config = type(causal).__name__, causal.config.get_text_config()
+    pairwise = "chosen" in rows[0]
+    if not pairwise:  # two texts of each completion prove the same
+        rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": r["completion"]} for r in rows]
     collator, pairs = Collator(pad_token_id=tokenizer.pad_token_id), _longest(tokenizer, rows)
     within, ends = attends_within(causal), ("chosen", "rejected")
     if getattr(config, "router_aux_loss_coef", 0.0) and hasattr(config, "output_router_logits"):
@@ -66,6 +69,8 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
             causal.forward = functools.partial(_forward, forward)
             difference = float((_logprobs(model, shared_batch) - plain).abs().max())
             if difference <= allowed:
+                if not pairwise:  # TRL's SFT calls the layers by itself
+                    causal.forward = forward
                 return collator
             reason = f"{name} would be off by {difference:.2g} nats a token"
         except Exception as failure:
@@ -103,21 +108,35 @@ def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
 
 class Collator(DataCollatorForPreference):
     """TRL's collator with rows cut to [last prompt token, completion], and in `shared` the row that the model reads. n
-    pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen first, T - 1 the longest completion."""
+    pairs give `input_ids`, `attention_mask`, `completion_mask` (2n, T), chosen first, T - 1 the longest completion. n
+    rows of SFT give `input_ids`, `position_ids`, `labels` (1, L) of that row itself."""
 
     def torch_call(self, examples: list[Row]) -> dict[str, Any]:
+        if "labels" in examples[0]:
+            return _of_sft(examples)
         batch = super().torch_call([{**row, "prompt_ids": row["prompt_ids"][-1:]} for row in examples])
-        return batch | {"shared": _lay_out(examples)}
+        completions = [row[side] for side in ("chosen_ids", "rejected_ids") for row in examples]
+        return batch | {"shared": _lay_out([row["prompt_ids"] for row in examples] * 2, completions)}
 
 
-def _lay_out(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """One row of L tokens: P distinct prompts, then the 2n completions. `wanted` (2n * T,) says where the logits of
+def _of_sft(examples: list[Row]) -> dict[str, Any]:
+    """The last prompt token stands before each completion, so that the next label is always that of the next token."""
+    starts = [next(i for i, label in enumerate(row["labels"]) if label != -100) - 1 for row in examples]
+    prompts = [row["input_ids"][:n] for row, n in zip(examples, starts, strict=True)]
+    shared = _lay_out(prompts, [row["input_ids"][n:] for row, n in zip(examples, starts, strict=True)])
+    learned = [label for row, n in zip(examples, starts, strict=True) for label in row["labels"][n:]]
+    ids, positions = shared.pop("ids"), shared.pop("positions")
+    labels = torch.tensor([[-100] * (ids.shape[1] - len(learned)) + learned])
+    return {"input_ids": ids, "position_ids": positions, "labels": labels, "shared": shared}
+
+
+def _lay_out(prompt_of: list[list[int]], completions: list[list[int]]) -> dict[str, torch.Tensor]:
+    """One row of L tokens: P distinct prompts, then the m completions. `wanted` (m * T,) says where the logits of
     [last prompt token, completion] stand in the row, the last prompt token again as padding. `prompt_slots` (P, Tp) and
-    `completion_slots` (2n, Tc) say where each token of a padded table stands in the row, L for padding; `back` (L,)
-    where each token of the row stands in the tables; `owner` (2n,) whose prompt it is."""
-    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(tuple(row["prompt_ids"]) for row in rows))}
-    completions = [row[side] for side in ("chosen_ids", "rejected_ids") for row in rows]
-    owner = torch.tensor([prompts[tuple(row["prompt_ids"])] for row in rows] * 2)
+    `completion_slots` (m, Tc) say where each token of a padded table stands in the row, L for padding; `back` (L,)
+    where each token of the row stands in the tables; `owner` (m,) whose prompt it is."""
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_of)))}
+    owner = torch.tensor([prompts[tuple(prompt)] for prompt in prompt_of])
     lengths, sizes = [len(p) for p in prompts], [len(c) for c in completions]
     total = sum(lengths) + sum(sizes)
     prompt_slots, completion_slots = _slots(lengths, 0, total), _slots(sizes, sum(lengths), total)

@@ -1,4 +1,4 @@
-"""DPO with shared prompts computes what TRL computes: losses, log-probabilities, gradients, trained weights."""
+"""DPO and SFT with shared prompts compute what TRL computes: losses, log-probabilities, gradients, trained weights."""
 
 import shutil
 
@@ -10,7 +10,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from srlib import shared_prompts
 from srlib.models import training
@@ -158,6 +158,36 @@ def test_a_dpo_that_was_killed_goes_on_from_the_weights_of_its_checkpoint(pairs,
         shutil.rmtree(tmp_path / "checkpoint-4")
     assert max(float((p - start[name]).abs().max()) for name, p in weights[0].items()) > 1e-2
     assert all(torch.equal(p, weights[1][name]) for name, p in weights[0].items())
+
+
+@pytest.mark.parametrize(("kind", "checkpointing"), [("llama", False), ("qwen3", True)])
+def test_sft_equals_trl(kind, checkpointing, pairs, tokenizer, tmp_path):
+    """Loss, token accuracy and gradients of a step over parts in which prompts have three, one, two and two judgments."""
+    rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    logs, found = [], []
+    for share in (False, True):
+        model, gradients = model_of(kind, tokenizer), Gradients()
+        collator = shared_prompts.share(model, tokenizer, rows) if share else None
+        assert (collator is not None) == share
+        args = SFTConfig(
+            str(tmp_path / str(share)), max_steps=1, learning_rate=1e-3, per_device_train_batch_size=4, max_length=None,
+            gradient_accumulation_steps=2, use_cpu=True, bf16=False, gradient_checkpointing=checkpointing,
+            completion_only_loss=True, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+            save_strategy="no", train_sampling_strategy="sequential", logging_steps=1,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, data_collator=collator,
+            callbacks=[gradients],
+        )  # fmt: skip
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+        found.append(gradients.of)
+    for name in ("loss", "entropy", "mean_token_accuracy"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-5), name
+    assert logs[1]["num_tokens"] < 0.8 * logs[0]["num_tokens"]
+    assert found[0].keys() == found[1].keys()
+    assert max(float((gradient - found[1][name]).abs().max()) for name, gradient in found[0].items()) <= 1e-5
+    assert max(float(g.abs().max()) for g in found[0].values()) > 1e-3
 
 
 def test_a_batch_holds_each_prompt_once(pairs, tokenizer):
