@@ -1,10 +1,12 @@
-"""DPO with each prompt computed once against TRL's own way: seconds a pair and peak memory, side by side.
+"""DPO or SFT with each prompt computed once against TRL's own way: seconds a pair and peak memory, side by side.
 
     python bench/sharing.py --shape 25m --prompt 1000 --completion 200 --k 1 3 5
     python bench/sharing.py --shape tiny --prompt 175 --completion 59 --k 1 3 5 --rounds 3 --checkpointing
+    python bench/sharing.py --shape 25m --prompt 280 --completion 32 --k 2 3 --sft
 
 Both ways run trl.DPOTrainer on the same pairs; the shared one adds the collator of srlib.shared_prompts. `ideal` is the ratio
-of tokens read, 2k(P + C) / (P + 2kC) for k pairs of a prompt.
+of tokens read, n(P + C) / (P + nC) for the n = 2k judgments in k pairs of a prompt. With --sft it is trl.SFTTrainer, on
+n = k judgments of a prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from srlib import shared_prompts
 
@@ -39,22 +41,22 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for i in range(work["pairs"] * work["steps"]):
         prompt, sides = i // work["k"], work["completion"] - 1  # TRL adds the end-of-sequence token
-        rows.append(
-            {
-                "prompt": common.words(tokenizer, work["prompt"] - 2, f"prompt {prompt}") + "\n",
-                "chosen": common.words(tokenizer, sides, f"chosen {i}"),
-                "rejected": common.words(tokenizer, sides, f"rejected {i}"),
-            }
-        )
+        row = {"prompt": common.words(tokenizer, work["prompt"] - 2, f"prompt {prompt}") + "\n"}
+        names = ("completion",) if work["sft"] else ("chosen", "rejected")
+        rows.append(row | {name: common.words(tokenizer, sides, f"{name} {i}") for name in names})
     collator = shared_prompts.share(model, tokenizer, rows[:4]) if work["shared"] else None
     if work["shared"] and collator is None:
         raise SystemExit("this model cannot share prompts")
-    args = DPOConfig(
-        work["out"], max_steps=work["steps"], learning_rate=1e-5, per_device_train_batch_size=work["pairs"],
-        loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], max_length=None, use_cpu=not gpu, bf16=gpu,
-        gradient_checkpointing=work["checkpointing"], report_to="none", disable_tqdm=True, save_strategy="no",
-        remove_unused_columns=False, train_sampling_strategy="sequential", logging_strategy="no",
+    settings = dict(
+        output_dir=work["out"], max_steps=work["steps"], learning_rate=1e-5, per_device_train_batch_size=work["pairs"],
+        max_length=None, use_cpu=not gpu, bf16=gpu, gradient_checkpointing=work["checkpointing"], report_to="none",
+        disable_tqdm=True, save_strategy="no", remove_unused_columns=False, train_sampling_strategy="sequential",
+        logging_strategy="no",
     )  # fmt: skip
+    if work["sft"]:
+        args = SFTConfig(completion_only_loss=True, **settings)
+    else:
+        args = DPOConfig(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], **settings)
     marks, clock = [], time.perf_counter if gpu else time.process_time
 
     class Clock(TrainerCallback):
@@ -63,7 +65,7 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
                 torch.cuda.synchronize()
             marks.append(clock())
 
-    trainer = DPOTrainer(
+    trainer = (SFTTrainer if work["sft"] else DPOTrainer)(
         model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, data_collator=collator,
         callbacks=[Clock()],
     )  # fmt: skip
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5], help="pairs of a prompt")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of processes; medians are kept")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps of a process, the first is not counted")
+    parser.add_argument("--sft", action="store_true", help="SFT on k judgments of a prompt in place of DPO on k pairs")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing, both ways")
     given = parser.parse_args()
     rows, tokens = [], given.prompt + given.completion
@@ -88,16 +91,17 @@ def main() -> None:
         model = common.random_model(given.shape, f"{folder}/model")
         facts = common.machine()
         for k in given.k:
-            pairs = k * (2 if 2 * k * 2 * tokens <= AT_ONCE else 1)
+            n = k if given.sft else 2 * k  # judgments of a prompt
+            pairs = k * (2 if 2 * n * tokens <= AT_ONCE else 1)
             work = dict(model=model, out=f"{folder}/out", k=k, pairs=pairs, steps=given.steps, prompt=given.prompt)
-            work |= dict(completion=given.completion, checkpointing=given.checkpointing)
+            work |= dict(completion=given.completion, checkpointing=given.checkpointing, sft=given.sft)
             rounds = []
             for i in range(given.rounds):
                 order = [False, True] if i % 2 == 0 else [True, False]
                 rounds.append({shared: common.in_process("sharing.py", work | {"shared": shared}) for shared in order})
             speed = statistics.median(r[False]["ms_per_pair"] / r[True]["ms_per_pair"] for r in rounds)
             memory = statistics.median(r[True]["peak_bytes"] / r[False]["peak_bytes"] for r in rounds)
-            ideal = 2 * k * tokens / (given.prompt + 2 * k * given.completion)
+            ideal = n * tokens / (given.prompt + n * given.completion)
             rows.append({"k": k, "pairs": pairs, "ideal": ideal, "speed": speed, "memory": memory, "rounds": rounds})
             print(k, round(speed, 2), round(ideal, 2), round(memory, 2), flush=True)
     lines = [
@@ -105,22 +109,19 @@ def main() -> None:
          f"{r['speed']:.2f}", f"{r['ideal']:.2f}", f"{r['speed'] / r['ideal']:.2f}", f"{r['memory']:.2f}"]
         for r in rows
     ]  # fmt: skip
-    name = f"sharing-{'gpu' if facts['gpu'] else 'cpu'}-{given.shape}-{given.prompt}-{given.completion}"
+    name = f"sharing-{'sft-' if given.sft else ''}{'gpu' if facts['gpu'] else 'cpu'}-{given.shape}-{given.prompt}-{given.completion}"
     name += "-checkpointing" if given.checkpointing else ""
     result = {"command": f"python bench/sharing.py {' '.join(sys.argv[1:])}", "machine": facts, "rows": rows}
-    header = [
-        "k",
-        "pairs a step",
-        "ms a pair, TRL",
-        "ms a pair, shared",
-        "times as fast",
-        "ideal",
-        "of ideal",
-        "memory, of TRL's",
-    ]
-    note = f"Prompt {given.prompt} + judgment {given.completion} tokens, k pairs of a prompt, LoRA rank 16. "
+    unit = "judgment" if given.sft else "pair"
+    header = ["k", f"{unit}s a step", f"ms a {unit}, TRL", f"ms a {unit}, shared", "times as fast", "ideal", "of ideal"]
+    header += ["memory, of TRL's"]
+    note = f"Prompt {given.prompt} + judgment {given.completion} tokens, k {unit}s of a prompt, LoRA rank 16. "
     note += "Times of the GPU." if facts["gpu"] else "Processor time of one thread in fp32."
-    print(common.write(name, result, f"DPO with shared prompts: {given.shape}", header, lines, note))
+    print(
+        common.write(
+            name, result, f"{'SFT' if given.sft else 'DPO'} with shared prompts: {given.shape}", header, lines, note
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Parameters(BaseModel):
     dpo_learning_rate: float = _p(0.001, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
     dpo_epochs: float = _p(1.0, "passes over the pairs", gt=0)
     dpo_batch_size: int = _p(16, "pairs in an optimizer step of DPO", ge=1)
-    share_prompts: bool = _p(True, "compute each prompt once for all its judgments in DPO")
+    share_prompts: bool = _p(True, "compute each prompt once for all its judgments in DPO and SFT")
 
     # 06 eval
     iterations: int = _p(2, "rounds of sampling, curation and DPO", ge=1, le=9)
