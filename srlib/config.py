@@ -160,7 +160,7 @@ class Parameters(BaseModel):
     judge_format: Literal["auto", "merged", "adapter"] = _p("auto", "auto: merged if weights are fp32, else an adapter")
     max_length: int = _p(512, "longest prompt + judgment in tokens; longer ones are dropped, never truncated", ge=16)
     micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 1", ge=1)
-    gpus: int = _p(1, "GPUs of one machine that train together in srlib run; without a GPU, processes", ge=1)
+    gpus: int = _p(1, "GPUs of one machine that share training, draws and evaluation; without a GPU, processes", ge=1)
     gradient_checkpointing: bool = _p(False, "less memory for a quarter more time; 8B: true")
     sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
     workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
@@ -249,6 +249,22 @@ def allowed(name: str) -> str:
     limits = {key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)}
     low = f"> {limits['gt']:g}" if "gt" in limits else f">= {limits['ge']:g}" if "ge" in limits else ""
     return f"{limits['ge']:g} to {limits['le']:g}" if "le" in limits else low
+
+
+def together() -> tuple[int, int]:
+    """(number of this process, how many there are): in `srlib run` torchrun starts `cfg.gpus` processes for a stage; else (0, 1)."""
+    alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+class NotFirst(Exception):
+    """The end of a notebook in all processes but the first, which saves what they have made (see run/execute.py)."""
+
+
+def first_only() -> None:
+    """What follows is done by the first of the processes that execute a stage together; the others end here."""
+    if together()[0]:
+        raise NotFirst
 
 
 def resolve_backend(backend: str = "auto") -> str:

@@ -1,6 +1,9 @@
 """Judgments from any source: resumed, in order, parsed; and verdicts that are drawn again."""
 
 import math
+import multiprocessing
+import os
+import time
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ ITEMS = [Example(id=f"e{i}", instruction="Greet.", response="Hi.", rubric=RUBRIC
 def collect(n=2, items=ITEMS, out=None, asked=None, left_out=""):
     """Draws of the items in reverse, each list of them twice; the missing draws are noted in `asked`."""
 
-    def source(work):
+    def source(work, k, together):
         for item, missing in reversed(work):
             (asked if asked is not None else []).extend(f"{item.id}#{i}" for i in missing)
             rows = [draws.judgment(item, i, f" Draw {i}. [RESULT] 2 ", True) for i in missing if item.id != left_out]
@@ -47,6 +50,55 @@ def test_only_missing_draws_are_asked_for_and_others_stay(tmp_path):
     assert sorted(kept, key=str) == sorted(whole, key=str)
     with pytest.raises(ValueError, match="n=2 judgments at temperature 0"):
         draws.Sampling(n=2)
+
+
+def draw_a_part(out, k, n, launch, stop, answer):
+    """In a process of its own: what the k-th of n processes has drawn, and all that it got back."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": launch, "WORLD_SIZE": str(n), "RANK": str(k)}
+    drawn = []
+
+    def source(work, k, together):
+        for item, missing in work[k::together]:
+            time.sleep(0.1 * k)
+            drawn.extend(f"{item.id}#{i}" for i in missing)
+            yield [draws.judgment(item, i, f"Draw {i}. [RESULT] 2", True) for i in missing]
+            if stop and k == 0:
+                os._exit(1)
+
+    answer.put((k, [drawn, ids(draws.collect(source, ITEMS, 2, out))]))
+
+
+def together(out, n, launch, stop=False):
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    started = [fork.Process(target=draw_a_part, args=(out, k, n, launch, stop, answers)) for k in range(n)]
+    for process in started:
+        process.start()
+    if stop:  # the first one does not come to its mark, so the other waits for it
+        started[0].join()
+        while not out.with_name(f"{out.name}.1-of-{n}.{launch}").exists():
+            assert started[1].is_alive()
+        started[1].kill()
+        return []
+    return [answer for _, answer in sorted(answers.get(timeout=60) for _ in started)]
+
+
+def test_processes_share_the_draws_and_go_on_where_others_stopped(tmp_path):
+    out = tmp_path / "j.jsonl"
+    together(out, 2, "killed", stop=True)
+    assert ids(files.read_rows(tmp_path / "j.jsonl.0-of-2", Judgment)) == ["e0#0", "e0#1"]
+    assert not out.exists()
+    every = [f"e{i}#{k}" for i in range(3) for k in range(2)]
+    (first, whole), (second, same) = together(out, 2, "again")
+    assert (first, second) == (["e2#0", "e2#1"], []), "what was drawn before the kill is not drawn again"
+    assert whole == same == ids(files.read_rows(out, Judgment)) == every
+    assert list(tmp_path.iterdir()) == [out]
+    out.rename(tmp_path / "j.jsonl.1-of-3")  # of a session that had three processes
+    asked = []
+    assert ids(collect(out=out, asked=asked)) == every
+    assert asked == []
+    assert list(tmp_path.iterdir()) == [out]
+    assert together(out, 2, "done") == [[[], every]] * 2
 
 
 def test_uniform_numbers_depend_on_seed_name_and_index_alone():

@@ -13,6 +13,7 @@ from throwaway import srlib_run, stop
 
 from srlib import config, files
 from srlib.run import stages
+from srlib.schema import Judgment
 
 pytestmark = pytest.mark.torch
 
@@ -81,6 +82,22 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     cfg = config.load("params/tiny.yaml", [f"{name}={value}" for name, value in (SMALL | {"beta": 0.9}).items()])
     reasons = [stages.reason(run / one.output, stages.parts(one, cfg, run)) for one in stages.of(cfg)]
     assert reasons == [None, None, None, None, "beta 0.1 -> 0.9", None]
+
+
+@pytest.mark.slow
+def test_two_processes_share_training_draws_and_evaluation(project, start):
+    """The same judgments to the last digit where the weights are the same; weights agree but for rounding."""
+    one, two = (project / "runs" / name for name in ("one", "two"))
+    for process in (start("runs/one"), start("runs/two", gpus=2)):
+        finished(process, timeout=400)
+    for pair in ("eval/base/test.jsonl", "eval/base/pairwise.jsonl", "pairs/1/pairs.jsonl"):
+        assert (one / pair).read_bytes() == (two / pair).read_bytes(), pair
+    drawn = [
+        [(j.id, j.text) for j in files.read_rows(run / "judgments/1/judgments.jsonl", Judgment)] for run in (one, two)
+    ]
+    assert drawn[0] == drawn[1]
+    assert results(one).keys() == results(two).keys()
+    assert not [*two.rglob("*-of-*"), *two.rglob("opened")]
 
 
 @pytest.mark.slow

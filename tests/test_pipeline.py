@@ -181,11 +181,11 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
 
 TOGETHER = """\
 import torch.distributed as dist
-from srlib.models import training
+from srlib import config
 dist.init_process_group("gloo")
 ranks = [None, None]
 dist.all_gather_object(ranks, dist.get_rank())
-training.first_only()
+config.first_only()
 dist.destroy_process_group()
 (stage.path / "out.txt").write_text(f"{ranks} {stage._first}")
 """
@@ -197,6 +197,7 @@ def test_processes_train_together_and_the_first_one_saves(project):
     jobs, printed = go(root, SHORT, "gpus=2")
     assert [status for _, status, _ in jobs] == ["done", "done", "done"], printed
     assert (root / "runs" / "t" / "judges" / "sft" / "out.txt").read_text() == "[0, 1] True"
+    assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "eval", "eval"], "notebook 06 in two"
     make_project(root, n02_sft='import os\nos.environ["RANK"] == "1" and 1 / 0\nimport time\ntime.sleep(60)')
     jobs, printed = go(root, SHORT, "gpus=2")
     assert "failed in cell 4: ZeroDivisionError" in printed, "what another than the first says is heard"

@@ -62,7 +62,8 @@ def test_arguments_cut_a_step_into_equal_parts(monkeypatch):
     together = config.load(None, ["micro_batch_size=4", "gpus=2"])
     args = training.arguments(together, batch_size=12)
     assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (3, 4), "2 parts for each GPU"
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     args = training.arguments(together, batch_size=12)
     assert (args["per_device_train_batch_size"], args["gradient_accumulation_steps"]) == (3, 2)
     with pytest.raises(models.ModelError, match="float16 trains on a GPU only"):
@@ -311,8 +312,8 @@ def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_d
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path):
-    """Over the end of an epoch, SFT and DPO, with prompts shared and not."""
+def test_two_processes_train_and_draw_as_one_does(tmp_path):
+    """Over the end of an epoch, SFT and DPO, with prompts shared and not; and 36 judgments in six batches."""
     script = Path(__file__).with_name("together.py")
     for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
         (tmp_path / name).mkdir()
@@ -323,3 +324,6 @@ def test_two_processes_train_as_one_does(tmp_path):
         assert one[name]["loss"] == pytest.approx(two[name]["loss"], abs=1e-6)
         assert one[name]["sum"] == pytest.approx(two[name]["sum"], rel=1e-6)
         assert two[name]["sum"] == other[name]["sum"], "both hold the same weights"
+    assert one["draws"] == two["draws"] == other["draws"] == 36
+    assert (tmp_path / "one" / "draws.jsonl").read_bytes() == (tmp_path / "two" / "draws.jsonl").read_bytes()
+    assert len(list((tmp_path / "two").glob("draws*"))) == 1

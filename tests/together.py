@@ -1,7 +1,7 @@
-"""SFT and DPO as notebooks 02 and 05 train, in this process or, under torchrun, in several: `together.py OUT`.
+"""SFT and DPO as notebooks 02 and 05 train, in this process or, under torchrun, in several: `together.py OUT`; then draws.
 
-Writes {training: {"loss": [of each step], "sum": of |weights|, "processes": 1}} to OUT, a file for each rank, and the weights
-that were trained. Parameters may follow: `together.py OUT micro_batch_size=1`.
+Writes {training: {"loss": [of each step], "sum": of |weights|, "processes": 1}} to OUT, a file for each rank, the weights that
+were trained, and judgments. Parameters may follow: `together.py OUT micro_batch_size=1`.
 """
 
 import json
@@ -15,7 +15,7 @@ from transformers import PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import srlib
-from srlib import config, models, prompts, sft, shared_prompts
+from srlib import config, models, prompts, sample, sft, shared_prompts
 from srlib.data import world
 from srlib.models import training
 
@@ -61,4 +61,6 @@ for name in ("sft", "dpo shared", "dpo"):
     total = sum(p.abs().sum().item() for p in trained.values())
     logs[name] = {"loss": [e["loss"] for e in training.log_of(trainer)], "sum": total}
     logs[name]["processes"] = trainer.accelerator.num_processes
+how = dict(n=3, temperature=1.0, seed=1, max_new_tokens=60, batch_size=2, out=out / "draws.jsonl")
+logs["draws"] = len(sample.judgments(*models.load(BASE), world.examples("test", 0, 12, care=0.5), **how))
 (out / f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(logs))

@@ -18,7 +18,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from srlib import data, files, prompts
+from srlib import config, data, files, prompts
 from srlib.data import world
 from srlib.evaluate.arms import Arm, ArmError, confidence, on_scale, read, scores
 from srlib.hardware import machine
@@ -55,7 +55,7 @@ def judge_all(
     passes = {a.judged_in: a for a in arms}
     todo = [a for name, a in passes.items() if not all((out / name / f"{split}.done").exists() for split in splits)]
     todo.sort(key=lambda a: a.read == "greedy")  # N draws take longest: first
-    workers = 1 if machine.found().gpu else workers
+    workers = 1 if machine.found().gpu or config.together()[1] > 1 else workers
     shared = (splits, out, load, draw, shots, workers > 1)
     calls = [joblib.delayed(judge_pass)(a, models[a.judge or "base"], *shared) for a in todo]
     with joblib.parallel_config("loky", inner_max_num_threads=max(1, joblib.cpu_count() // workers)):
@@ -93,7 +93,8 @@ def judge_pass(
             started, resumed = time.monotonic(), path.exists()
             judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
-            files.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)})
+            if config.together()[0] == 0:
+                files.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)})
 
 
 def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence[Example]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from srlib import files
+from srlib import config, files
 from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
@@ -75,7 +75,7 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
     sizes = [n for n in range(1, cfg.micro_batch_size + 1) if batch_size % (n * cfg.gpus) == 0]
     micro = max(sizes, default=1)  # in `srlib run` there is always one
     return dict(
-        per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro // processes(),
+        per_device_train_batch_size=micro, gradient_accumulation_steps=batch_size // micro // config.together()[1],
         ddp_find_unused_parameters=False, use_cpu=not gpu, bf16=bf16, fp16=gpu and dtype == torch.float16, dataloader_pin_memory=gpu,
         gradient_checkpointing=cfg.gradient_checkpointing, train_sampling_strategy="sequential",
         optim="adamw_torch_fused", weight_decay=0.0,  # transformers' defaults; Unsloth has others on a GPU
@@ -84,25 +84,10 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def processes() -> int:
-    """How many processes train together: cfg.gpus in `srlib run`, where torchrun has started this one among them, else 1."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-class NotFirst(Exception):
-    """The end of a notebook in all processes of a training but the first, which saves the judge (see run/execute.py)."""
-
-
-def first_only() -> None:
-    """What follows is done by the first of the processes that train together; the others end here."""
-    if int(os.environ.get("RANK", 0)):
-        raise NotFirst
-
-
 def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
     """Rows as a data set. Processes that train together share it in `folder`, where each of them finds what TRL keeps beside
     it: the log-probabilities of the reference, which they compute together. The trainer's arguments have to exist before."""
-    if processes() == 1:
+    if config.together()[1] == 1:
         return Dataset.from_list(list(rows))
     if PartialState().is_main_process:
         Dataset.from_list(list(rows)).save_to_disk(folder)

@@ -34,7 +34,7 @@ class Task(NamedTuple):
     environment: dict[str, str]
     log: Path
     threads: int  # of each process
-    processes: int  # that train together
+    processes: int  # that execute it together
 
     def start(self) -> subprocess.Popen:
         """Start the process; what went wrong comes from its standard output, and it ends when its standard input closes."""
@@ -77,7 +77,7 @@ class Job:
         values = cfg.model_dump(mode="json") | self.stage.fixed | {"run_dir": run_dir}
         values = {name: values[name] for name in {"run_dir", *config.declared_in(self.stage.notebook)}}
         environment = {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
-        processes = cfg.gpus if self.stage.trains(cfg) else 1
+        processes = cfg.gpus if self.stage.shared(cfg) else 1
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", threads)) // processes)
         task = Task(self.stage.notebook, out, values, root, environment, self.log, threads, processes)
         self.process = place.start(task) if place else task.start()

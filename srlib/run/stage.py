@@ -36,7 +36,7 @@ class OpenStage:
         self._head = {"stage": stage.name, "key": stages.key(parts), "parts": parts}
         self._output, self._lock, self._started = run / stage.output, lock, time.monotonic()
         self.checkpoints, force = run / ".checkpoints" / stage.name, "SRLIB_FORCE" in os.environ
-        self._first = int(os.environ.get("RANK", 0)) == 0  # of several processes that train together
+        self._first = config.together()[0] == 0  # of several processes that execute the stage
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
@@ -45,11 +45,17 @@ class OpenStage:
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
+        opened, launch = self.checkpoints / "opened", os.environ.get("TORCHELASTIC_RUN_ID", "")
+        if self._first and launch and not self.done:
+            files.write_text(opened, launch)
+        while not (self._first or self.done or (opened.is_file() and opened.read_text() == launch)):
+            time.sleep(0.1)  # until the first process has cleared the directory
         for folder in [] if self.done or not self._first else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
             files.sweep(folder)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest with these facts, then give the directory its name. Does nothing if the stage is done."""
+        config.first_only()
         if self.done:
             return
         packages = {name: sys.modules[name].__version__ for name in PACKAGES if name in sys.modules}
@@ -125,8 +131,8 @@ def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
         raise RunError(f"{older} of run {run.name} was computed from another {newer} than is there now: {advice}")
     lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
-    first = int(os.environ.get("RANK", 0)) == 0
-    if first and not files.acquire(lock, wait):  # the kernel of a killed pipeline is gone within two seconds
+    # The kernel of a killed pipeline is gone within two seconds
+    if config.together()[0] == 0 and not files.acquire(lock, wait):
         raise RunError(f"stage {stage.name} of {run.name} is open in process {files.holder(lock)}; stop it first")
     parts = stages.parts(stage, cfg, run)
     reason = stages.reason(run / stage.output, parts)

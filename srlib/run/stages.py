@@ -42,10 +42,10 @@ class Stage(NamedTuple):
     inputs: tuple[str, ...]  # ("data", "pairs/2", "judges/sre_1"), relative to the run
     output: str  # "judges/sre_2"
 
-    def trains(self, cfg: config.Parameters) -> bool:
-        """Whether it trains a model, which a judge made by merging two does not."""
-        merges = self.name == "sft" and cfg.sft_mode == "merge"
-        return self.notebook in ("02_sft", "05_dpo") and not merges
+    def shared(self, cfg: config.Parameters) -> bool:
+        """Whether `cfg.gpus` processes execute it together: training, draws and evaluation, not a merge or a server's draws."""
+        alone = (self.name == "sft" and cfg.sft_mode == "merge") or (self.notebook == "03_sample" and cfg.endpoint)
+        return self.notebook in ("02_sft", "03_sample", "05_dpo", "06_eval") and not alone
 
 
 def of(cfg: config.Parameters) -> list[Stage]:

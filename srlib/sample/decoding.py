@@ -110,17 +110,17 @@ def judgments(
     s = Sampling(**sampling)
     model.eval()
 
-    def source(work: Work) -> Iterator[list[Judgment]]:
+    def source(work: Work, k: int, together: int) -> Iterator[list[Judgment]]:
         # Cut batches from all items, similar lengths together, and compute them as a whole, even if some of it is on disk:
         # sums over a batch of another shape differ in their last bits, and now and then that draws another token.
         todo = [(item, prompts.prompt_ids(tokenizer, item, s.template, s.shots)) for item, _ in work]
         todo.sort(key=lambda pair: len(pair[1]), reverse=True)  # if memory is short, that shows at once
-        missing = {item.id for item, indices in work if indices}
+        missing, number = {item.id for item, indices in work if indices}, 0
         while todo:
             size = s.batch_size or max(1, min(ROWS // s.n, PROMPTS))
             size = min(size, max(1, PROMPT_TOKENS // len(todo[0][1])))
-            batch, todo = todo[:size], todo[size:]
-            if any(item.id in missing for item, _ in batch):
+            batch, todo, number = todo[:size], todo[size:], number + 1
+            if number % together == k and any(item.id in missing for item, _ in batch):
                 yield _judge(model, tokenizer, batch, s)
 
     return collect(source, items, s.n, out, desc)
@@ -212,8 +212,8 @@ def verdicts(
     """The likeliest judgment of each item that is a verdict alone, asked for one: it ends there, and nothing is generated."""
     model.eval()
 
-    def source(work: Work) -> Iterator[list[Judgment]]:
-        for batch in (work[i : i + BATCH] for i in range(0, len(work), BATCH)):
+    def source(work: Work, k: int, together: int) -> Iterator[list[Judgment]]:
+        for batch in (work[i : i + BATCH] for i in range(k * BATCH, len(work), together * BATCH)):
             missing = [item for item, indices in batch if indices]
             asked = [(item, prompts.prompt_ids(tokenizer, item, f"{template}-verdict"), "") for item in missing]
             for (item, ids, _), fields in zip(asked, score_distributions(model, tokenizer, asked), strict=True):

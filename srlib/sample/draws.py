@@ -1,9 +1,12 @@
 """N judgments of each item, from a model or a server: parsed, in order, on disk at once, resumed.
 
-A source gets [(item, indices of its missing draws), ...] and yields lists of judgments, each on disk before the next.
+A source gets [(item, indices of its missing draws), ...] and yields lists of judgments, each on disk before the next. Where
+`cfg.gpus` processes execute a stage together, each computes every so many-th batch and writes a file of its own.
 """
 
 import hashlib
+import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from srlib import files, prompts
+from srlib import config, files, prompts
 from srlib.schema import Item, Judgment, SrlibError
 from srlib.stats.intervals import Interval, mean
 
 Work = list[tuple[Item, list[int]]]  # all items, each with the indices of its missing draws
-Source = Callable[[Work], Iterator[list[Judgment]]]
+Source = Callable[[Work, int, int], Iterator[list[Judgment]]]  # of all its batches the k-th, the (k + n)-th, ...
 
 
 class DrawsError(SrlibError):
@@ -48,28 +51,53 @@ class Sampling:
 def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = None, desc: str = "") -> list[Judgment]:
     """The N judgments of each item, ordered by item, then index, without those that the source left out. Judgments in the
     JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last.
-    Raises SrlibError if two items have one id."""
+    Processes that execute a stage together draw a part each, wait for the others, and all return all. Raises SrlibError if
+    two items have one id."""
     if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
         raise SrlibError(f"several items have id {files.shorten(twice[0])} ({len(twice)} ids in all); make ids unique")
-    have: dict[tuple[str, int], Judgment] = {}
-    if out is not None and out.exists():
-        have = {(row.example_id, row.index): row for row in files.read_rows(out, Judgment, drop_torn_tail=True)}
+    wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
+    have, (k, together) = _read(out), config.together()
+    if out is None or wanted.keys() <= have.keys():
+        k, together = 0, 1  # there is nothing to share
+    own = out if together == 1 else out.with_name(f"{out.name}.{k}-of-{together}")
+    for path in {*_parts(out), own} - {out}:
+        if path == own or not path.name.endswith(f"-of-{together}"):  # which the others write now
+            have |= _read(path)
     work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
     missing = sum(len(indices) for _, indices in work)
     with files.progress(total=len(items) * n, desc=desc) as bar:
         bar.update(len(items) * n - missing)
-        for rows in source(work) if missing else ():
+        for rows in source(work, k, together) if missing else ():
             new = {(row.example_id, row.index): row for row in rows if (row.example_id, row.index) not in have}
-            if out is not None and new:
-                files.append_rows(out, list(new.values()))
+            if own is not None and new:
+                files.append_rows(own, list(new.values()))
             have |= new
-            bar.update(len(new))
-    wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
+            bar.update(len(new) * together)
+    if together > 1:
+        launch = os.environ["TORCHELASTIC_RUN_ID"]  # marks of another one say nothing
+        marks = [out.with_name(f"{out.name}.{i}-of-{together}.{launch}") for i in range(together)]
+        marks[k].touch()
+        while marks[k].exists() if k else not all(mark.exists() for mark in marks):  # the first deletes them below
+            time.sleep(0.1)
+        for path in [out] if k else _parts(out):
+            have |= _read(path)
     ordered = [have[key] for key in wanted if key in have]
-    whole = ordered + [row for key, row in have.items() if key not in wanted]
-    if out is not None and len(ordered) == len(wanted) and whole != list(have.values()):
+    whole, parts = ordered + [row for key, row in have.items() if key not in wanted], [] if k else _parts(out)
+    if parts or (out is not None and k == 0 and len(ordered) == len(wanted) and whole != list(have.values())):
         files.write_rows(out, whole)
+    for path in parts:
+        path.unlink(missing_ok=True)
     return ordered
+
+
+def _read(path: Path | None) -> dict[tuple[str, int], Judgment]:
+    rows = files.read_rows(path, Judgment, drop_torn_tail=True) if path is not None and path.exists() else []
+    return {(row.example_id, row.index): row for row in rows}
+
+
+def _parts(out: Path | None) -> list[Path]:
+    """What processes that work together have beside `out`: their judgments, and marks that they have drawn all of theirs."""
+    return [] if out is None else [p for p in out.parent.glob("*-of-*") if p.name.startswith(f"{out.name}.")]
 
 
 def judgment(item: Item, index: int, text: str, finished: bool, **fields: Any) -> Judgment:

@@ -197,7 +197,7 @@ def server_judgments(
     left out, and `server.unfinished` says why. Raises DrawsError if they are more than `server.left_out` allows, or if
     the server is gone: `out` keeps what was drawn, so the same command resumes."""
     s, unfinished = Sampling(**sampling), {}
-    found = collect(lambda work: server.draw(work, s, unfinished), items, s.n, out, desc)
+    found = collect(lambda work, *_: server.draw(work, s, unfinished), items, s.n, out, desc)
     server.unfinished = unfinished
     if len(unfinished) > server.left_out * len(items):
         count = f"{len(unfinished)} of {len(items)} prompts"
