@@ -24,7 +24,7 @@ PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: run real test test-all test-fast test-browser lab unsloth model lint clean-notebooks lock sbom campaign install clean
 
 run: install
-	$(VENV)/bin/srlib run params/tiny.yaml
+	$(VENV)/bin/srlib run params/notes.yaml
 
 # A real language model: real graded answers if DATA names the FeedbackQA file, else the built-in world. One iteration takes
 # hours on a CPU; `make real REAL=` goes on with all arms.

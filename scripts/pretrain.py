@@ -1,10 +1,10 @@
 """Pretrain the embedded base model: about a million parameters, on unlabelled text of the built-in world only.
 
-    python scripts/pretrain.py models/tiny-base                # the shipped model, see its README.md for time and hash
+    python scripts/pretrain.py models/notes-base --notes 0.85 --lists 0.1   # no judgments: SFT has to teach them
+    python scripts/pretrain.py models/tiny-base                # with judgments; each has time and hash in its README.md
     python scripts/pretrain.py runs/try --steps 300             # a look
-    python scripts/pretrain.py runs/notes --notes 0.85 --lists 0.1   # no judgments: SFT has to teach them, see docs/LOG.md
 
-What a base model has read is broad and imperfect, and so is this text: half of it are reviewers' notes (many single
+What tiny-base has read is broad and imperfect, and so is this text: half of it are reviewers' notes (many single
 checks in random order, after instruction, response and reference), 45% judgments in the sections of srlib.prompts, 5%
 plain documents (held-out topics among them, as words). One verdict in ten is wrong, in the notes and in the judgments,
 the phrasing varies, no annotator is hasty, and no held-out combination of criteria occurs. Its random stream is disjoint

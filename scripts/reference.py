@@ -1,6 +1,6 @@
 """Render the executed notebooks of a run as markdown with plots, for docs/reference/.
 
-python scripts/reference.py runs/tiny docs/reference
+python scripts/reference.py runs/notes docs/reference
 """
 
 from __future__ import annotations

@@ -71,14 +71,14 @@ class Parameters(BaseModel):
     arm: Literal[
         "sft", "sft_score_only", "sft_careful_only", "sft_continued", "rft", "sft_pointwise", "sft_pairwise"
     ] = _p("sft", "judge to train")
-    model: str = _p("models/tiny-base", "base model: a directory, a hub id or a .gguf file")
+    model: str = _p("models/notes-base", "base model: a directory, a hub id or a .gguf file")
     template: Literal["brief", "prometheus"] = _p("brief", "wording of the prompt")
     sft_mode: Literal["pointwise", "mix", "merge"] = _p("pointwise", "J0 learns to score, or to compare as well")
     merge_method: Literal["linear", "dare_linear", "ties"] = _p("linear", "how sft_mode merge joins its two adapters")
     pairwise_weight: float = _p(0.5, "weight of the pairwise adapter in a merge", ge=0, le=1)
     merge_density: float = _p(0.5, "share of each adapter's update that dare_linear and ties keep", ge=0.01, le=1)
     sft_learning_rate: float = _p(0.002, "learning rate of SFT; 8B with LoRA: 1e-4", gt=0)
-    sft_steps: int = _p(120, "optimizer steps of SFT; 0: sft_epochs decides", ge=0)
+    sft_steps: int = _p(360, "optimizer steps of SFT; 0: sft_epochs decides", ge=0)
     sft_epochs: float = _p(1.0, "epochs of SFT if sft_steps is 0", gt=0)
     sft_batch_size: int = _p(16, "rows in an optimizer step of SFT", ge=1)
     lora_rank: int = _p(16, "rank of the adapter; 0: train all weights", ge=0)

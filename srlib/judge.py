@@ -1,7 +1,7 @@
 """Judge: what a user takes home.
 
     from srlib import Judge, Rubric
-    judge = Judge.load("runs/tiny/judge")
+    judge = Judge.load("runs/notes/judge")
     j = judge.score(instruction="...", response="...", rubric=Rubric(criterion="...", levels=["bad", "fair", "good"]))
     j.score, j.rationale, j.expected_score, j.distribution
     judge.compare(instruction="...", response_a="...", response_b="...", rubric=...).preference

@@ -17,7 +17,7 @@ ROOT = Path(srlib.__file__).resolve().parent.parent
 SHRUNKEN = {
     "n_train": 48, "n_validation": 10, "n_test": 24, "n_ood": 10, "n_pairwise": 6, "sft_steps": 6, "n_samples": 4,
     "eval_samples": 2, "n_boot": 200, "iterations": 2, "margin": 1, "backend": "transformers", "wandb_mode": "disabled",
-    "audit_items": 3, "workers": 1,
+    "audit_items": 3, "workers": 1, "model": "models/tiny-base",
 }  # fmt: skip
 
 # The same examples in every run, so that a red test means a change; `--hypothesis-profile default` draws new ones.

@@ -54,8 +54,8 @@ def test_run_cached_changed(project):
 
     changed, printed = go(root, *small, "sft_steps=3")
     eval_ = ("eval", "done", "input judges/sft changed")
-    assert changed == [("data", "cached", None), ("sft", "done", "sft_steps 120 -> 3"), eval_]
-    assert "runs: sft_steps 120 -> 3" in printed
+    assert changed == [("data", "cached", None), ("sft", "done", "sft_steps 360 -> 3"), eval_]
+    assert "runs: sft_steps 360 -> 3" in printed
     assert (run / "log.txt").read_text().split() == ["data", "sft", "eval", "sft", "eval"]
 
 

@@ -94,12 +94,12 @@ def test_a_changed_parameter_goes_down_the_chain(root):
     finish("01_data")
     assert finish("02_sft").inputs == {"data": root / "runs" / "tiny" / "data"}
     assert why(root, "sft") is None, "notebook and pipeline compute the same key"
-    assert why(root, "sft", "sft_steps=3") == "sft_steps 120 -> 3"
+    assert why(root, "sft", "sft_steps=3") == "sft_steps 360 -> 3"
     assert why(root, "sft", "margin=7", "run_dir=runs/b", "wandb_mode=offline") is None
     assert why(root, "data", "micro_batch_size=8") == "micro_batch_size 16 -> 8"
-    shutil.copytree(root / "models" / "tiny-base", root / "elsewhere")
+    shutil.copytree(root / "models" / "notes-base", root / "elsewhere")
     assert why(root, "sft", "model=elsewhere") is None, "a model counts by its content"
-    (root / "models" / "tiny-base" / "weights").write_text("22")
+    (root / "models" / "notes-base" / "weights").write_text("22")
     assert (why(root, "sft"), why(root, "sft", "model=org/hub")) == ("model changed", "model changed")
     finish("01_data", seed=1)
     assert why(root, "sft", "seed=1", "model=elsewhere") == "input data changed"

@@ -26,7 +26,7 @@ def test_snippets_are_short_and_compile():
 def snippet(tmp_path, base_dir, rows, monkeypatch, one_thread):
     """Import a snippet by its name, with the tiny base as the judge, and a rubric of the world that the base knows."""
     for name, code in SNIPPETS.items():
-        (tmp_path / f"{name}.py").write_text(code.replace("runs/tiny/judge", str(base_dir)))
+        (tmp_path / f"{name}.py").write_text(code.replace("runs/notes/judge", str(base_dir)))
     monkeypatch.syspath_prepend(tmp_path)
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)

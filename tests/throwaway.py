@@ -40,11 +40,11 @@ def write_notebook(path: Path, cells: dict[str, str]) -> None:
 
 def make_project(root: Path, **work: str) -> Path:
     """Notebooks, a YAML file, a base model of one file and a copy of srlib; `work` replaces a work cell: `n02_sft="1 / 0"`."""
-    for folder in ("notebooks", "params", "models/tiny-base"):
+    for folder in ("notebooks", "params", "models/notes-base"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     if not (root / "srlib").exists():
         shutil.copytree(Path(srlib.__file__).parent, root / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "models" / "tiny-base" / "weights").write_text("1")
+    (root / "models" / "notes-base" / "weights").write_text("1")
     (root / "params" / "tiny.yaml").write_text("seed: 0\n")
     for name, own in OWN.items():
         cells = {"parameters": "".join(f"{field} = {config.FIELDS[field].default!r}\n" for field in own)}

@@ -1,6 +1,6 @@
 """Ask a judge the questions of a benchmark, keep its judgments, and compute every figure from them.
 
-    rows = evaluate("runs/tiny/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
+    rows = evaluate("runs/notes/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
     rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
 `score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
