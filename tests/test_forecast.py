@@ -61,7 +61,7 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("4 of 40 training rows are longer", [], {"response": lambda i: "very " * 600 if i % 10 == 0 else "Hi."}),
         ("13 of 40 training rows cannot give a pair", ["margin=2"], {}),
         (
-            "40 of 40 training rows have no rationale: the base model models/tiny-base writes 10",
+            "40 of 40 training rows have no rationale: the base model models/notes-base writes 10",
             [],
             {"rationale": None},
         ),
