@@ -101,7 +101,7 @@ def test_the_names_that_it_uses_exist_and_the_method_is_visible(name):
     assert [text for text in SHOWS.get(name, []) if text not in code] == []
 
 
-def test_parameter_files_load_and_the_defaults_are_the_tiny_profile():
+def test_parameter_files_load_and_the_defaults_are_those_of_make_run():
     loaded = {path.stem: config.load(path) for path in (ROOT / "params").glob("*.yaml")}
-    assert loaded.pop("tiny") == config.load()
+    assert loaded.pop("notes") == config.load()
     assert "answers" in loaded
