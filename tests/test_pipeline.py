@@ -201,3 +201,17 @@ def test_processes_train_together_and_the_first_one_saves(project):
     make_project(root, n02_sft='import os\nos.environ["RANK"] == "1" and 1 / 0\nimport time\ntime.sleep(60)')
     jobs, printed = go(root, SHORT, "gpus=2")
     assert "failed in cell 4: ZeroDivisionError" in printed, "what another than the first says is heard"
+
+
+WORKER = "import time; from srlib.hardware import machine; machine.end_with_parent(); print('up', flush=True); time.sleep(60)"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def test_a_worker_ends_with_its_parent():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, WORKER], stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"up\n"
+    parent.kill()
+    started = time.monotonic()
+    assert parent.stdout.read() == b"", "the pipe closes when the worker is gone"
+    assert time.monotonic() - started < 10
+    parent.wait()

@@ -75,10 +75,12 @@ def judge_pass(
     shots: Sequence[Example] = (),
     silent: bool = False,
 ) -> None:
-    """Judge all splits as the arm needs it, into <out>/<pass>; `silent` leaves the progress display to the parent."""
+    """Judge all splits as the arm needs it, into <out>/<pass>; `silent` in a worker, whose parent shows the progress."""
     from srlib import models, sample
 
-    os.environ |= {"SRLIB_PROGRESS": ""} if silent else {}
+    if silent:
+        os.environ["SRLIB_PROGRESS"] = ""
+        machine.end_with_parent()
     loaded, tokenizer = models.load(model, **load)
     draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
     draw["template"] = models.judge_info(model)["template"]
