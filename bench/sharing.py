@@ -117,11 +117,8 @@ def main() -> None:
     header += ["memory, of TRL's"]
     note = f"Prompt {given.prompt} + judgment {given.completion} tokens, k {unit}s of a prompt, LoRA rank 16. "
     note += "Times of the GPU." if facts["gpu"] else "Processor time of one thread in fp32."
-    print(
-        common.write(
-            name, result, f"{'SFT' if given.sft else 'DPO'} with shared prompts: {given.shape}", header, lines, note
-        )
-    )
+    title = f"{'SFT' if given.sft else 'DPO'} with shared prompts: {given.shape}"
+    print(common.write(name, result, title, header, lines, note))
 
 
 if __name__ == "__main__":

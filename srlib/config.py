@@ -257,16 +257,6 @@ def together() -> tuple[int, int]:
     return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-class NotFirst(Exception):
-    """The end of a notebook in all processes but the first, which saves what they have made (see run/execute.py)."""
-
-
-def first_only() -> None:
-    """What follows is done by the first of the processes that execute a stage together; the others end here."""
-    if together()[0]:
-        raise NotFirst
-
-
 def resolve_backend(backend: str = "auto") -> str:
     """`auto` -> `unsloth` if it works here, trains alone and was imported before trl, which it patches; else `transformers`."""
     alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)

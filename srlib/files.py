@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,25 @@ def lock(run_dir: Path | str) -> contextlib.ExitStack:
         raise LockedError(f"{run_dir}: process {holder(path)} is running there; wait for it, or set another --run-dir")
     stack.callback(release, path)
     return stack
+
+
+def meet(path: Path, number: int, together: int, then: Callable[[], None] = lambda: None) -> None:
+    """Wait until all processes of a stage have come here; the first (number 0) calls `then` before any goes on. Each makes a
+    mark beside `path` and waits until it is gone; those of an earlier launch say nothing, and are deleted."""
+    if together == 1:
+        then()
+        return
+    launch = os.environ["TORCHELASTIC_RUN_ID"]
+    marks = [path.with_name(f".{path.name}.{i}-of-{together}.{launch}") for i in range(together)]
+    with writing(path):
+        marks[number].touch()
+    while marks[number].exists() if number else not all(mark.exists() for mark in marks):
+        time.sleep(0.1)
+    if number == 0:
+        then()
+        for mark in path.parent.iterdir():
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.\d+-of-\d+\..+", mark.name):
+                mark.unlink()
 
 
 class progress(tqdm):

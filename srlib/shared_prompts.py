@@ -34,14 +34,16 @@ ATTENTION = "srlib_shared_prompts"
 EXACT, HALF = 1e-4, 0.05  # largest mean difference of a token's log-probability in fp32 and in 16 bit, in nats
 PROVED_ON = 2  # prompts, with two pairs each
 
-Row = dict[str, list[int]]  # TRL's tokenized pair: prompt_ids, chosen_ids, rejected_ids
+Row = dict[
+    str, list[int]
+]  # TRL's tokenized pair (prompt_ids, chosen_ids, rejected_ids), or row of SFT (input_ids, labels)
 
 
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
     """Let the model compute each prompt of a batch once; returns the collator that TRL's trainer has to use. `rows` are
-    TRL's pairs (prompt, chosen, rejected) for DPO or rows (prompt, completion) for SFT, as text. The shared way is compared with the plain one on the longest of
-    them. If it fails, or the log-probabilities differ (a short window, soft caps, Unsloth's attention on a GPU, ...)
-    the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
+    TRL's pairs (prompt, chosen, rejected) for DPO or rows (prompt, completion) for SFT, as text. The shared way is compared
+    with the plain one on the longest of them. If it fails, or the log-probabilities differ (a short window, soft caps,
+    Unsloth's attention on a GPU, ...) the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     name, config = type(causal).__name__, causal.config.get_text_config()
     pairwise = "chosen" in rows[0]

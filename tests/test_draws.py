@@ -76,7 +76,7 @@ def together(out, n, launch, stop=False):
         process.start()
     if stop:  # the first one does not come to its mark, so the other waits for it
         started[0].join()
-        while not out.with_name(f"{out.name}.1-of-{n}.{launch}").exists():
+        while not out.with_name(f".{out.name}.1-of-{n}.{launch}").exists():
             assert started[1].is_alive()
         started[1].kill()
         return []
@@ -86,18 +86,19 @@ def together(out, n, launch, stop=False):
 def test_processes_share_the_draws_and_go_on_where_others_stopped(tmp_path):
     out = tmp_path / "j.jsonl"
     together(out, 2, "killed", stop=True)
-    assert ids(files.read_rows(tmp_path / "j.jsonl.0-of-2", Judgment)) == ["e0#0", "e0#1"]
+    assert ids(files.read_rows(tmp_path / ".j.jsonl.0-of-2", Judgment)) == ["e0#0", "e0#1"]
     assert not out.exists()
     every = [f"e{i}#{k}" for i in range(3) for k in range(2)]
     (first, whole), (second, same) = together(out, 2, "again")
     assert (first, second) == (["e2#0", "e2#1"], []), "what was drawn before the kill is not drawn again"
     assert whole == same == ids(files.read_rows(out, Judgment)) == every
     assert list(tmp_path.iterdir()) == [out]
-    out.rename(tmp_path / "j.jsonl.1-of-3")  # of a session that had three processes
-    asked = []
+    out.rename(tmp_path / ".j.jsonl.1-of-3")  # of a session that had three processes
+    theirs, asked = tmp_path / "j.jsonl.1-of-3.txt", []
+    theirs.write_text("not ours")
     assert ids(collect(out=out, asked=asked)) == every
     assert asked == []
-    assert list(tmp_path.iterdir()) == [out]
+    assert {*tmp_path.iterdir()} == {out, theirs}, "what others have beside it stays"
     assert together(out, 2, "done") == [[[], every]] * 2
 
 

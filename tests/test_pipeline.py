@@ -181,23 +181,34 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
 
 TOGETHER = """\
 import torch.distributed as dist
-from srlib import config
 dist.init_process_group("gloo")
 ranks = [None, None]
 dist.all_gather_object(ranks, dist.get_rank())
-config.first_only()
+stage.first_only()
 dist.destroy_process_group()
 (stage.path / "out.txt").write_text(f"{ranks} {stage._first}")
 """
 
 
+SHARED = """\
+from srlib import config, files
+with open(stage.run / "log.txt", "a") as log:
+    log.write(f"eval-{config.together()} ")
+files.meet(stage.run / "met", *config.together())
+stage.first_only()
+(stage.path / "out.txt").write_text((stage.run / "log.txt").read_text())
+"""
+
+
 @pytest.mark.slow
 def test_processes_train_together_and_the_first_one_saves(project):
-    root = project(n02_sft=TOGETHER)
+    root = project(n02_sft=TOGETHER, n06_eval=SHARED)
     jobs, printed = go(root, SHORT, "gpus=2")
     assert [status for _, status, _ in jobs] == ["done", "done", "done"], printed
     assert (root / "runs" / "t" / "judges" / "sft" / "out.txt").read_text() == "[0, 1] True"
-    assert (root / "runs" / "t" / "log.txt").read_text().split() == ["data", "eval", "eval"], "notebook 06 in two"
+    seen = (root / "runs" / "t" / "eval" / "out.txt").read_text()
+    assert "eval-(0, 2)" in seen and "eval-(1, 2)" in seen, "the first one waits for the other"
+    assert not [path for path in (root / "runs" / "t").iterdir() if "-of-" in path.name]
     make_project(root, n02_sft='import os\nos.environ["RANK"] == "1" and 1 / 0\nimport time\ntime.sleep(60)')
     jobs, printed = go(root, SHORT, "gpus=2")
     assert "failed in cell 4: ZeroDivisionError" in printed, "what another than the first says is heard"

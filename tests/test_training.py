@@ -319,7 +319,7 @@ def test_two_processes_train_and_draw_as_one_does(tmp_path):
         (tmp_path / name).mkdir()
         subprocess.run([sys.executable, *start, script, tmp_path / name], check=True, timeout=600)
     one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "two/0.json", "two/1.json"))
-    for name in ("sft", "dpo shared", "dpo"):
+    for name in ("sft", "sft shared", "dpo shared", "dpo"):
         assert (one[name]["processes"], two[name]["processes"], len(one[name]["loss"])) == (1, 2, 4)
         assert one[name]["loss"] == pytest.approx(two[name]["loss"], abs=1e-6)
         assert one[name]["sum"] == pytest.approx(two[name]["sum"], rel=1e-6)

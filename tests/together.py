@@ -33,26 +33,27 @@ pairs = [
 ]
 single = [{"prompt": row["prompt"], "completion": row[side]} for row in pairs[::2] for side in ("chosen", "rejected")]
 out, logs = Path(sys.argv[1]), {}
-for name in ("sft", "dpo shared", "dpo"):
+for name in ("sft", "sft shared", "dpo shared", "dpo"):
     set_seed(0)
     policy, tokenizer = models.load(BASE, training=True)
     policy = models.add_lora(policy, seed=0)
     how = dict(output_dir=str(out / name), max_steps=STEPS, learning_rate=1e-3, max_length=None, seed=0)
     how |= training.arguments(cfg, batch_size=BATCH)
-    rows = single if name == "sft" else pairs
+    rows = single if name.startswith("sft") else pairs
     rows, lengths, _ = sft.fitting(tokenizer, rows, 512)
     order = training.order(lengths, [row["prompt"] for row in rows], batch_size=BATCH, steps=STEPS, seed=0)
     rows = [rows[i] for i in order]
-    if name == "sft":
+    collator = shared_prompts.share(policy, tokenizer, rows) if name.endswith("shared") else None
+    assert bool(collator) == name.endswith("shared")
+    if name.startswith("sft"):
         args = SFTConfig(**how, completion_only_loss=True)
-        trainer = SFTTrainer(policy, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        own = dict(train_dataset=Dataset.from_list(rows), processing_class=tokenizer, data_collator=collator)
+        trainer = SFTTrainer(policy, args=args, **own)
     else:
         kind = dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], beta=0.1, precompute_ref_log_probs=True)
         args = DPOConfig(**how, **kind)
         args.precompute_ref_batch_size = args.per_device_train_batch_size
         data = training.dataset(rows, out / name / "rows")
-        collator = shared_prompts.share(policy, tokenizer, pairs) if name == "dpo shared" else None
-        assert name == "dpo" or collator
         trainer = DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -24,6 +24,10 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "unsloth", "numpy")
 MAKES = {"data": "01", "judges": "02, 05 or 13", "judgments": "03", "pairs": "04", "eval": "06", "rationales": "09"}
 
 
+class NotFirst(Exception):
+    """The end of a notebook in all processes but the first, which saves what they have made (see execute.py)."""
+
+
 class OpenStage:
     """A stage while its notebook runs: its parameters `cfg`, the directories `inputs` that it reads, by name, and the
     directory `path` for its files, which is partial until `finish`. `done` says that all of it has been computed, and
@@ -36,7 +40,8 @@ class OpenStage:
         self._head = {"stage": stage.name, "key": stages.key(parts), "parts": parts}
         self._output, self._lock, self._started = run / stage.output, lock, time.monotonic()
         self.checkpoints, force = run / ".checkpoints" / stage.name, "SRLIB_FORCE" in os.environ
-        self._first = config.together()[0] == 0  # of several processes that execute the stage
+        number, together = config.together()
+        self._first = number == 0
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
@@ -45,17 +50,13 @@ class OpenStage:
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
-        opened, launch = self.checkpoints / "opened", os.environ.get("TORCHELASTIC_RUN_ID", "")
-        if self._first and launch and not self.done:
-            files.write_text(opened, launch)
-        while not (self._first or self.done or (opened.is_file() and opened.read_text() == launch)):
-            time.sleep(0.1)  # until the first process has cleared the directory
+        files.meet(lock, number, together)  # the first process has cleared the directory
         for folder in [] if self.done or not self._first else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
             files.sweep(folder)
 
     def finish(self, **facts: Any) -> None:
         """Write the manifest with these facts, then give the directory its name. Does nothing if the stage is done."""
-        config.first_only()
+        self.first_only()
         if self.done:
             return
         packages = {name: sys.modules[name].__version__ for name in PACKAGES if name in sys.modules}
@@ -78,6 +79,11 @@ class OpenStage:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.done, self.path, self.facts = True, self._output, facts
         files.release(self._lock)
+
+    def first_only(self) -> None:
+        """What follows is done by the first of the processes that execute the stage together; the others end here."""
+        if not self._first:
+            raise NotFirst
 
     def track(self) -> contextlib.AbstractContextManager[Any]:
         """A wandb run for the stage, in the group of its run; None if tracking is off or the stage is done. Nobody is

@@ -5,8 +5,7 @@ A source gets [(item, indices of its missing draws), ...] and yields lists of ju
 """
 
 import hashlib
-import os
-import time
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +58,8 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
     have, (k, together) = _read(out), config.together()
     if out is None or wanted.keys() <= have.keys():
         k, together = 0, 1  # there is nothing to share
-    own = out if together == 1 else out.with_name(f"{out.name}.{k}-of-{together}")
-    for path in {*_parts(out), own} - {out}:
+    own = out if together == 1 else out.with_name(f".{out.name}.{k}-of-{together}")
+    for path in _parts(out):
         if path == own or not path.name.endswith(f"-of-{together}"):  # which the others write now
             have |= _read(path)
     work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
@@ -73,21 +72,20 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
                 files.append_rows(own, list(new.values()))
             have |= new
             bar.update(len(new) * together)
-    if together > 1:
-        launch = os.environ["TORCHELASTIC_RUN_ID"]  # marks of another one say nothing
-        marks = [out.with_name(f"{out.name}.{i}-of-{together}.{launch}") for i in range(together)]
-        marks[k].touch()
-        while marks[k].exists() if k else not all(mark.exists() for mark in marks):  # the first deletes them below
-            time.sleep(0.1)
-        for path in [out] if k else _parts(out):
-            have |= _read(path)
-    ordered = [have[key] for key in wanted if key in have]
-    whole, parts = ordered + [row for key, row in have.items() if key not in wanted], [] if k else _parts(out)
-    if parts or (out is not None and k == 0 and len(ordered) == len(wanted) and whole != list(have.values())):
-        files.write_rows(out, whole)
-    for path in parts:
-        path.unlink(missing_ok=True)
-    return ordered
+
+    def put_together() -> None:
+        parts = _parts(out)
+        for path in parts:
+            have.update(_read(path))
+        whole = {key: have[key] for key in wanted if key in have} | have
+        if parts or (out is not None and wanted.keys() <= have.keys() and list(whole) != list(have)):
+            files.write_rows(out, whole.values())
+        for path in parts:
+            path.unlink()
+
+    files.meet(out or Path(), k, together, put_together)
+    have |= _read(out) if k else {}
+    return [have[key] for key in wanted if key in have]
 
 
 def _read(path: Path | None) -> dict[tuple[str, int], Judgment]:
@@ -96,8 +94,9 @@ def _read(path: Path | None) -> dict[tuple[str, int], Judgment]:
 
 
 def _parts(out: Path | None) -> list[Path]:
-    """What processes that work together have beside `out`: their judgments, and marks that they have drawn all of theirs."""
-    return [] if out is None else [p for p in out.parent.glob("*-of-*") if p.name.startswith(f"{out.name}.")]
+    """The files beside `out` that processes have written together."""
+    beside = out.parent.iterdir() if out is not None and out.parent.is_dir() else ()
+    return [path for path in beside if re.fullmatch(rf"\.{re.escape(out.name)}\.\d+-of-\d+", path.name)]
 
 
 def judgment(item: Item, index: int, text: str, finished: bool, **fields: Any) -> Judgment:
