@@ -43,7 +43,11 @@ def test_run_cached_changed(project):
     assert (root / "runs" / "last").resolve() == run
     facts = files.read_json(run / "data" / "manifest.json")["facts"]
     assert facts == {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "micro_batch_size": 8}
-    assert str(root) not in json.dumps(json.loads((run / "notebooks" / "sft.ipynb").read_text())["metadata"])
+    executed = (run / "notebooks" / "sft.ipynb").read_text()
+    assert str(root) not in json.dumps(json.loads(executed)["metadata"])
+    [injected] = [cell for cell in json.loads(executed)["cells"] if "injected-parameters" in cell["metadata"]["tags"]]
+    names = [line.partition(" = ")[0] for line in injected["source"] if " = " in line]
+    assert names == config.declared_in("02_sft", root)  # in order: two runs have equal notebooks
 
     code = f"from srlib import config, run; run.run(config.load(None, {list(small)}), 'runs/t')"
     code += "; import sys; print([m for m in ('torch', 'papermill', 'nbconvert') if m in sys.modules])"

@@ -75,7 +75,7 @@ class Job:
         root = config.project_root()
         run_dir, out = (os.path.relpath(path, root) for path in (run, self.notebook))  # no path of this machine
         values = cfg.model_dump(mode="json") | self.stage.fixed | {"run_dir": run_dir}
-        values = {name: values[name] for name in {"run_dir", *config.declared_in(self.stage.notebook)}}
+        values = {name: values[name] for name in dict.fromkeys(("run_dir", *config.declared_in(self.stage.notebook)))}
         environment = {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
         processes = cfg.gpus if self.stage.shared(cfg) else 1
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", threads)) // processes)
