@@ -219,14 +219,18 @@ def sweep(overrides: Sequence[str], seeds: str | None = None) -> list[tuple[str,
 def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None = None) -> dict[str, Any]:
     """Checked parameters of a running notebook: `in_namespace("05_dpo", globals())`. Those of its parameters cell and
     those that papermill injected; papermill only warns about a name that nobody declares."""
-    names = declared_in(notebook, root)
-    for source in namespace.get("In", []):
-        if source.startswith("# Parameters\n"):  # first line of the cell that papermill injects
-            names += [name for name in _assigned(source) if name not in names]
+    names = list(dict.fromkeys([*declared_in(notebook, root), *injected_in(namespace)]))
     missing = next((name for name in names if name in FIELDS and name not in namespace), None)
     if missing:
         raise ParamError(f"notebook {notebook}: {missing} is not set; run the cell tagged `parameters` first")
     return {name: _checked(f"notebook {notebook}", name, namespace.get(name)) for name in names}
+
+
+def injected_in(namespace: Mapping[str, Any]) -> list[str]:
+    """Names in the cells that papermill injected into a running notebook; their first line is `# Parameters`."""
+    return [
+        name for source in namespace.get("In", []) if source.startswith("# Parameters\n") for name in _assigned(source)
+    ]
 
 
 def declared_in(notebook: str, root: Path | None = None) -> list[str]:

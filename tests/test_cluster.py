@@ -16,9 +16,10 @@ from srlib.run import cluster
 
 SLOW = """\
 import os, time
-(stage.run / "pid").write_text(str(os.getpid()))
 with open(stage.path / "rows", "a") as file:
     file.write(f"{cfg.seed} {'resumed' if file.tell() else 'begun'} ")
+(stage.run / "pid.new").write_text(str(os.getpid()))
+os.replace(stage.run / "pid.new", stage.run / "pid")  # whoever waits for it reads all of it
 while (stage.path / "rows").read_text().count(" ") < 3 and (stage.run / "wait").exists():
     time.sleep(0.1)
 """

@@ -72,9 +72,9 @@ def test_only_the_stages_that_the_arms_need():
 
 
 def test_a_stage_is_partial_until_it_is_finished(root, capsys):
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "iterations: 3\nmicro_batch_size: 4\nseed: 7\n")
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "iterations: 3\nmicro_batch_size: 4\n")
     one, run = opened("01_data"), root / "runs" / "tiny"
-    assert (one.cfg.iterations, one.cfg.seed) == (3, 0), "the parameters cell goes before the run"
+    assert (one.cfg.iterations, one.cfg.seed) == (3, 0)
     assert (one.path, one.done, one.run, one.facts) == (run / "data.partial", False, run, {})
     one.finish(rows=3)
     assert (one.path, one.done, one.facts) == (run / "data", True, {"rows": 3})
@@ -88,6 +88,19 @@ def test_a_stage_is_partial_until_it_is_finished(root, capsys):
     assert capsys.readouterr().out.splitlines() == ["data: runs (new)", "data: cached"]
     with pytest.raises(config.ParamError, match="sft_steps is -1"):
         opened("02_sft", sft_steps=-1)
+
+
+def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, capsys):
+    """So a notebook that is opened and run loads what the run has made, whatever its YAML file or seed."""
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nsft_steps: 9\n")
+    cell = {name: config.FIELDS[name].default for name in config.declared_in("01_data")}
+    one = open_stage("01_data", cell)
+    assert (one.cfg.seed, cell["seed"]) == (7, 7), "the cells below read the same value"
+    assert capsys.readouterr().out.startswith("runs/tiny/params.yaml sets seed = 7\n")
+    assert open_stage("01_data", cell | {"seed": 3}).cfg.seed == 3, "the cell was edited"
+    assert open_stage("01_data", cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]}).cfg.seed == 0, (
+        "papermill said so"
+    )
 
 
 def test_a_changed_parameter_goes_down_the_chain(root):

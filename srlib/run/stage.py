@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,21 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
         tracked.log({name: wandb.Table(columns, [[row[column] for column in columns] for row in rows])})
 
 
-def open_stage(notebook: str, namespace: Mapping[str, Any]) -> OpenStage:
-    """Check parameters and inputs of a running notebook and open its directory. Parameters that it does not set come from
-    params.yaml of the run. Raises ParamError, and RunError if an input is missing or another process has the stage open."""
+def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
+    """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the
+    default is set to the value in params.yaml of the run, as is what it does not name; what papermill injected stays.
+    Raises ParamError, and RunError if an input is missing or another process has the stage open."""
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     values = config.in_namespace(notebook, namespace)
     recorded = open_run(values) / "params.yaml"
     of_run = config.load(recorded if recorded.exists() else None)
+    default, explicit = config.load(None), {"run_dir", "arm", "iteration", *config.injected_in(namespace)}
+    left = [name for name in values if name not in explicit and values[name] == getattr(default, name)]
+    taken = {name: getattr(of_run, name) for name in left if getattr(of_run, name) != values[name]}
+    if taken:
+        print(os.path.relpath(recorded), "sets", ", ".join(f"{name} = {value!r}" for name, value in taken.items()))
+        namespace.update(taken)
+        values |= taken
     cfg = of_run.model_copy(update=values)
     every = [*stages.before_eval(cfg), *stages.of(cfg.model_copy(update={"diagnose": True}))[-2:]]
     stage = next((one for one in every if one.notebook == notebook and one.fixed.items() <= values.items()), None)

@@ -1,0 +1,94 @@
+"""Run a sweep alone and on a cluster of two nodes: are all files the same, and how long does each take?
+
+    python bench/cluster_sweep.py --out docs/bench/cluster-sweep.json     # extras train, notebooks and cluster; a quiet machine
+
+Four seeds and two values of beta, the real notebooks with small numbers, stages of one thread. Alone, one stage runs after
+another; on the cluster (a head without cores and two nodes of one core, all on this machine) two runs go on side by side.
+The time that the cluster needs to start is told apart. Files of data, judges, judgments, pairs and evaluation have to be the
+same, byte for byte; manifests hold the time, and `results.json` is compared without what was measured in seconds.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import ROOT, machine
+
+FOLDERS = ("data", "judges", "judgments", "pairs", "eval")
+SMALL = "arms=base,sft,sre_1 iterations=1 n_train=24 n_validation=4 n_test=8 n_ood=4 n_pairwise=4 sft_steps=6 sft_batch_size=4"
+SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=2 n_boot=50 workers=1 beta=0.1,0.3"
+
+
+def sweep(name: str, *options: str) -> tuple[float, list[Path]]:
+    """Seconds of the command, and the directories of its eight runs."""
+    command = [
+        sys.executable,
+        "-c",
+        "from srlib.cli import app; app()",
+        "run",
+        "params/tiny.yaml",
+        "--seeds",
+        "0,1,2,3",
+    ]
+    command += [part for setting in SMALL.split() for part in ("-p", setting)]
+    started = time.monotonic()
+    subprocess.run([*command, "--run-dir", f"runs/{name}", *options], cwd=ROOT, check=True)
+    return round(time.monotonic() - started, 1), sorted((ROOT / "runs").glob(f"{name}-*/"))
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """What a run has made, by path; the results without their seconds."""
+    found = [path for folder in FOLDERS for path in (run / folder).rglob("*") if path.is_file()]
+    made = {str(path.relative_to(run)): path.read_bytes() for path in found if path.name != "manifest.json"}
+    rows = [row for row in json.loads((run / "results.json").read_text()) if row["metric"] != "seconds"]
+    return made | {"results.json": json.dumps(rows).encode()}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--out", type=Path)
+    a = arguments.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    from ray.cluster_utils import Cluster
+
+    alone, runs = sweep("alone", "--workers", "1")
+    started = time.monotonic()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        start = round(time.monotonic() - started, 1)
+        there, others = sweep("there", "--cluster", cluster.address)
+    finally:
+        cluster.shutdown()
+    pairs = [(files_of(one), files_of(two)) for one, two in zip(runs, others, strict=True)]
+    differ = [
+        f"{run.name}/{path}"
+        for run, (one, two) in zip(runs, pairs, strict=True)
+        for path in one.keys() | two.keys()
+        if one.get(path) != two.get(path)
+    ]
+    result = {
+        "command": "python bench/cluster_sweep.py",
+        "runs": len(runs),
+        "files compared": sum(len(one) for one, _ in pairs),
+    }
+    result |= {
+        "files that differ": sorted(differ),
+        "seconds alone": alone,
+        "seconds until the cluster was there": start,
+    }
+    result |= {"seconds on the cluster": there, "ratio": round(there / alone, 2)} | machine()
+    print(json.dumps(result, indent=1))
+    if a.out:
+        a.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.exit(bool(differ))
+
+
+if __name__ == "__main__":
+    main()
