@@ -1,4 +1,4 @@
-# make run    install what is needed into .venv, run the whole method on the embedded default, print the result table
+# make run    install what is needed into .venv, run the whole method on the built-in world, print the result table
 # make test   install what is needed, pass the tests          make test-fast   those that need no torch
 # make test-browser   notebook 08 and the report in a real browser (a Chromium has to be installed)
 # make lab    JupyterLab with the kernel ready                 make unsloth     the Unsloth backend (a GPU wants it)

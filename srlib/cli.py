@@ -1,4 +1,4 @@
-"""The command `srlib`: it only calls what the notebooks call.
+"""The command `srlib`: options and messages; the work is done elsewhere.
 
 Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
 a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message; anything else keeps its traceback."""
@@ -45,7 +45,7 @@ app = typer.Typer(
 )
 Yaml = Annotated[Path, typer.Argument(help="flat file of parameters, such as params/tiny.yaml")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set one; in run, =1,2 makes a run for each")
+    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; in run, =1,2 is a sweep")
 ]
 JudgeName = Annotated[str, typer.Argument(help="a judge's directory, or a server's URL (http://.../v1)")]
 Model = Annotated[str, typer.Option(help="the judge's name on the server")]

@@ -144,7 +144,7 @@ def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, cap
     )
     with pytest.raises(
         RunError,
-        match=rf"judges/sre_1 of run tiny was computed from another pairs/1 .*notebook 02, 05 or 13.*{command}`",
+        match=rf"judges/sre_1 of run tiny is stale, for pairs/1 has changed since.*notebook 02, 05 or 13.*{command}`",
     ):
         finished(root, "06_eval")
     finish("05_dpo")
@@ -158,7 +158,7 @@ def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, cap
     one.finish()
     assert why(root, "sft") == "input data changed"
     shutil.rmtree(root / "runs" / "tiny" / "judgments" / "1")
-    with pytest.raises(RunError, match="judges/sft of run tiny was computed from another data "):
+    with pytest.raises(RunError, match="judges/sft of run tiny is stale, for data has changed"):
         finished(root, "06_eval")
 
 

@@ -98,7 +98,7 @@ def fetch(name: str, revision: str = "") -> Path:
         except Exception as error:  # the client raises its own errors, httpx's and the system's
             problem = problem or str(error).partition("\n")[0]
     command = f"hf download {name} --repo-type dataset" + (f" --revision {revision}" if revision else "")
-    advice = f"On a machine with a network, run\n    {command}\nthen this again"
+    advice = f"With a network, run\n    {command}\nthen this again, or copy the hub's cache here"
     raise RowError(f"{name}: no file here, and no set of the hub that is cached or reachable ({problem}). {advice}")
 
 

@@ -94,7 +94,7 @@ def load(
             if looks_ahead(loaded):
                 loaded.set_attn_implementation("eager")
             if looks_ahead(loaded):
-                raise ModelError("it sees the tokens that it is to predict; take a causal language model")
+                raise ModelError("its attention is not causal; take a causal language model")
     loaded.config.use_cache = not training
     return (loaded.train() if training else loaded.eval()), tokenizer
 

@@ -1,4 +1,4 @@
-"""The first cell of every notebook in Google Colab: the project, Unsloth if there is a GPU, runs on Drive."""
+"""The second cell of every notebook in Google Colab: the project, Unsloth if there is a GPU, runs on Drive."""
 
 import importlib.metadata
 import os

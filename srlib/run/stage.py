@@ -143,7 +143,7 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
     for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
-        raise RunError(f"{older} of run {run.name} was computed from another {newer} than is there now: {advice}")
+        raise RunError(f"{older} of run {run.name} is stale, for {newer} has changed since: {advice}")
     lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
     # The kernel of a killed pipeline is gone within two seconds
     if config.together()[0] == 0 and not files.acquire(lock, wait):
