@@ -143,6 +143,17 @@ class _ItemFields(Row):
         several = isinstance(given, list) and len(given) > 1
         return given if several and all(type(v) is not bool and v in self.verdicts for v in given) else []
 
+    @property
+    def annotated(self) -> list[tuple[Verdict, str | None]]:
+        """Verdict and rationale of each of several annotators, meta["ratings"] and meta["rationales"]; [] if one has no place."""
+        texts = self.meta.get("rationales")
+        fit = (
+            isinstance(texts, list)
+            and len(texts) == len(self.ratings)
+            and all(isinstance(t, str | None) for t in texts)
+        )
+        return list(zip(self.ratings, texts, strict=True)) if fit else []
+
 
 class Example(_ItemFields):
     """One response to judge, with its gold score if there is one."""

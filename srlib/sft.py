@@ -59,12 +59,10 @@ def by_annotator(items: Sequence[Item]) -> list[Item]:
     the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
     rows: list[Item] = []
     for item in items:
-        texts, verdict = item.meta.get("rationales"), "preference" if isinstance(item, Comparison) else "score"
-        if not item.ratings or not isinstance(texts, list) or len(texts) != len(item.ratings):
-            rows.append(item)
-            continue
-        for number, (rating, text) in enumerate(zip(item.ratings, texts, strict=True), start=1):
+        verdict = "preference" if isinstance(item, Comparison) else "score"
+        for number, (rating, text) in enumerate(item.annotated, start=1):
             rows.append(item.model_copy(update={"id": f"{item.id}#{number}", verdict: rating, "rationale": text}))
+        rows += [] if item.annotated else [item]
     return rows
 
 

@@ -322,6 +322,36 @@ def test_hinted_judgments_join_the_others_and_their_pairs_say_so():
     assert curation.waterfall()[0] == ("judgments", 8)
 
 
+def test_every_judgment_votes_and_a_text_is_paired_once():
+    texts = ["Warm. [RESULT] 4"] * 7 + [f"Rude {i}. [RESULT] 2" for i in range(3)]
+    found = one([4] * 7 + [2] * 3, rule=majority_vote, texts=texts).pairs
+    assert [(p.chosen_score, p.rejected_score) for p in found] == [(4, 2)]
+
+
+@pytest.mark.parametrize(("margin", "pairs"), [(0.1, 20), (0.2, 18), (0.3, 16)])
+def test_a_margin_is_met_by_scores_that_are_exactly_so_far_apart(margin, pairs):
+    tenths = Rubric(criterion="Is it polite?", levels={0: "rude", 1: "kind"}, step=0.1)
+    apart = round(10 * margin)
+    verdicts = [(round(i / 10, 1), round(j / 10, 1)) for i in range(11) for j in range(11) if abs(i - j) == apart]
+    asked = [
+        item_of(f"e{k}").model_copy(update={"rubric": tenths, "score": gold}) for k, (gold, _) in enumerate(verdicts)
+    ]
+    given = [sampled([4, 1], item.id) for item in asked]
+    given = [
+        j.model_copy(update={"score": score, "text": f"[RESULT] {score}"})
+        for two, both in zip(given, verdicts, strict=True)
+        for j, score in zip(two, both, strict=True)
+    ]
+    assert len(curate(asked, given, margin=margin).pairs) == len(verdicts) == pairs
+    assert len(curate(asked, given, graded, margin=margin).pairs) == pairs
+
+
+def test_a_limit_leaves_balanced_scores_balanced():
+    items, judgments = many([1, 3, 5] * 10)
+    counts = Counter(p.gold for p in curate(items, judgments, balance=True, max_pairs=12).pairs)
+    assert counts == {1: 4, 3: 4, 5: 4}
+
+
 def test_filters_count_the_prompts_that_they_empty():
     items, judgments = many([1.0] * 7 + [3.0] * 2 + [5.0] * 4)
     assert Counter(p.gold for p in curate(items, judgments, pairs_per_prompt=2).pairs) == {1: 14, 3: 4, 5: 8}

@@ -458,6 +458,26 @@ def test_parquet_with_numbers_of_32_bits(tmp_path):
     assert bad.reason == "row 2: field meta: Object of type bytes is not JSON serializable; correct it"
 
 
+def test_comparisons_that_follow_their_examples_to_a_carved_split_are_kept(tmp_path):
+    path = write(tmp_path / "a.jsonl", many(400, split_hint="train"))
+    pairs = [PAIR | {"id": f"p{i}", "instruction": f"Greet person {i}."} for i in range(100)]
+    beside = write(tmp_path / "pairs.jsonl", pairs)
+    limits = {"train": 200, "validation": 40, "test": 60, "ood": 5, "train_pairwise": 0, "pairwise": 10}
+    found = sizes(data.load(path, n_validation=40, pairwise=beside, limits=limits).splits)
+    assert (found["pairwise"], found.get("train_pairwise", 0)) == (10, 0)
+
+
+def test_a_row_has_the_rationale_of_an_annotator_with_its_score():
+    said = {"ratings": [2, 3], "rationales": ["Somewhat cold.", "Warm enough."]}
+    assert convert(OURS | {"meta": said}, training=True).rationale == "Warm enough."
+    assert convert(OURS | {"meta": said | {"ratings": [1, 2]}}, training=True).rationale == "Somewhat cold.", (
+        "nobody agrees"
+    )
+    assert convert(OURS | {"meta": said}).rationale is None, "a row to measure on"
+    with pytest.raises(RowError, match=r"field meta: with its verdict behind it, it reads as "):
+        convert(OURS | {"meta": said | {"rationales": ["So [RESULT] 1 it is.", "Warm enough."]}}, training=True)
+
+
 def test_a_test_split_is_carved_by_whole_prompts(tmp_path):
     pairs = [PAIR | {"id": f"p{i}", "instruction": f"Greet person {i}.", "split_hint": "train"} for i in range(20)]
     loaded = data.load(

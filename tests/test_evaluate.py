@@ -15,7 +15,7 @@ from srlib.schema import Comparison, Example, Judgment, Rubric
 
 NAN = math.nan
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
-DRAW = {"n": 4, "temperature": 0.7}
+DRAW = {"n": 4, "temperature": 0.7, "template": "brief"}
 SIDES = [f"p{i}#{side}" for i in range(4) for side in "AB"]
 
 
@@ -78,7 +78,7 @@ def test_a_judge_is_also_asked_for_its_verdict_alone(tmp_path, monkeypatch):
 
     items, asked = examples(1, 2), []
     monkeypatch.setattr(models, "load", lambda path: ("model", "tokenizer"))
-    monkeypatch.setattr(models, "judge_info", lambda path: {"template": "prometheus"})
+    monkeypatch.setattr(models, "judge_info", lambda path, template: {"template": "prometheus"})
     monkeypatch.setattr(sample, "verdicts", lambda *given, **named: asked.append((given, named)) or greedy(1, 5))
     a = arm("sre_1_verdict_only")
     assert (a.judge, a.read, a.iteration, a.judged_in) == ("sre_1", "greedy", 1, "sre_1_verdict_only")

@@ -41,6 +41,11 @@ def test_nothing_speaks_against_good_rows():
         ("40 of 40 training rows are longer than max_length (60 tokens), the longest by", ["max_length=60"], {}),
         ("there are no test rows", [], {"test": []}),
         ("40 of 40 training rows cannot give a pair: no score of their scale is 3 (margin) off", ["margin=3"], {}),
+        (
+            "sft_mode mix learns from comparisons, and there are none to train on; name data_pairwise",
+            ["sft_mode=mix"],
+            {},
+        ),
     ],
 )
 def test_what_cannot_end_well_is_refused(reason, overrides, changes):

@@ -278,6 +278,23 @@ def test_the_distribution_is_the_models_after_the_rationale(tiny, rows):
     assert all(map(same, sample.filled(*tiny, {e.id: e for e in rows}, without, "brief"), found))
 
 
+def test_a_wide_scale_is_scored_in_parts(tiny, few, monkeypatch):
+    """Each verdict has logits of its own, so a scale from 0 to 100 may not be scored for 32 rationales at once."""
+    asked = [(item, prompts.prompt_ids(tiny[1], item), "Fine.") for item in few[:6]]
+    whole, sizes, score = sample.decoding.score_distributions(*tiny, asked), [], sample.decoding.score_candidates
+    monkeypatch.setattr(
+        sample.decoding, "score_candidates", lambda *given: sizes.append([*map(len, given[2])]) or score(*given)
+    )
+    for most, expected in ((11, [[5, 5], [5, 5], [5, 5]]), (3, [[5]] * 6), (1000, [[5] * 6])):
+        monkeypatch.setattr(sample.decoding, "CANDIDATES", most)
+        parts = sample.decoding.score_distributions(*tiny, asked)
+        assert (sizes, len(parts)) == (expected, 6)
+        sizes.clear()
+        for one, other in zip(whole, parts, strict=True):
+            assert one["distribution"] == pytest.approx(other["distribution"], abs=1e-5)
+    assert sample.decoding.score_distributions(*tiny, []) == []
+
+
 def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, few, tmp_path):
     (model, tokenizer), items = tiny, [*few[:2], *world.comparisons(0, 1, "train")]
     found = sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl")

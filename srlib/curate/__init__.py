@@ -11,7 +11,8 @@ A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs 
 
 Preferences (A, B, tie) have no margin: any other one is rejected. Another rule is a function with the same arguments, in
 notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule. A rule
-sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`. The ratings and preferences that
+sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`, and one of those with the same text,
+unless it says `my_rule.counts_repeats = True`, as a vote has to. The ratings and preferences that
 the last two rules need come from a judge: `followups` has what it is asked."""
 
 import difflib
@@ -65,12 +66,12 @@ def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pair
 
 
 def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
-    """Like correct_answer, with the most frequent verdict in place of the gold one."""
-    verdicts = [j.verdict for j in judgments]
+    """Like correct_answer, with the most frequent verdict in place of the gold one: every judgment votes, a text is paired once."""
+    verdicts, distinct = [j.verdict for j in judgments], list({j.text: j for j in judgments}.values())
     if not isinstance(verdicts[0], str):
-        return _against(agreement.majority(verdicts), judgments, margin)
+        return _against(agreement.majority(verdicts), distinct, margin)
     modes = multimode(verdicts)
-    return _against(modes[0], judgments, margin) if len(modes) == 1 else "no_majority"
+    return _against(modes[0], distinct, margin) if len(modes) == 1 else "no_majority"
 
 
 def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
@@ -83,7 +84,7 @@ def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
     if ranked[0].verdict is None:
         return "no_score"
     pairs = zip(ranked, reversed(ranked), strict=True)  # the second half has negative differences
-    kept = [(c, r) for c, r in pairs if off[r.id] - off[c.id] >= max(margin, 1e-9)]
+    kept = [(c, r) for c, r in pairs if round(off[r.id] - off[c.id], 6) >= max(margin, 1e-9)]
     return kept or ("all_wrong" if 0 not in off.values() else "margin" if any(off.values()) else "all_right")
 
 
@@ -119,6 +120,7 @@ def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences
 
 
 graded.reads_unreadable = True
+majority_vote.counts_repeats = True
 RULES: dict[str, Rule] = {f.__name__: f for f in (correct_answer, majority_vote, graded, meta_judge, meta_equal)}
 
 
@@ -142,8 +144,9 @@ def _against(right: Verdict, judgments: list[Judgment], margin: float) -> Pairs 
 
 
 def distance(verdict: Verdict, right: Verdict) -> float:
-    """How far off a verdict is: `(4, 1) -> 3`; a wrong preference is beyond every margin: `("tie", "A") -> inf`."""
-    return (0.0 if verdict == right else math.inf) if isinstance(right, str) else abs(verdict - right)
+    """How far off a verdict is: `(4, 1) -> 3`; a wrong preference is beyond every margin: `("tie", "A") -> inf`. Rounded, so that
+    scores 0.2 and 0.3 are a margin of 0.1 apart."""
+    return (0.0 if verdict == right else math.inf) if isinstance(right, str) else round(abs(verdict - right), 6)
 
 
 @dataclass(frozen=True)
@@ -188,22 +191,23 @@ def curate(
     out, or, if the rule reads them, those without text. `fits(item, text)`: prompt and judgment stay within the length
     limit; other judgments are dropped, never truncated. `flipping(pairs)`: ids of rejected judgments whose rationale
     does not hold its score; called once, with all pairs. `hinted`: ids of judgments drawn with a hint; the strategy of
-    a pair with one is `hinted`. `balance`: as many pairs for every chosen score as the rarest has. `max_pairs` 0: no
-    limit. The draw of a prompt depends on its id, `seed` and `iteration` only, so a subset of the prompts gives the
+    a pair with one is `hinted`. `balance`: as many pairs for every chosen score as the rarest has, within `max_pairs` (0: no
+    limit). The draw of a prompt depends on its id, `seed` and `iteration` only, so a subset of the prompts gives the
     same pairs."""
     by_item: dict[str, list[Judgment]] = {item.id: [] for item in items}
     for judgment in sorted(judgments, key=lambda j: -j.index):
         by_item.get(judgment.example_id, []).append(judgment)
     function = getattr(rule, "func", rule)  # a functools.partial has `func`
     strategy, reads_all = getattr(function, "__name__", "rule"), getattr(function, "reads_unreadable", False)
+    counts_repeats = getattr(function, "counts_repeats", False)
     order = sorted(items, key=lambda item: item.id)
     random.Random(f"{seed} {iteration}").shuffle(order)
     pairs, reasons = [], {}
     for item in order:
         usable = [j for j in by_item[item.id] if j.verdict is not None or (reads_all and j.text)]
-        distinct = list({j.text: j for j in usable}.values())
-        random.Random(f"{seed} {iteration} {item.id}").shuffle(distinct)
-        result = _apply(rule, item, distinct, margin, fits)
+        seen = usable if counts_repeats else list({j.text: j for j in usable}.values())
+        random.Random(f"{seed} {iteration} {item.id}").shuffle(seen)
+        result = _apply(rule, item, seen, margin, fits)
         if isinstance(result, str):
             reasons[item.id] = result
         else:
@@ -211,7 +215,7 @@ def curate(
                 pairs.append(_pair(item, c, r, "hinted" if c.id in hinted or r.id in hinted else strategy, iteration))
     flips = flipping(pairs) if flipping is not None else ()
     held = [pair for pair in pairs if pair.rejected_id not in flips]
-    even = _balanced(held) if balance else held
+    even = _balanced(held, max_pairs) if balance else held
     kept = even[: max_pairs or None]
     for reason, before, after in (("flips", pairs, held), ("balance", held, even), ("cap", even, kept)):
         reasons |= dict.fromkeys({pair.example_id for pair in before} - {pair.example_id for pair in after}, reason)
@@ -284,12 +288,14 @@ def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fit
     return pairs
 
 
-def _balanced(pairs: list[Pair]) -> list[Pair]:
-    """The first pairs of each chosen score, as many as the rarest score (or the rarest preference) has."""
+def _balanced(pairs: list[Pair], limit: int) -> list[Pair]:
+    """The first pairs of each chosen score, as many as the rarest score (or the rarest preference) has, and no more than lets
+    all scores stay within `limit` (0: none)."""
     counts, taken, kept = Counter(pair.chosen_score for pair in pairs), Counter(), []
+    each = max(1, limit // len(counts)) if limit and counts else len(pairs)
     for pair in pairs:
         taken[pair.chosen_score] += 1
-        if taken[pair.chosen_score] <= min(n for s, n in counts.items() if type(s) is type(pair.chosen_score)):
+        if taken[pair.chosen_score] <= min(each, *(n for s, n in counts.items() if type(s) is type(pair.chosen_score))):
             kept.append(pair)
     return kept
 

@@ -142,11 +142,14 @@ def convert(
     item = files.validate(where, values, makes, found.columns)
     if training and item.gold is None:
         raise RowError(f"{where}: field {found.name(gold)} is missing; a training row needs one")
-    if training and item.rationale:
-        failure = prompts.parse(prompts.completion(item.rationale, item.gold), item).failure
+    for verdict, text in [(item.gold, item.rationale), *item.annotated] if training else ():
+        failure = prompts.parse(prompts.completion(text, verdict), item).failure if text else None
         if failure is not None:
             problem = f"with its verdict behind it, it reads as {failure}; take {prompts.MARKER} out of it"
-            raise RowError(f"{where}: field {found.name('rationale')}: {problem}")
+            raise RowError(f"{where}: field {found.name('rationale' if text == item.rationale else 'meta')}: {problem}")
+    if training and not item.rationale:  # that of an annotator, if one said why, at best with the gold verdict
+        said = sorted(item.annotated, key=lambda verdict_text: verdict_text[0] != item.gold)
+        item = item.model_copy(update={"rationale": next((text for _, text in said if text), None)})
     return item
 
 

@@ -117,6 +117,7 @@ def load(
     room = {name: (limits or {}).get(name, math.inf) for name in splits.NAMES}
     n_train, n_test = room["train"], room["test"]
     room["train"] = math.inf if balance_classes else n_train + n_validation + n_test
+    room["train_pairwise"] += 20 * room["pairwise"]  # a part goes to `pairwise` with its examples, see splits.carve
     rows: dict[str, list[Any]] = {name: [] for name in splits.NAMES}
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
     seen, used, failures = {}, Counter(), []
@@ -157,6 +158,8 @@ def load(
         raise RowError("\n  ".join([head, *listed]))
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
     counts |= splits.complete(rows, n_validation, n_test, seed)
+    for name in ("train_pairwise", "pairwise"):
+        rows[name] = splits.sample(rows[name], (limits or {}).get(name, math.inf), seed)
     if not rows["train"]:
         others = "; comparisons alone make no judge, give them as data_pairwise" if rows["train_pairwise"] else ""
         raise RowError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")

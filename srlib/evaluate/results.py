@@ -49,7 +49,7 @@ def judge_all(
 ) -> Passes:
     """Judge every split in every pass that the arms read. `models` maps a judge's name ("base" for the base model) to
     its directory; `load` and `draw` are keywords of `models.load` and of `sample.judgments` (a greedy pass draws one
-    judgment at temperature 0). On a CPU, `workers` processes share the passes. A split that is complete in <out>/<pass>
+    judgment at temperature 0); the base model's prompt has the template in `draw`. On a CPU, `workers` processes share the passes. A split that is complete in <out>/<pass>
     is read, a partial one resumed. `shots` are examples for the prompts of arms that show some; each of these arms
     chooses its prompt on the split `validation`."""
     passes = {a.judged_in: a for a in arms}
@@ -83,7 +83,7 @@ def judge_pass(
         machine.end_with_parent()
     loaded, tokenizer = models.load(model, **load)
     draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
-    draw["template"] = models.judge_info(model)["template"]
+    draw["template"] = models.judge_info(model, template=draw["template"])["template"]
     judge = functools.partial(sample.judgments, loaded, tokenizer, **draw)
     if a.prompting == "verdict_only":
         judge = functools.partial(sample.verdicts, loaded, tokenizer, template=draw["template"])
@@ -92,7 +92,8 @@ def judge_pass(
     for split, rows in splits.items():
         done, path = out / a.judged_in / f"{split}.done", out / a.judged_in / f"{split}.jsonl"
         if not done.exists():
-            started, resumed = time.monotonic(), path.exists()
+            parts = (path, path.with_name(f".{path.name}.0-of-{config.together()[1]}"))
+            started, resumed = time.monotonic(), any(part.exists() for part in parts)
             judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
             if config.together()[0] == 0:
@@ -263,7 +264,8 @@ def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[st
 
 def protocol(a: Arm, split: str, draw: Options) -> str:
     """How a number came about, in words."""
-    draws = f"{draw['n']} draws at T={draw['temperature']:g}"
+    top_p = f", top_p={draw['top_p']:g}" if draw.get("top_p", 1) < 1 else ""
+    draws = f"{draw['n']} draws at T={draw['temperature']:g}{top_p}"
     how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
     how = how.get(a.read, f"{a.read} of {draws}")
     if a.prompting == "verdict_only":

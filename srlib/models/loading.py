@@ -27,7 +27,7 @@ from srlib.models.attention import looks_ahead
 from srlib.models.gguf import ModelError
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
-DEFAULTS = {"template": "brief", "rationale": True, "max_new_tokens": 128}  # judge_info of a model without judge.json
+DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 128}  # of a model without judge.json
 
 
 @functools.cache
@@ -253,10 +253,11 @@ def vocabulary(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
-def judge_info(model: str | Path) -> dict[str, Any]:
-    """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`; the defaults for any other model."""
+def judge_info(model: str | Path, **defaults: Any) -> dict[str, Any]:
+    """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`. Any other model has `defaults`, and else those
+    of a model that was not trained to judge, whose prompt explains the task: template `prometheus`."""
     path = Path(model).expanduser() / "judge.json"
     info = files.read_json(path) if path.is_file() else {}
     if not isinstance(info, dict) or not isinstance(info.get("template", ""), str):
         raise ModelError(f"{path} does not describe a judge; train the judge again or delete the file")
-    return {**DEFAULTS, **info}
+    return {**DEFAULTS, **defaults, **info}

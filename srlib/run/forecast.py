@@ -40,7 +40,8 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     """What is known from the splits (splits.NAMES), the parameters and the tokenizer of the base model, which is loaded."""
     from srlib import models
 
-    tokenizer = models.load_tokenizer(cfg.model)
+    here = config.project_root() / cfg.model  # paths in parameters start there
+    tokenizer = models.load_tokenizer(here if here.exists() else cfg.model)
     train, test, forecast = rows["train"], rows["test"], Forecast([], [])
     notes, refusals = forecast
     if len(train) < LEAST_ROWS:
@@ -50,6 +51,9 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         refusals.append(f"{score}, so there is nothing to learn; add answers with other scores")
     _measure(test, notes, refusals)
     _lengths([*train, *rows["train_pairwise"]], cfg, tokenizer, notes, refusals)
+    if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
+        advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
+        refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
     _pairs(train, cfg, notes, refusals)
     if without := sum(not e.rationale for e in train):
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
@@ -101,7 +105,7 @@ def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: list[str], r
     if not needed or cfg.strategy not in ("correct_answer", "majority_vote"):
         return
     farthest = [max(abs(s - e.score) for s in (e.rubric.scale[0], e.rubric.scale[-1])) for e in train]
-    possible = sum(distance >= cfg.margin for distance in farthest)
+    possible = sum(round(distance, 6) >= cfg.margin for distance in farthest)
     if possible < len(train):
         text = f"{len(train) - possible} of {len(train)} training rows cannot give a pair: no score of their scale is "
         text += f"{format_score(cfg.margin)} (margin) off the gold score"

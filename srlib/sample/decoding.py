@@ -4,6 +4,7 @@ A prompt is several times longer than a judgment: the N rows that continue it at
 (prefix.py). Draws are counter-based: the uniform number of a step depends on (seed, item, index, step) alone, so the
 judgments are the same for any batch size and after any interruption."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ ROWS = 512  # rows decoded side by side: ROWS / n prompts, at most PROMPTS
 PROMPTS = 128  # more are slower: the tiny judge on a CPU by a quarter
 PROMPT_TOKENS = 2**16  # most prompt tokens of a batch, padding included: their keys and values are kept
 COMPACT = 0.8  # rows that have ended leave once fewer than this share of the batch is unfinished
-BATCH = 32  # rationales whose verdicts are scored side by side
+BATCH = 32  # rationales whose verdicts are scored side by side,
+CANDIDATES = 256  # and at most so many verdicts, for each has logits of its own: a scale from 0 to 100 has 101
 
 
 class Draw(NamedTuple):
@@ -196,8 +198,12 @@ def score_candidates(model: Any, contexts: Prompts, continuations: Sequence[Prom
 def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, list[int], str]]) -> list[dict]:
     """Probability of each verdict after an item's prompt (token ids) and a rationale, as fields of a judgment
     (arXiv 2312.09300): `[(example, ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
-    found = []
-    for batch in (asked[i : i + BATCH] for i in range(0, len(asked), BATCH)):
+    found, starts, verdicts = [], [], 0
+    for i, (item, _, _) in enumerate(asked):
+        verdicts += len(item.verdicts)
+        if not starts or i - starts[-1] == BATCH or verdicts > CANDIDATES:
+            starts, verdicts = [*starts, i], len(item.verdicts)
+    for batch in (asked[start:end] for start, end in itertools.pairwise([*starts, len(asked)])):
         written = [candidates(tokenizer, item, rationale) for item, _, rationale in batch]
         contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(batch, written, strict=True)]
         ended = [[[*ids, tokenizer.eos_token_id] for ids in rest] for _, rest in written]  # or 2 would begin 2.25
