@@ -414,7 +414,9 @@ def main() -> None:
         from srlib import Judge
 
         os.environ["SRLIB_PROGRESS"] = ""  # no bars
-        result = {"judge": a.judge.name} | threads(Judge.load(a.judge), 40, 17)
+        judge = Judge.load(a.judge)
+        judge.template = "brief"  # the tiny base model has read no other
+        result = {"judge": a.judge.name} | threads(judge, 40, 17)
         bad = len(result["errors"]) + result["judgments"] - result["equal to the serial ones"]
     else:
         folder = Path(tempfile.mkdtemp(prefix="srlib-campaign-"))

@@ -229,7 +229,8 @@ def test_a_judge_says_that_it_was_trained_on_another_kind_of_text(base_dir, one_
     assert judge.judge_file(home, prose, out)["warnings"] == [], "nothing is known of its validation split"
     loaded = Judge.load(home)
     highest = max(judge.prompt_nll(*loaded.sampler.args, rows[:8], "brief"))
-    files.write_json(home / "judge.json", {"validation": {"parse_rate": 0.0, "prompt_nll_highest": highest}})
+    known = {"parse_rate": 0.0, "prompt_nll_highest": highest}
+    files.write_json(home / "judge.json", {"template": "brief", "validation": known})
     assert judge.judge_file(home, own, out)["warnings"] == []
     [warning] = judge.judge_file(home, prose, out)["warnings"]
     assert warning.startswith("This judge was trained on another kind of text: prompts have ")

@@ -198,8 +198,8 @@ def curate(
     for judgment in sorted(judgments, key=lambda j: -j.index):
         by_item.get(judgment.example_id, []).append(judgment)
     function = getattr(rule, "func", rule)  # a functools.partial has `func`
-    strategy, reads_all = getattr(function, "__name__", "rule"), getattr(function, "reads_unreadable", False)
-    counts_repeats = getattr(function, "counts_repeats", False)
+    strategy = getattr(function, "__name__", "rule")
+    reads_all, counts_repeats = (getattr(function, name, False) for name in ("reads_unreadable", "counts_repeats"))
     order = sorted(items, key=lambda item: item.id)
     random.Random(f"{seed} {iteration}").shuffle(order)
     pairs, reasons = [], {}
@@ -289,10 +289,9 @@ def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fit
 
 
 def _balanced(pairs: list[Pair], limit: int) -> list[Pair]:
-    """The first pairs of each chosen score, as many as the rarest score (or the rarest preference) has, and no more than lets
-    all scores stay within `limit` (0: none)."""
+    """The first pairs of each chosen score, as many as the rarest score (or preference) has, all within `limit` (0: none)."""
     counts, taken, kept = Counter(pair.chosen_score for pair in pairs), Counter(), []
-    each = max(1, limit // len(counts)) if limit and counts else len(pairs)
+    each = max(1, limit // len(counts)) if limit and pairs else len(pairs)
     for pair in pairs:
         taken[pair.chosen_score] += 1
         if taken[pair.chosen_score] <= min(each, *(n for s, n in counts.items() if type(s) is type(pair.chosen_score))):

@@ -147,10 +147,8 @@ def convert(
         if failure is not None:
             problem = f"with its verdict behind it, it reads as {failure}; take {prompts.MARKER} out of it"
             raise RowError(f"{where}: field {found.name('rationale' if text == item.rationale else 'meta')}: {problem}")
-    if training and not item.rationale:  # that of an annotator, if one said why, at best with the gold verdict
-        said = sorted(item.annotated, key=lambda verdict_text: verdict_text[0] != item.gold)
-        item = item.model_copy(update={"rationale": next((text for _, text in said if text), None)})
-    return item
+    said = [text for verdict, text in sorted(item.annotated, key=lambda one: one[0] != item.gold) if text]
+    return item if item.rationale or not (training and said) else item.model_copy(update={"rationale": said[0]})
 
 
 def _is_pair(row: Mapping[str, Any], found: Match) -> bool:

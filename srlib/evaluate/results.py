@@ -92,8 +92,8 @@ def judge_pass(
     for split, rows in splits.items():
         done, path = out / a.judged_in / f"{split}.done", out / a.judged_in / f"{split}.jsonl"
         if not done.exists():
-            parts = (path, path.with_name(f".{path.name}.0-of-{config.together()[1]}"))
-            started, resumed = time.monotonic(), any(part.exists() for part in parts)
+            own = path.with_name(f".{path.name}.0-of-{config.together()[1]}")  # with `gpus`
+            started, resumed = time.monotonic(), path.exists() or own.exists()
             judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
             if config.together()[0] == 0:

@@ -254,8 +254,7 @@ def vocabulary(tokenizer: Any) -> str:
 
 
 def judge_info(model: str | Path, **defaults: Any) -> dict[str, Any]:
-    """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`. Any other model has `defaults`, and else those
-    of a model that was not trained to judge, whose prompt explains the task: template `prometheus`."""
+    """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`; of another model `defaults` and DEFAULTS."""
     path = Path(model).expanduser() / "judge.json"
     info = files.read_json(path) if path.is_file() else {}
     if not isinstance(info, dict) or not isinstance(info.get("template", ""), str):

@@ -110,9 +110,9 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
-    """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the
-    default is set to the value in params.yaml of the run, as is what it does not name; what papermill injected stays.
-    Raises ParamError, and RunError if an input is missing or another process has the stage open."""
+    """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
+    or does not name, comes from params.yaml of the run. Raises ParamError, and RunError if an input is missing or another
+    process has the stage open."""
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     values = config.in_namespace(notebook, namespace)
     recorded = open_run(values) / "params.yaml"
