@@ -85,7 +85,7 @@ class Parameters(BaseModel):
     sft_batch_size: int = _p(16, "rows in an optimizer step of SFT", ge=1)
     lora_rank: int = _p(16, "rank of the adapter; 0: train all weights", ge=0)
     lora_alpha: int = _p(32, "scale of the adapter: alpha / rank multiplies it", ge=1)
-    lora_dropout: float = _p(0.0, "dropout in the adapter", ge=0, le=0.9)
+    lora_dropout: float = _p(0.0, "dropout in the adapter; TRL has none in DPO", ge=0, le=0.9)
     lora_targets: str = _p("all-linear", "layers with an adapter: all-linear, or names such as q_proj,v_proj")
 
     # 03 sample

@@ -1,8 +1,7 @@
 """Preference pairs in TRL's own format, and the check that DPO starts where it must.
 
 rows = rows_of(tokenizer, examples, pairs, template)       # [{"prompt": ..., "chosen": ..., "rejected": ...}, ...]
-trainer = DPOTrainer(..., callbacks=[StartsAtLn2()])
-"""
+trainer = DPOTrainer(..., callbacks=[StartsAtLn2()])"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,10 +36,11 @@ class ReferenceMismatch(ModelError):
 class StartsAtLn2(TrainerCallback):
     """Stop a training whose first reward margin is not zero, that is, whose sigmoid loss does not start at ln 2. Before
     the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference). Allowed is
-    1e-5 in fp32, and 1e-2 in 16 bit, where sums over other padding differ."""
+    1e-5 in fp32, and 1e-2 in 16 bit, where sums over other padding differ, at beta 0.1; a margin grows with beta."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
+        allowed *= max(1.0, args.beta / 0.1)
         if state.global_step == 1 and not abs(margin) <= allowed:
             raise ReferenceMismatch(
                 f"at the first step the reward margin is {margin:.3g}, not 0 within {allowed:g}: the reference is not the "

@@ -1,7 +1,6 @@
 """Files of a run: rows as JSONL, JSON, hashes, locks, progress.
 
-A file is replaced as a whole or grows by whole rows; a killed process leaves at most one incomplete last line. Contents
-are untrusted: errors show values escaped."""
+A file is replaced as a whole or grows by whole rows; a killed process leaves one incomplete line. Errors escape values."""
 
 import contextlib
 import gzip
@@ -208,8 +207,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(folder: Path) -> None:
-    """Put everything in a folder on disk, so that a name given to it afterwards never stands for half of it, even if the
-    power fails."""
+    """Put everything in a folder on disk: after a power cut, a name given to it afterwards never stands for half of it."""
     for path in [*folder.rglob("*"), folder]:
         with contextlib.suppress(PermissionError):  # Windows opens no folders
             descriptor = os.open(path, os.O_RDONLY)
@@ -229,12 +227,13 @@ def make_dir(path: Path) -> None:
         pass
 
 
-def sha256(path: Path | str) -> str:
-    """Hash of a file, or of the names and contents of all files in a directory; StoreError if it cannot be read."""
+def sha256(path: Path | str, without: str = "") -> str:
+    """Hash of a file, or of the names and contents of all files in a directory but one; StoreError if it cannot be read."""
     path = Path(path)
     try:
         if path.is_dir():
-            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
+            found = [p for p in sorted(path.rglob("*")) if p.is_file() and p != path / without]
+            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in found}
             return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

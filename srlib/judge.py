@@ -6,8 +6,7 @@
     j.score, j.rationale, j.expected_score, j.distribution
     judge.compare(instruction="...", response_a="...", response_b="...", rubric=...).preference
 
-A judge behind a server is used alike: `Judge.load("http://localhost:8000/v1", model="judge")`. For files there is
-`judge_file`, which is what `srlib judge` calls."""
+A judge behind a server is used alike: `Judge.load("http://localhost:8000/v1", model="judge")`. Files: `judge_file`."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ FAR = 0.5  # nats a token beyond the least likely prompt of the validation split
 
 @dataclass
 class Judge:
-    """A loaded judge. `template` and `max_new_tokens` are those of its training; `sampler` is `sample.judgments` with the model,
-    or `sample.server_judgments` with the server."""
+    """A loaded judge. `template` and `max_new_tokens` are those of its training; `sampler` draws from the model or server."""
 
     sampler: Callable[..., list[Judgment]]
     template: str = "brief"
@@ -79,8 +77,7 @@ class Judge:
         return self.score_many([comparison])[0]
 
     def score_many(self, items: Sequence[Item], **sampling: Any) -> list[Judgment]:
-        """Judge examples and comparisons, greedily unless `sampling` says otherwise: n, temperature, top_p, seed, out (resumes), ...
-        as in `sample.judgments`. Ordered by item, then index."""
+        """Judge items, greedily unless `sampling` says otherwise (n, temperature, ..., as in `sample.judgments`; `out` resumes)."""
         return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
@@ -99,11 +96,11 @@ def is_served(judge: str | Path) -> bool:
 
 def identity(judge: str | Path, model: str = "") -> str:
     """What tells one judge from another: of a directory, served or not, the hash of its files and of its base's,
-    `"sha256:4f3a5005168266fd"`; of a hub id or any other served model its name, since a server may move."""
+    `"sha256:4f3a5005168266fd"`, as of a GGUF file; of a hub id or any other served model its name: a server may move."""
     local = Path(model if is_served(judge) and model else judge).expanduser()
-    if not local.is_dir():
+    if not local.exists():
         return str(model or judge)
-    files_hash, base = f"sha256:{files.sha256(local)[:16]}", models.base_of(local)
+    files_hash, base = f"sha256:{files.sha256(local)[:16]}", models.base_of(local) if local.is_dir() else None
     return files_hash if base is None else f"{files_hash} on {identity(base)}"
 
 
@@ -173,8 +170,7 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
 
 
 def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
-    """Mean negative log-likelihood, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on
-    text of a kind that the model has not read before."""
+    """Mean NLL, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
     found, longest = [], min(1024, model.config.get_text_config().max_position_embeddings)
     for item in items[:: max(1, len(items) // 32)][:32]:
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)

@@ -104,8 +104,7 @@ def prompt_ids(tokenizer: Any, item: Item, template: str = "brief", shots: Seque
 
 
 def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) -> str:
-    """A user's text in the chat template, up to the start of the answer, without the BOS that the tokenizer adds itself;
-    `before` are earlier turns, (user, assistant)."""
+    """A user's text in the chat template, up to the answer, without the BOS that the tokenizer adds; `before`: earlier turns."""
     before, text = [[defused(part, tokenizer) for part in turn] for turn in before], defused(text, tokenizer)
     if tokenizer.chat_template is None:
         return "".join(f"{user}\n{own}\n\n" for user, own in before) + text + "\n"

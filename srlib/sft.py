@@ -20,8 +20,7 @@ ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for 
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
-    """Prompt and gold judgment of each example or comparison; `rationale=False` leaves the verdict alone. Raises
-    ModelError on an item without a gold score or preference."""
+    """Prompt and gold judgment of each item; `rationale=False` leaves the verdict alone. ModelError if there is no gold one."""
     rows = []
     for item in items:
         if item.gold is None:

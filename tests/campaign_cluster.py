@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -80,9 +81,9 @@ class Runs:
         command += ["-p", "arms=base,sft", "--seeds", "0,1", "--run-dir", self.root / "runs" / name]
         command += ["--cluster", address] if address else []
         with open(self.root / "log", "a") as log:
-            return subprocess.Popen(
-                command, cwd=self.root, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+            how = dict(cwd=self.root, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored in a shell's background
+            return subprocess.Popen(command, **how, preexec_fn=ctrl_c)
 
     def of(self, name: str) -> list[Path]:
         return [self.root / "runs" / f"{name}-{seed}" for seed in (0, 1)]

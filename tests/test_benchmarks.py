@@ -309,8 +309,10 @@ def test_judged_resumed_and_scored_again(base_dir, one_thread, tmp_path):
     assert (found[-1]["n"], len(whole.splitlines())) == (3, 6)
     kept.write_text("".join(whole.splitlines(keepends=True)[:2]))
     assert (benchmarks.evaluate(base_dir, benchmark, out, data=data), kept.read_text()) == (found, whole)
-    with pytest.raises(SrlibError, match="of another judge or of other rows"):
-        benchmarks.evaluate(base_dir, benchmark, out, data=data, compare=True)
+    other = replace(benchmark, criterion="Is it short?")
+    for asked, how in ((benchmark, {"compare": True}), (other, {})):
+        with pytest.raises(SrlibError, match="of another judge, or of other rows or prompts"):
+            benchmarks.evaluate(base_dir, asked, out, data=data, **how)
     assert kept.read_text() == whole
     for bad, words in ((data, "is an input"), (kept, "was not made"), (kept.with_suffix(".note.json"), "was not made")):
         with pytest.raises(SrlibError, match=words):

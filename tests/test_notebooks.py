@@ -56,6 +56,8 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     stop(start("runs/t"), lambda: lines(samples) >= 16)
     assert 16 <= lines(samples) < 24 * 4
     assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t")))
+    known = files.read_json(run / "judge" / "judge.json")["validation"]
+    assert known.keys() == {"parse_rate", "prompt_nll_highest"}, "what `srlib judge` compares other rows with"
     found = results(run)
     for arm, split in itertools.product(("base", "sft", "sre_1"), SIZES):
         value, low, high, *rest = found[arm, split, "accuracy"]

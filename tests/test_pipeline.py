@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from throwaway import make_project, srlib_run, stop
+from throwaway import make_project, srlib_run, stop, write_notebook
 
 from srlib import config, files
 from srlib.curate import CurateError
@@ -230,3 +230,29 @@ def test_a_worker_ends_with_its_parent():
     assert parent.stdout.read() == b"", "the pipe closes when the worker is gone"
     assert time.monotonic() - started < 10
     parent.wait()
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, "0 -"),
+        ({"CUDA_VISIBLE_DEVICES": "3,5"}, "3 -"),
+        ({"CUDA_VISIBLE_DEVICES": "3,5", "RANK": "1", "LOCAL_RANK": "1"}, "5 0"),
+        ({"CUDA_VISIBLE_DEVICES": "", "RANK": "1", "LOCAL_RANK": "1"}, " 1"),
+    ],
+)
+def test_a_process_sees_one_gpu_and_its_number_is_0(tmp_path, given, seen):
+    """transformers would train on all that it sees, and looks for the GPU of the number LOCAL_RANK."""
+    told = 'import os\nprint(os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("LOCAL_RANK", "-"), file=open("seen", "w"))'
+    write_notebook(tmp_path / "a.ipynb", {"work": told})
+    command = [sys.executable, "-P", pipeline.EXECUTE, "a.ipynb", "out.ipynb", "{}"]
+    inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "RANK", "LOCAL_RANK")}
+    subprocess.run(command, cwd=tmp_path, env=inherited | given, stdin=subprocess.PIPE, check=True, timeout=120)
+    assert (tmp_path / "seen").read_text() == f"{seen}\n"
+
+
+def test_two_halves_of_an_adapter_need_an_even_rank(project):
+    root = project()
+    for rank in ("0", "7"):
+        with pytest.raises(stages.RunError, match=f"two halves, and lora_rank is {rank}; set an even one"):
+            go(root, "sft_mode=merge", f"lora_rank={rank}")

@@ -75,11 +75,22 @@ def test_the_batches_are_those_of_the_sampler():
     assert sampler == (memory.ROWS, memory.PROMPTS, memory.PROMPT_TOKENS, memory.PREFILL, memory.BLOCK)
 
 
-def test_the_gpu_is_the_largest_that_nvidia_smi_lists(monkeypatch):
-    listed = SimpleNamespace(stdout="Tesla T4, 15360\nNVIDIA H100 80GB HBM3, 81559\n")
+def test_the_gpu_is_the_first_of_those_that_a_process_may_see(monkeypatch):
+    listed = SimpleNamespace(stdout="0, GPU-a1, Tesla T4, 15360\n1, GPU-b2, NVIDIA H100 80GB HBM3, 81559\n")
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: listed)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.found() == Card("NVIDIA H100 80GB HBM3", 81559 * 2**20)
+    small, large = Card("Tesla T4", 15360 * 2**20), Card("NVIDIA H100 80GB HBM3", 81559 * 2**20)
+    for visible, cards in (
+        ("0", [small]),
+        ("1", [large]),
+        ("1,0", [large, small]),
+        ("GPU-b2", [large]),
+        ("MIG-7", [small, large]),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert machine.gpus() == cards
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert (machine.found(), machine.gpus()) == (small, [small, large])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not machine.found().gpu
     assert 10 * 2**20 < machine.peak_memory() < machine.found().bytes

@@ -168,4 +168,5 @@ def test_nothing_to_show_is_no_error():
     for name, rows in [*nothing, ("risk_coverage", {})]:
         getattr(plots, name)(rows).savefig(io.BytesIO())
     plots.curves([], "SFT").savefig(io.BytesIO())
+    plots.reliability([], []).savefig(io.BytesIO())
     plots.histograms("", {"entropy": [NAN]}, "", "").savefig(io.BytesIO())

@@ -91,6 +91,13 @@ def test_settings_are_lines_and_what_differs_is_their_name(runs, tmp_path):
     assert list(got) == [*lines, *differences, "sre_10, beta=0.3 − sre_10, beta=0.1"], "samples are of one of them only"
     assert (got["sft, beta=0.1"][0], got["sft, beta=0.3"][0]) == ("47.0 ± 5.0", "45.0 ± 0.0")
     assert got["sre_10, beta=0.3 − sre_10, beta=0.1"][0].startswith("-14.0 ± "), "of seeds 0 and 1, which both have"
+    (tmp_path / "tiny-beta=0.3-1" / "params.yaml").write_text("beta: 0.3\n")  # it came to no pairs, so to no DPO
+    manifest = tmp_path / "tiny-beta=0.3-1" / "judges" / "sre_2" / "manifest.json"
+    files.write_json(
+        manifest,
+        (made := files.read_json(manifest)) | {"parts": {k: v for k, v in made["parts"].items() if k != "beta"}},
+    )
+    assert list(cells(tables.compare([*runs, *others], tmp_path / "out"))) == list(got), "still a seed of its setting"
     record = files.read_json(tmp_path / "out" / "compare.json")
     assert record["runs"] == {f"beta=0.1, seed={s}": f"tiny-{s}" for s in range(3)} | {
         f"beta=0.3, seed={s}": f"tiny-beta=0.3-{s}" for s in range(2)

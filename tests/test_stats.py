@@ -155,6 +155,11 @@ def test_a_group_is_drawn_as_one():
     assert naive < 0.5 * grouped
 
 
+def test_one_group_says_nothing_of_others():
+    value, low, high, n = intervals.mean([1, 0, 1, 0], group=["a"] * 4)
+    assert (value, math.isnan(low), math.isnan(high), n) == (0.5, True, True, 4)
+
+
 def test_groups_reach_every_interval():
     """Ten answers to each of eight questions, all right or all wrong: eight things to draw from, not eighty."""
     right, group, one = np.repeat([1, 1, 1, 0, 1, 0, 1, 0], 10), np.repeat(range(8), 10).tolist(), np.ones(80)
@@ -371,6 +376,15 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
     text = ppi.told(estimate, missing, 0.9)
     assert "90%, 2 labels, 8 rows" in text
     assert "without a score: bad_row 3, label_null 1, no_score 1, no_verdict 1" in text
+
+
+def test_a_label_of_a_row_that_could_not_be_read_counts_if_its_id_is_clear(tmp_path):
+    bad = {"id": "a", "score": None, "failure": "bad_row"}
+    judged = [{"id": "b", "score": 2}, {"id": "c", "score": 4}, bad]
+    labels = lines(tmp_path / "labels.jsonl", [{"id": i, "score": 5} for i in "ab"])
+    for rows, n in ((judged, 2), ([*judged, bad], 1)):
+        estimate, _ = ppi.of_files(lines(tmp_path / "judged.jsonl", rows), labels)
+        assert estimate.mean.n == n
 
 
 def test_ids_may_be_integers(tmp_path):

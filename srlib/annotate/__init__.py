@@ -44,8 +44,7 @@ class Side(NamedTuple):
 def side_by_side(
     examples: Sequence[Example], a: Judged, b: Judged, equal_score_only: bool = False
 ) -> tuple[list[Side], Counter[str]]:
-    """The items that can be compared, and how many cannot, by reason; `a` and `b` hold a judgment of each example. With
-    `equal_score_only`, a rationale cannot win by its score."""
+    """The items that can be compared, and how many cannot, by reason; with `equal_score_only` no rationale wins by its score."""
     sides, left_out = [], Counter()
     for example, *pair in zip(examples, a, b, strict=True):
         if any(judgment is None or judgment.score is None for judgment in pair):

@@ -3,9 +3,9 @@
     rows = evaluate("runs/notes/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
     rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
-`score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
-and that A is better (docs/guides/benchmarks.md)."""
+`score` also reads answers of other programs (docs/guides/benchmarks.md): `{"id": "17", "order": "BA", "verdict": "A"}`."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import StrictInt, StrictStr
 from rich.table import Table
 from rich.text import Text
 
-from srlib import files
+from srlib import files, prompts
 from srlib.benchmarks import protocol
 from srlib.benchmarks.protocol import Benchmark, Question
 from srlib.benchmarks.rules import Judged, Rows
@@ -68,9 +68,12 @@ def evaluate(
     questions, origin, _ = protocol.load(benchmark, data, revision)
     items = protocol.items(questions, compare)
     name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
-    note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY}
+    asked = hashlib.sha256("".join(prompts.request(item, "prometheus") for item in items).encode()).hexdigest()
+    note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY, "prompts": asked}
     if path.exists() and _note(path) != note:
-        raise SrlibError(f"{path}: holds judgments of another judge or of other rows; name another -o, or delete it")
+        raise SrlibError(
+            f"{path}: holds judgments of another judge, or of other rows or prompts; name another -o, or delete it"
+        )
     loaded = Judge.load(judge, model=model)
     files.write_json(beside, note)
     loaded.score_many(items, out=path, desc=benchmark.name)

@@ -144,8 +144,7 @@ def _against(right: Verdict, judgments: list[Judgment], margin: float) -> Pairs 
 
 
 def distance(verdict: Verdict, right: Verdict) -> float:
-    """How far off a verdict is: `(4, 1) -> 3`; a wrong preference is beyond every margin: `("tie", "A") -> inf`. Rounded, so that
-    scores 0.2 and 0.3 are a margin of 0.1 apart."""
+    """How far off a verdict is, `(4, 1) -> 3`, `(0.3, 0.2) -> 0.1`; a wrong preference is beyond every margin: infinity."""
     return (0.0 if verdict == right else math.inf) if isinstance(right, str) else round(abs(verdict - right), 6)
 
 
@@ -192,8 +191,7 @@ def curate(
     limit; other judgments are dropped, never truncated. `flipping(pairs)`: ids of rejected judgments whose rationale
     does not hold its score; called once, with all pairs. `hinted`: ids of judgments drawn with a hint; the strategy of
     a pair with one is `hinted`. `balance`: as many pairs for every chosen score as the rarest has, within `max_pairs` (0: no
-    limit). The draw of a prompt depends on its id, `seed` and `iteration` only, so a subset of the prompts gives the
-    same pairs."""
+    limit). The draw of a prompt depends on its id, `seed` and `iteration` only: a subset of prompts gives the same pairs."""
     by_item: dict[str, list[Judgment]] = {item.id: [] for item in items}
     for judgment in sorted(judgments, key=lambda j: -j.index):
         by_item.get(judgment.example_id, []).append(judgment)
@@ -243,8 +241,7 @@ def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
 
 def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduced: Mapping[str, str]) -> Curation:
     """The pairs as pairs of the kinds in `mix` (arXiv 2409.14664): as many as there can be while the weights hold to the pair.
-    `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response; one that is much like the response
-    that was judged makes no pair."""
+    `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response, which has to differ from the judged."""
     about = {e.id: e for e in asked if e.id in deduced and similarity(e.response, deduced[e.id]) <= ALIKE}
     differ = [p.id for p in curated.pairs if p.rejected_score not in (None, p.chosen_score)]
     able = {"deduction": [*about], "verdict": differ, "cot": [p.id for p in curated.pairs]}

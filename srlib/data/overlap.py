@@ -1,8 +1,7 @@
 """Text that an evaluation split shares with the training rows: 13-grams of words and runs of 50 characters.
 
 The usual measures of contamination: lower-cased words without punctuation (GPT-3, arXiv 2005.14165, appendix C), letters and
-digits (GPT-4, arXiv 2303.08774, appendix C; here every run instead of three). An item is hit if it shares one gram; a text
-shorter than a gram is one gram."""
+digits (GPT-4, arXiv 2303.08774, appendix C; here every run, not three). One shared gram is a hit; a short text is one gram."""
 
 import itertools
 import re
@@ -19,8 +18,7 @@ def report(train: Iterable[Item], splits: Mapping[str, Sequence[Item]]) -> list[
 
         [{"split": "test", "text": "instruction", "items": 400, "13-gram": 0.02, "50-character": 0.03}, ...]
 
-    An empty split has no lines. Nothing is sampled: 100,000 training rows take half a minute, and memory for 200 bytes a
-    gram of the evaluation splits."""
+    An empty split has no lines. Nothing is sampled: 100,000 training rows take half a minute, a gram to look for 200 bytes."""
     train, lines = list(train), {}
     for kind, (measure, n) in itertools.product(("instruction", "response"), MEASURES.items()):
         items = {split: [_texts(row, kind, n) for row in rows] for split, rows in splits.items() if rows}

@@ -132,9 +132,8 @@ def on_scale(items: Sequence[Example], values: Sequence[float]) -> Floats:
 
 
 def confidence(judgments: Sequence[Judgment | None]) -> Floats:
-    """(n,) probability of the score after the rationale, or of a majority the share of draws that agree. NaN abstains:
-    no score, no distribution, or more than half of the probability off the scale, so that "none of the scores" is the
-    likeliest outcome (arXiv 2312.09300)."""
+    """(n,) probability of the score after the rationale, or of a majority the share of draws that agree. NaN abstains: no score,
+    no distribution, or "none of the scores" is likeliest, with more than half of the probability (arXiv 2312.09300)."""
     sure = [NAN if j is None or j.score is None else (j.distribution or {}).get(j.score, NAN) for j in judgments]
     mass = np.array([1.0 if j is None or j.on_scale is None else j.on_scale for j in judgments])
     return np.where(mass < 0.5, NAN, mass * sure)

@@ -8,6 +8,7 @@ from typing import Any
 
 from srlib import files as store
 from srlib.evaluate.arms import Arm
+from srlib.schema import Judgment
 
 SUMS = ("training tokens", "prompt tokens", "drawn tokens", "seconds")
 
@@ -28,14 +29,22 @@ def stages(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def drawn(*made: Sequence[Judgment]) -> dict[str, int | None]:
+    """Tokens of judgments that a stage has drawn, as facts of its manifest; a prompt is read once. None: nobody counted."""
+    read = sum(sum({j.example_id: j.prompt_tokens for j in own}.values()) for own in made)
+    written = sum(j.tokens for own in made for j in own)
+    return {"prompt_tokens": read if read or not any(made) else None, "drawn_tokens": written}
+
+
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     """`{"arm", *SUMS}`: the sums of the stages that train an arm's judge and draw what it learns from; 0 for base."""
     by_stage = {row["stage"]: row for row in stages(run)}
-    sft = [name for name in ("sft_pointwise", "sft_pairwise", "sft") if name in by_stage]  # halves of a merge first
+    sft = [name for name in ("rationales", "sft_pointwise", "sft_pairwise", "sft") if name in by_stage]
     rows = []
     for arm in compared:
-        rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "dpo")]
-        after_sft = {"sft": [], "sft_continued": [arm.judge], "rft": ["sample_1", arm.judge], "grpo": ["grpo"]}
+        rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "curate", "dpo")]
+        after_sft = {name: [name] for name in ("sft_continued", "grpo")}
+        after_sft |= {"sft": [], "rft": ["sample_1", "curate_1", "rft"]}
         if arm.iteration or arm.judge in after_sft:
             needed = [*sft, *(rounds or after_sft[arm.judge])]
         else:

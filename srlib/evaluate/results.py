@@ -47,10 +47,10 @@ def judge_all(
     workers: int = 1,
     shots: Sequence[Example] = (),
 ) -> Passes:
-    """Judge every split in every pass that the arms read. `models` maps a judge's name ("base" for the base model) to
-    its directory; `load` and `draw` are keywords of `models.load` and of `sample.judgments` (a greedy pass draws one
-    judgment at temperature 0); the base model's prompt has the template in `draw`. On a CPU, `workers` processes share the passes. A split that is complete in <out>/<pass>
-    is read, a partial one resumed. `shots` are examples for the prompts of arms that show some; each of these arms
+    """Judge every split in every pass that the arms read. `models` maps a judge's name ("base" for the base model) to its
+    directory; `load` and `draw` are keywords of `models.load` and `sample.judgments` (a greedy pass draws one judgment at
+    temperature 0; `template` is that of the base model's prompts). On a CPU, `workers` processes share the passes. A split that
+    is complete in <out>/<pass> is read, a partial one resumed. `shots` are examples for arms that show some, each of which
     chooses its prompt on the split `validation`."""
     passes = {a.judged_in: a for a in arms}
     todo = [a for name, a in passes.items() if not all((out / name / f"{split}.done").exists() for split in splits)]
@@ -77,6 +77,7 @@ def judge_pass(
 ) -> None:
     """Judge all splits as the arm needs it, into <out>/<pass>; `silent` in a worker, whose parent shows the progress."""
     from srlib import models, sample
+    from srlib.judge import prompt_nll
 
     if silent:
         os.environ["SRLIB_PROGRESS"] = ""
@@ -97,13 +98,16 @@ def judge_pass(
             judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
             if config.together()[0] == 0:
-                files.write_json(done, {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)})
+                cost = {"seconds": seconds, "tokens": sum(j.tokens for j in judgments)}
+                if split == "validation" and a.plain:  # `srlib judge` compares other rows with it
+                    nll = prompt_nll(loaded, tokenizer, rows, draw["template"])
+                    cost |= {"prompt_nll_highest": round(max(nll), 4)} if nll else {}
+                files.write_json(done, cost)
 
 
 def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence[Example]) -> dict[str, Any]:
-    """The template and the examples with the most right scores on validation, as keywords of `sample.judgments`; on ties the
-    first of <out>/prompts.json, which keeps how often each was right. few_shot tries 1 to 8 examples, best_prompt every
-    template with and without two."""
+    """Template and examples with the most right scores on validation, as keywords of `sample.judgments`; on ties the first of
+    <out>/prompts.json, which keeps how often each was right. few_shot tries 1 to 8, best_prompt 0 and 2 in any template."""
     if not splits.get("validation"):
         raise ArmError(f"{a.name}: its prompt is chosen on validation rows, and there are none; leave the arm out")
     chosen = [few(shots, k) for k in ((0, 2) if a.prompting == "best_prompt" else SHOTS)]  # maybe fewer than k

@@ -24,9 +24,9 @@ CARDS = tuple(Card(name, mib * 2**20) for name, mib in _MIB.items())
 
 
 def found() -> Card:
-    """The largest of the visible `gpus`, else this machine's RAM: `Card("Tesla T4", 16106127360.0)`."""
+    """The first of the visible `gpus`, which one process uses, else this machine's RAM: `Card("Tesla T4", 16106127360.0)`."""
     if cards := gpus():
-        return max(cards, key=lambda card: card.bytes)
+        return cards[0]
     if hasattr(os, "sysconf"):
         ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     else:  # Windows
@@ -39,23 +39,24 @@ def found() -> Card:
 
 
 def gpus() -> list[Card]:
-    """The GPUs that nvidia-smi lists, as many as CUDA_VISIBLE_DEVICES lets a process see."""
+    """The GPUs of nvidia-smi that CUDA_VISIBLE_DEVICES names, by number or UUID, in its order, or all in that of the bus."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip()
     if visible in ("", "-1"):
         return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):  # no such tool, or no GPU
         lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-        cards = [line.rsplit(",", 1) for line in lines if "," in line]
-        cards = [Card(name.strip(), float(mib) * 2**20) for name, mib in cards]
-        return sorted(cards, key=lambda card: -card.bytes)[: None if visible == "all" else len(visible.split(","))]
+        cards = [[part.strip() for part in line.split(",")] for line in lines if line.count(",") == 3]
+        names = [card[0] for card in cards] if visible == "all" else [name.strip() for name in visible.split(",")]
+        named = [card for name in names for card in cards if card[0] == name or card[1].startswith(name)]
+        return [Card(name, float(mib) * 2**20) for _, _, name, mib in named or cards]  # a part of one has another name
     return []
 
 
 def environment(threads: int | str | None = None) -> dict[str, str]:
     """Environment of a process that computes with so many threads (None: torch decides), none of which spins idly. On a CPU
     glibc keeps freed memory, in large pages: training would give thousands of pages back in every step and ask again."""
-    variables = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if "GLIBC_TUNABLES" not in os.environ and not found().gpu:
         keep = ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000")
         variables["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{setting}" for setting in keep)

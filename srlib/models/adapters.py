@@ -24,8 +24,7 @@ MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}
 
 def linear_layers(model: Any, wanted: str = "all-linear") -> list[str]:
     """Names of the layers that get an adapter, `all-linear -> ["down_proj", "gate_proj", ...]`: all linear layers except
-    the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list. Raises ModelError on a name that the
-    model lacks, which PEFT would ignore."""
+    the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list. ModelError on a name that PEFT would ignore."""
     head = model.get_output_embeddings()
     linear = {
         name.removesuffix(".base_layer").rpartition(".")[2]  # the suffix is of a layer that has an adapter already
@@ -145,8 +144,7 @@ def merge_adapters(
     `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights
     becomes `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` mixes the A of one with the B of the
     other); `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv
-    2311.03099); `ties`, the largest entries of the sign with the larger sum (arXiv 2306.01708). An SVD cuts the last two to
-    `rank`."""
+    2311.03099); `ties`, the largest entries of the sign with the larger sum (arXiv 2306.01708). An SVD cuts these to `rank`."""
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 

@@ -1,8 +1,7 @@
 """What a model attends to: whether only to the tokens before, up to which length, and with more than plain attention.
 
 attends_within(model)           # 4096 of Mistral, inf of Llama
-check_arguments(softcap=50.0)   # NotImplementedError: attention with softcap
-"""
+check_arguments(softcap=50.0)   # NotImplementedError: attention with softcap"""
 
 import math
 import re
@@ -27,8 +26,7 @@ def attends_within(model: Any) -> float:
 
 
 def check_arguments(**arguments: Any) -> None:
-    """Refuse what a model hands to an attention function of ours that computes plain causal attention: a mask of its own, soft
-    caps, sinks, a bias. They may hardly matter to short texts."""
+    """Refuse what plain causal attention, as ours computes it, leaves out: a mask of its own, soft caps, sinks, a bias."""
     used = [name for name, value in arguments.items() if value is not None and value is not False]
     if others := [name for name in used if name not in _WITHOUT_EFFECT]:
         raise NotImplementedError(f"attention with {', '.join(others)}")

@@ -63,8 +63,7 @@ def load(
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314). A
     judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
     base's layers, never merged, so it computes what it computed in training. Loads no remote code and no pickled
-    weights. `max_length` is for Unsloth, which sets memory aside for rows of so many tokens and cuts longer ones;
-    0: the model's limit."""
+    weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for so long rows and cuts longer ones."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     model = gguf.directory(model)
@@ -165,6 +164,8 @@ def base_of(model: str | Path) -> str | None:
     name = str(judge_info(path).get("base", recorded))
     if not Path(recorded).is_absolute() or Path(recorded).is_dir():  # a hub id, or where it was
         return recorded
+    if name.lower().endswith(".gguf"):  # the cache was on another machine, or is gone
+        return str(gguf.directory(name))
     with contextlib.suppress(config.ParamError):  # outside a clone of the project
         if (moved := config.project_root(path) / name).is_dir():
             return str(moved)

@@ -6,8 +6,7 @@ same on every machine, and the trainer resumes at any step from a checkpoint wit
     rows = [rows[i] for i in training.order(lengths, batch_size=16, steps=120, seed=0)]
     args = SFTConfig(output_dir, max_steps=120, **training.arguments(cfg, batch_size=16))
     trainer = SFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), callbacks=[training.Progress("train sft")])
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(args.output_dir))
-"""
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(args.output_dir))"""
 
 import contextlib
 import math
@@ -96,8 +95,7 @@ def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
 
 
 class Progress(TrainerCallback):
-    """Show how far a training is, in a notebook and to the pipeline, in place of transformers' own printing; its curves go to
-    the wandb run that is open by then (`stage.track()`)."""
+    """Show how far a training is, in a notebook and to the pipeline; its curves go to the open wandb run (`stage.track()`)."""
 
     def __init__(self, desc: str) -> None:
         self.desc = desc

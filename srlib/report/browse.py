@@ -29,8 +29,7 @@ def marked(one: str, other: str) -> list[tuple[str, bool]]:
 
 
 def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
-    """The test items with each arm's judgment and their slices, by place, and up to PAIRS pairs of each iteration; {} if the
-    run has judged none."""
+    """The test items with each arm's judgment and their slices, by place, and PAIRS pairs of each iteration; {} if none."""
     paths = {name: run / "eval" / arms.arm(name).judged_in / "test.jsonl" for name in arms.in_order(cfg.arms)}
     items = files.read_rows(path, Example) if (path := run / "data" / "test.jsonl").exists() else []
     judged = {n: arms.read(arms.arm(n), files.read_rows(p, Judgment)) for n, p in paths.items() if items and p.exists()}

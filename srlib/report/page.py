@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
 def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[str, Any]:
     """What the first screen of report.html says: the last judge against the others, item by item, and where it comes from."""
     names, items, root = [of["name"] for of in found["arms"]], found["items"], config.project_root()
-    chain = [name for name in names if arm(name).read == "greedy" and (name == "sft" or arm(name).iteration)]
+    chain = [name for name in names if arm(name).plain and (name == "sft" or arm(name).iteration)]
     last, right = [*names, *chain][-1], {name: [row["judged"][name]["right"] for row in items] for name in names}
     pairs = [p for p in ((last, "sft"), (last, "base"), (CEILING, "sft"), ("base", "sft")) if right.keys() >= {*p}]
     better = {(a, b): comparison.paired_difference(right[a], right[b], group=found["groups"]) for a, b in pairs}

@@ -1,7 +1,6 @@
 """One function a figure: rows or arrays in, a matplotlib Figure out; nothing to show makes an empty one.
 
-Ink on white, light grid lines, 100 dpi. Arms stand in the order of ARMS, each in its own colour (`color_of`) in every figure:
-`forest(results).savefig("forest.png")`."""
+Ink on white, light grid lines, 100 dpi. Arms are in the order of ARMS, each in its own colour (`color_of`) in every figure."""
 
 import textwrap
 import zlib
@@ -66,8 +65,7 @@ def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: s
 
 def curves(log: Rows, title: str) -> plt.Figure:
     """What a training logged over its steps (`training.log_of`): its loss, and of DPO margins, log-probabilities and lengths, of
-    GRPO rewards and lengths. If both log-probabilities fall while the margin grows, DPO is failing in its usual way.
-    Rows without a column are skipped."""
+    GRPO rewards and lengths. If both log-probabilities fall while the margin grows, DPO is failing in its usual way."""
     panels = {"margin of rewards": ["rewards/margins"], "log-probability, nats": ["logps/chosen", "logps/rejected"]}
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
@@ -183,6 +181,9 @@ def reliability(
 
     figure, (axes,) = axes_of(title, "confidence", f"share that is right (n {len(confidence)})", height=3.6, width=3.6)
     axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    if not len(confidence):
+        return figure
     confidence = np.clip(confidence, 0, 1)
     right, claimed = calibration_curve(correct, confidence, n_bins=10)
     n = np.unique(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence), return_counts=True)[1]
@@ -190,7 +191,6 @@ def reliability(
     if fitted is not None:
         curve = pd.Series(np.asarray(fitted, dtype=float)).groupby(confidence.round(2)).mean()
         axes.plot(curve.index, curve, color=RED, linewidth=1.8, label="fitted on validation")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     legend(axes, loc="upper left")
     return figure
 

@@ -71,7 +71,8 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     pairs += [(line[last, name], line[last, first]) for name in others if last]
     names = [(name, "") for name in line.values()] + pairs
     cells = [_over_seeds(rows, title, *name) for name in names for title in COMPARED]
-    texts = [_show(cell, title) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
+    most = max(map(len, settings.values()))
+    texts = [_show(cell, title, most) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
     lines = [[" − ".join(filter(None, name)), *texts[7 * i : 7 * i + 7]] for i, name in enumerate(names)]
     seeds = ", ".join(str(seed) for _, seed, _ in runs)
     title = f"{len(settings)} settings, {len(runs)} runs" if others else f"{len(runs)} seeds ({seeds})"
@@ -101,8 +102,14 @@ def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = 
 def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
     """Name of a setting, `"margin=1"`, -> seed -> run directory. The name holds what differs; the only setting has none."""
     settings: dict[str, tuple[dict, dict, dict]] = {}
-    for path in paths:
-        values, shown = _parameters(path)
+    found = {path: _parameters(path) for path in paths}
+    anywhere = {name for values, _ in found.values() for name in values}
+    for path, (values, shown) in found.items():
+        if (
+            path / "params.yaml"
+        ).exists():  # of a stage that this run did not come to, as without any pair, what was set
+            asked = config.load(path / "params.yaml").model_dump(mode="json")
+            values |= {name: asked[name] for name in (anywhere & asked.keys()) - values.keys()}
         seed = values.pop("seed")
         runs = settings.setdefault(json.dumps(values, sort_keys=True), (values, shown, {}))[2]
         if runs.setdefault(seed, path) is not path:
@@ -144,10 +151,11 @@ def _over_seeds(rows: Sequence[Mapping[str, Any]], title: str, arm: str, against
     return names | intervals.fields(intervals.seeds(list(values.values()))) | {"by_seed": values}
 
 
-def _show(row: Mapping[str, Any], title: str) -> str:
-    """`64.4 ± 3.5`, a difference with its sign; the t interval lies evenly about the mean."""
+def _show(row: Mapping[str, Any], title: str, most: int) -> str:
+    """`64.4 ± 3.5`, a difference with its sign, fewer seeds than `most` with their number: `64.4 ± 3.5 (n 2)`."""
     half = f" ± {_number(row['ci_high'] - row['value'], title)}" if row["ci_high"] is not None else ""
-    return _number(row["value"], title, "+" if "against" in row else "") + half
+    few = f" (n {row['n']})" if 0 < row["n"] < most else ""
+    return _number(row["value"], title, "+" if "against" in row else "") + half + few
 
 
 def _number(value: float | None, title: str, sign: str = "") -> str:

@@ -4,8 +4,7 @@ stages         which notebook makes which directory of a run, what it depends on
 stage          a stage from inside its notebook: opened, tracked, finished
 pipeline       all stages of a run, each in a process of its own (execute)
 cluster        the same processes as tasks of a Ray cluster
-plan, colab    memory before a run starts; the second cell of a notebook in Colab
-"""
+plan, colab    memory before a run starts; the second cell of a notebook in Colab"""
 
 from srlib.run.pipeline import run as run
 from srlib.run.stage import open_run as open_run

@@ -5,8 +5,7 @@ in the run directories, which all nodes see at one path. A stage there is the sa
 resumes in its directory; so the same command goes on with or without a cluster.
 
     with Cluster("auto", [run_dir]) as place:
-        pipeline.run_all({run_dir: cfg}, place=place)
-"""
+        pipeline.run_all({run_dir: cfg}, place=place)"""
 
 import contextlib
 import fcntl

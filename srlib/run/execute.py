@@ -25,8 +25,7 @@ NO_MEMORY = (
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel of this interpreter, reached over Unix sockets where there are some: a TCP port may be taken before its kernel
-    has started."""
+    """A kernel of this interpreter, reached over Unix sockets where there are some: others may take a TCP port first."""
 
     kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
 
@@ -41,12 +40,15 @@ if __name__ == "__main__":
     notebook, out = (path.replace("{", "{{").replace("}", "}}") for path in sys.argv[1:3])  # papermill fills in {names}
     options = dict(kernel_name="python3", language="python", progress_bar=False, kernel_manager_class=Kernel)
     options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)
-    rank = int(os.environ.get("RANK", 0))
-    if "RANK" in os.environ:  # one of several processes that train together, each with a GPU of its own
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(rank + 1)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)]  # "" stays
-        if rank:
-            out, os.environ["SRLIB_PROGRESS"] = None, ""
+    rank = int(os.environ.get("RANK", 0))  # of several processes that execute a stage together
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(rank + 1)))).split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[
+        rank % len(visible)
+    ]  # one GPU each: transformers would use all; "" stays
+    if "LOCAL_RANK" in os.environ and any(visible):
+        os.environ["LOCAL_RANK"] = "0"  # the number of the GPU among those that the process sees
+    if rank:
+        out, os.environ["SRLIB_PROGRESS"] = None, ""
     answer, problem = os.dup(1), ""
     os.dup2(2, 1)  # what the kernel prints outside of its cells goes to the log
     try:

@@ -2,8 +2,7 @@
 
 forecast = of_rows(rows, cfg)
 print(*forecast.notes, sep="\\n")
-forecast.check()                            # RunError, if the run cannot end well
-"""
+forecast.check()                            # RunError, if the run cannot end well"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

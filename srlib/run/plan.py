@@ -4,8 +4,7 @@ The formulas of memory are in srlib.hardware.memory. Tokens are upper bounds: ev
 max_new_tokens allow, and there are as many pairs as there can be. DPO reads both sides of a pair twice, for the reference
 reads them, too; sampling reads a prompt once and writes N judgments.
 
-    print(show(forecast(config.load("params/paper.yaml"))))      # `srlib plan params/paper.yaml`
-"""
+    print(show(forecast(config.load("params/paper.yaml"))))      # `srlib plan params/paper.yaml`"""
 
 import math
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast
 @dataclass(frozen=True)
 class Plan:
     shape: shapes.Shape
-    jobs: dict[str, Job]  # the largest of each kind of stage: sft, dpo, sample, eval
+    jobs: dict[str, Job]  # the largest of each kind of stage: sft, dpo, sample, eval, grpo
     tokens: dict[str, float]  # of each stage, at most
     workers: int  # processes in which 06 judges on a CPU
     card: Card  # the machine at hand
@@ -101,7 +100,9 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
         return Job("sample", rows, prompt, cfg.max_new_tokens, n, **weights)
 
     draws = {1 if arms.arm(name).read == "greedy" else cfg.eval_samples for name in cfg.arms}
-    return {
+    rows = cfg.grpo_batch_size * cfg.n_samples  # TRL generates them together, each behind a copy of its prompt
+    grpo = {"grpo": Job("sample", rows, prompt, cfg.max_new_tokens, **weights)}
+    return (grpo if "grpo" in cfg.arms else {}) | {
         "sft": Job("sft", min(micro, cfg.sft_batch_size // cfg.gpus), cfg.max_length, **training),
         "dpo": Job("dpo", min(micro, cfg.dpo_batch_size // cfg.gpus), cfg.max_length, shared, **training),
         "sample": sampling(cfg.n_samples),

@@ -2,8 +2,7 @@
 
 stage = open_stage("05_dpo", globals())   # checks parameters and inputs, says why it runs
 with stage.track() as wandb_run: ...      # work in stage.path; after a kill the same directory is there again
-stage.finish(pairs=412)                   # write the manifest, give the directory its name
-"""
+stage.finish(pairs=412)                   # write the manifest, give the directory its name"""
 
 import contextlib
 import datetime
@@ -68,7 +67,9 @@ class OpenStage:
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
-            "content": files.sha256(self.path),  # a later stage is current as long as this is what it has read
+            "content": files.sha256(
+                self.path, "manifest.json"
+            ),  # a later stage is current as long as this is what it has read
         }
         files.write_json(self.path / "manifest.json", manifest)
         files.sync(self.path)
@@ -111,9 +112,9 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
-    or does not name, comes from params.yaml of the run. Raises ParamError, and RunError if an input is missing or another
-    process has the stage open."""
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
+    or does not name, comes from params.yaml of the run. ParamError; RunError if an input is missing or the stage is open."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     values = config.in_namespace(notebook, namespace)
     recorded = open_run(values) / "params.yaml"
     of_run = config.load(recorded if recorded.exists() else None)

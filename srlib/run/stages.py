@@ -109,8 +109,7 @@ def skipped(cfg: config.Parameters, run: Path) -> dict[str, str]:
 
 
 def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
-    """All that decides a stage's result, `{"beta": 0.1, "code of srlib.dpo": "9f...", "input data": "03...", ...}`; RunError
-    or ParamError on a notebook that cannot be read."""
+    """All that decides a stage's result, `{"beta": 0.1, "code of srlib.dpo": "9f...", "input data": "03...", ...}`."""
     root, declared, values = config.project_root(), config.declared_in(stage.notebook), cfg.model_dump(mode="json")
     code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
     values = {name: values[name] for name in {*declared, *read} & values.keys() - NOT_IDENTITY} | stage.fixed

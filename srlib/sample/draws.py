@@ -1,8 +1,7 @@
 """N judgments of each item, from a model or a server: parsed, in order, on disk at once, resumed.
 
 A source gets [(item, indices of its missing draws), ...] and yields lists of judgments, each on disk before the next. Where
-`cfg.gpus` processes execute a stage together, each computes every so many-th batch and writes a file of its own.
-"""
+`cfg.gpus` processes execute a stage together, each computes every so many-th batch and writes a file of its own."""
 
 import hashlib
 import re
@@ -50,8 +49,7 @@ class Sampling:
 def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = None, desc: str = "") -> list[Judgment]:
     """The N judgments of each item, ordered by item, then index, without those that the source left out. Judgments in the
     JSONL file `out` are not drawn again. Once it is complete, the file is put in the same order, other judgments last.
-    Processes that execute a stage together draw a part each, wait for the others, and all return all. Raises SrlibError if
-    two items have one id."""
+    Processes that execute a stage together draw a part each and return all. SrlibError if two items have one id."""
     if twice := [name for name, times in Counter(item.id for item in items).items() if times > 1]:
         raise SrlibError(f"several items have id {files.shorten(twice[0])} ({len(twice)} ids in all); make ids unique")
     wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
@@ -130,8 +128,7 @@ class Redrawn(NamedTuple):
 
 def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
     """Draw each verdict k times more after the same rationale: does it follow from that? (Asked by reviewers of arXiv
-    2410.05495.) Draws depend on (seed, judgment) alone; judgments without a verdict are left out. Raises ValueError on a
-    verdict without a distribution (see `filled`)."""
+    2410.05495.) Draws depend on (seed, judgment) alone. Judgments without a verdict are left out, others need a distribution."""
     redrawn = []
     for j in [j for j in judgments if j.verdict is not None]:
         if not (distribution := j.distribution or j.preference_probability):

@@ -6,8 +6,7 @@ Defaults that would change the draws (top-k, penalties) are switched off. The ke
 proxies and certificates from the usual variables of the environment; a server on this machine needs none of these.
 
     server = Server("http://localhost:8000/v1", model="judge")
-    rows = server_judgments(server, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))
-"""
+    rows = server_judgments(server, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))"""
 
 import hashlib
 import json
@@ -34,6 +33,8 @@ HINT = f"check server, URL, model name, {KEYS[0]} and api (chat needs a chat tem
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 UNSEEN = 0.01  # most probability that verdicts outside the list of likely tokens may have together
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+# Control tokens of the common chat templates; a server without its tokenizer at hand may read them in a text
+CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|::1")
 REASONS: dict[Failure, str] = {  # in the answer to a request that is refused
     "too_long": r"context.{0,20}(length|size|window)|too long|max_(model_len|total_tokens)|inputs. tokens",
@@ -166,7 +167,8 @@ class Server:
 
     def _body(self, item: Item, indices: list[int], s: Sampling, refused: set[str]) -> tuple[dict, dict]:
         """What a request has to say, and what it also says to servers that take it."""
-        text, chat = prompts.request(item, s.template), self.api == "chat"
+        text = CONTROL.sub(lambda token: f"{token[0][0]}\u200b{token[0][1:]}", prompts.request(item, s.template))
+        chat = self.api == "chat"
         if s.shots:
             raise DrawsError("examples before a prompt are read by a model in this process only, not by a server")
         body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": f"{text}\n"}

@@ -8,8 +8,7 @@ Each model is tried once, on two short prompts. A way slower than Shared is name
 
     with reading(model, prompts, owner=[0, 0, 1, 1], longest=320) as past:  # two prompts, two rows each
         logits = past.read(ids, positions)  # (4, T), (4, T) -> (4, T, V)
-        past.keep(rows)  # the other rows have ended
-"""
+        past.keep(rows)  # the other rows have ended"""
 
 import contextlib
 import inspect
@@ -148,8 +147,7 @@ def _fastest(model: Any, within: float, longest: int) -> type:
 
 
 def _tried(way: Any, model: Any, prompts: Prompts, rests: Prompts) -> Tensor:
-    """(10, V) log-probabilities behind the last token of each prompt and the first of each rest, in four rows, and behind the
-    second, in two: the other rows have left."""
+    """(10, V) log-probabilities behind each prompt and the first token of each of four rests, then the second of two of them."""
     ids = torch.tensor([[prompts[i // 2][-1], *rest] for i, rest in enumerate(rests)], device=model.device)
     start = torch.tensor([[len(prompts[i // 2]) - 1] for i in range(4)], device=model.device)
     with _opened(way, model, prompts, [0, 0, 1, 1]) as past:

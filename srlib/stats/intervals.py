@@ -39,12 +39,12 @@ def mean(values: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -
     (values,) = columns(values=values)
     cells, counts, units = resample(values, n_boot, seed, group, jackknife=True)
     with np.errstate(invalid="ignore"):  # without a single item there is none
-        return interval(counts @ cells / counts.sum(1), len(values), units)
+        found = interval(counts @ cells / counts.sum(1), len(values), units)
+    return Interval(found.value, n=found.n) if group is not None and len(units) < 2 else found  # nothing to vary
 
 
 def seeds(values: Array) -> Interval:
-    """Mean over seeds with Student's t interval, NaN for one seed: `[60, 62, 64] -> (62, 57.03, 66.97, 3)`. NaN values
-    are left out, and `n` says how many remain."""
+    """Mean over seeds with Student's t interval, NaN for one seed: `[60, 62, 64] -> (62, 57.03, 66.97, 3)`; n leaves out NaN."""
     (values,) = columns(["values"], values=values)
     values = values[~np.isnan(values)]
     n, center = len(values), float(values.mean()) if len(values) else NAN

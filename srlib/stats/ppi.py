@@ -71,7 +71,8 @@ def of_files(judged: Path | str, labels: Path | str, level: float = 0.95) -> tup
     missing = Counter(row.failure or "no_score" for row, score in zip(rows, scores, strict=True) if score is None)
     missing.update("label_null" for label in people if label.score is None)
     gold = {label.id: label.score for label in people if label.score is not None}
-    names = [None if row.failure == "bad_row" else row.id for row in rows]  # its id may be that of another row
+    times = Counter(row.id for row in rows)
+    names = [None if row.failure == "bad_row" and times[row.id] > 1 else row.id for row in rows]  # which row is meant?
     predicted = [(name, np.mean(known) if s is None else s) for name, s in zip(names, scores, strict=True)]
     pairs = [(gold[name], score) for name, score in predicted if name in gold]
     rest = [score for name, score in predicted if name not in gold]
