@@ -227,13 +227,12 @@ def make_dir(path: Path) -> None:
         pass
 
 
-def sha256(path: Path | str, without: str = "") -> str:
-    """Hash of a file, or of the names and contents of all files in a directory but one; StoreError if it cannot be read."""
+def sha256(path: Path | str) -> str:
+    """Hash of a file, or of the names and contents of all files in a directory; StoreError if it cannot be read."""
     path = Path(path)
     try:
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.is_file() and p != path / without]
-            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in found}
+            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
             return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

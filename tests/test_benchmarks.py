@@ -279,7 +279,7 @@ def test_scored_twice_into_a_file_beside_gives_the_same_table(tmp_path):
     data = write(tmp_path / "llmbar.jsonl", [PAIR | {"id": "1"}])
     for name in ("X", "X.judgments"):
         judgments = write(tmp_path / f"{name}.jsonl", [{"id": "1", "order": "AB", "verdict": "A"}])
-        note = {"judge": "runs/tiny/judge", "revision": "", "compare": False, "sampling": run.GREEDY}
+        note = {"judge": "runs/tiny/judge", "revision": "", "compare": False, "sampling": run.GREEDY, "prompts": ""}
         (tmp_path / f"{name}.note.json").write_text(json.dumps(note))
         command = [
             "score",

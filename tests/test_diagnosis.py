@@ -406,6 +406,7 @@ def run(tmp_path):
         write_stage(tmp_path, f"judges/{name}", name.replace("sre", "dpo"), f"2026-{i}", 10.0**i, tokens=7 * 10**i)
     for t in (1, 2):
         write_stage(tmp_path, f"judgments/{t}", f"sample_{t}", f"2025-{t}", 3.0 * t, tokens=50 * t, prompt_tokens=9 * t)
+        write_stage(tmp_path, f"pairs/{t}", f"curate_{t}", "2027", 0.0, drawn_tokens=5, prompt_tokens=0)
     return tmp_path
 
 
@@ -415,7 +416,7 @@ def test_an_arm_costs_its_whole_lineage_and_the_unmeasured_stays_unknown(run):
     names = ["base", "sft_best_of_n", "sft_score_only", "sft_continued", "rft", "sre_1", "sre_2_self_consistency"]
     rows = cost.arms(run, [arms.arm(name) for name in names])
     assert [row["training tokens"] for row in rows] == [0, 7, 70, 707, 7007, 70007, 770007]
-    assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 50, 50, 150]
+    assert [row["drawn tokens"] for row in rows] == [0, 0, 0, 0, 55, 55, 160], "of the draws and of what curation asked"
     assert [row["seconds"] for row in rows] == [0, 1, 10, 101, 1004, 10004, 110010]
     assert [row["stage"] for row in cost.stages(run)][:3] == ["sample_1", "sample_2", "sft"]
     write_stage(run, "judges/grpo", "grpo", "2027", 5.0, tokens=30, prompt_tokens=8, drawn_tokens=4)
@@ -442,7 +443,7 @@ def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, m
         said = capsys.readouterr().out
         assert "sre_2 is right on 100.0 % [100.0, 100.0] (n 24)" in said
         assert "Confidence and accuracy differ by 40.0 %" in said
-        assert "Tokens trained on and drawn: sft 7, sre_2 770,157" in said
+        assert "Tokens trained on and drawn: sft 7, sre_2 770,167" in said
         assert rows["position", "position_bias"]["value"] == 0.2
         assert rows["injection", "parse_rate"]["n"] == 5
     assert len(files.read_json(stage.path / "results.json")) > len(rows)  # of three arms

@@ -247,7 +247,8 @@ def test_a_process_sees_one_gpu_and_its_number_is_0(tmp_path, given, seen):
     write_notebook(tmp_path / "a.ipynb", {"work": told})
     command = [sys.executable, "-P", pipeline.EXECUTE, "a.ipynb", "out.ipynb", "{}"]
     inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "RANK", "LOCAL_RANK")}
-    subprocess.run(command, cwd=tmp_path, env=inherited | given, stdin=subprocess.PIPE, check=True, timeout=120)
+    with subprocess.Popen(command, cwd=tmp_path, env=inherited | given, stdin=subprocess.PIPE) as process:
+        assert process.wait(120) == 0
     assert (tmp_path / "seen").read_text() == f"{seen}\n"
 
 

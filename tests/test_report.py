@@ -89,7 +89,7 @@ def test_settings_are_lines_and_what_differs_is_their_name(runs, tmp_path):
     lines = [f"{arm}, beta={beta}" for arm in ("base", "sft", "sre_2", "sre_10") for beta in (0.1, 0.3)]
     differences = [f"sre_10, beta={beta} − sft, beta={beta}" for beta in (0.1, 0.3)]
     assert list(got) == [*lines, *differences, "sre_10, beta=0.3 − sre_10, beta=0.1"], "samples are of one of them only"
-    assert (got["sft, beta=0.1"][0], got["sft, beta=0.3"][0]) == ("47.0 ± 5.0", "45.0 ± 0.0")
+    assert (got["sft, beta=0.1"][0], got["sft, beta=0.3"][0]) == ("47.0 ± 5.0", "45.0 ± 0.0 (n 2)")
     assert got["sre_10, beta=0.3 − sre_10, beta=0.1"][0].startswith("-14.0 ± "), "of seeds 0 and 1, which both have"
     (tmp_path / "tiny-beta=0.3-1" / "params.yaml").write_text("beta: 0.3\n")  # it came to no pairs, so to no DPO
     manifest = tmp_path / "tiny-beta=0.3-1" / "judges" / "sre_2" / "manifest.json"

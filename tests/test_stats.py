@@ -380,9 +380,9 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
 
 def test_a_label_of_a_row_that_could_not_be_read_counts_if_its_id_is_clear(tmp_path):
     bad = {"id": "a", "score": None, "failure": "bad_row"}
-    judged = [{"id": "b", "score": 2}, {"id": "c", "score": 4}, bad]
-    labels = lines(tmp_path / "labels.jsonl", [{"id": i, "score": 5} for i in "ab"])
-    for rows, n in ((judged, 2), ([*judged, bad], 1)):
+    judged = [{"id": name, "score": 2} for name in "bcd"] + [bad]
+    labels = lines(tmp_path / "labels.jsonl", [{"id": i, "score": 5} for i in "abc"])
+    for rows, n in ((judged, 3), ([*judged, bad], 2)):
         estimate, _ = ppi.of_files(lines(tmp_path / "judged.jsonl", rows), labels)
         assert estimate.mean.n == n
 

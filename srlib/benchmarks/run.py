@@ -23,7 +23,7 @@ from srlib.files import RowError
 from srlib.schema import OTHER_WAY, Judgment, Row, SrlibError
 
 GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluate` samples
-NOTE = {"judge", "revision", "compare", "sampling"}  # of judgments.json, beside the judgments
+NOTE = {"judge", "revision", "compare", "sampling", "prompts"}  # of judgments.json, beside the judgments
 RESULT = {"benchmark", "revision", "judge", "part", "subset", "metric", "value", "ci_low", "ci_high", "n", "parse_rate"}
 RESULT |= {"failures", "seed", "left_out", "protocol", "published"}
 INTERVAL = (

@@ -67,9 +67,7 @@ class OpenStage:
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
-            "content": files.sha256(
-                self.path, "manifest.json"
-            ),  # a later stage is current as long as this is what it has read
+            "content": files.sha256(self.path),  # a later stage is current as long as this is what it has read
         }
         files.write_json(self.path / "manifest.json", manifest)
         files.sync(self.path)
