@@ -19,8 +19,8 @@ from pathlib import Path
 from common import ROOT, machine
 
 FOLDERS = ("data", "judges", "judgments", "pairs", "eval")
-SMALL = "arms=base,sft,sre_1 iterations=1 n_train=24 n_validation=4 n_test=8 n_ood=4 n_pairwise=4 sft_steps=6 sft_batch_size=4"
-SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=2 n_boot=50 workers=1 beta=0.1,0.3"
+SMALL = "arms=base,sft,sre_1 iterations=1 n_train=24 n_validation=5 n_test=8 n_ood=5 n_pairwise=4 sft_steps=6 sft_batch_size=4"
+SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=2 n_boot=100 workers=1 beta=0.1,0.3"
 
 
 def sweep(name: str, *options: str) -> tuple[float, list[Path]]:
