@@ -56,9 +56,7 @@ class Parameters(BaseModel):
     data_pairwise_revision: str = _p("", "commit, tag or branch of that set; empty: its main branch")
     columns: list[str] = _p([], "columns by hand, FIELD:COLUMN: instruction:Question,score:Grade; others by name")
     rubric: str = _p("", "YAML or JSON file: criterion, levels, step for rows without a rubric, or these by dimension")
-    bad_rows: Literal["few", "refuse", "drop"] = _p(
-        "few", "bad rows: drop up to 1 in 20, refuse any, or drop any number"
-    )
+    bad_rows: Literal["few", "refuse", "drop"] = _p("few", "bad rows: drop at most 1 in 20, refuse, or drop them")
     score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
     care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
     n_train: int = _p(800, "training examples; of a file at most this many", ge=10)
@@ -104,9 +102,7 @@ class Parameters(BaseModel):
     pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
     pair_mix: list[str] = _p([], "kinds of pairs, KIND:WEIGHT of cot, verdict, deduction; empty: cot alone")
-    hints: Literal["none", "rescue", "all"] = _p(
-        "none", "prompts with a hint: none, all right or all wrong (rescue), all"
-    )
+    hints: Literal["none", "rescue", "all"] = _p("none", "prompts with a hint: none, those all right or wrong, all")
     balance: bool = _p(False, "as many pairs for every gold score as the rarest has")
     drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")
     redraws: int = _p(10, "redraws of a score with its rationale fixed; it flips if most end in another", ge=1)

@@ -171,7 +171,7 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
 
 def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
     """Mean NLL, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
-    found, longest = [], min(1024, model.config.get_text_config().max_position_embeddings)
+    found, longest = [], min(1024, getattr(model.config.get_text_config(), "max_position_embeddings", 1024))
     for item in items[:: max(1, len(items) // 32)][:32]:
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
         with torch.inference_mode():

@@ -63,7 +63,7 @@ def load(
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314). A
     judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
     base's layers, never merged, so it computes what it computed in training. Loads no remote code and no pickled
-    weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for so long rows and cuts longer ones."""
+    weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for rows of that length and cuts longer ones."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     model = gguf.directory(model)

@@ -105,10 +105,8 @@ def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
     found = {path: _parameters(path) for path in paths}
     anywhere = {name for values, _ in found.values() for name in values}
     for path, (values, shown) in found.items():
-        if (
-            path / "params.yaml"
-        ).exists():  # of a stage that this run did not come to, as without any pair, what was set
-            asked = config.load(path / "params.yaml").model_dump(mode="json")
+        if (recorded := path / "params.yaml").exists():  # a run without pairs has no DPO, and yet a beta
+            asked = config.load(recorded).model_dump(mode="json")
             values |= {name: asked[name] for name in (anywhere & asked.keys()) - values.keys()}
         seed = values.pop("seed")
         runs = settings.setdefault(json.dumps(values, sort_keys=True), (values, shown, {}))[2]

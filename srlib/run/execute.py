@@ -42,9 +42,7 @@ if __name__ == "__main__":
     options |= dict(parameters=json.loads(sys.argv[3]), start_timeout=180, iopub_timeout=120)
     rank = int(os.environ.get("RANK", 0))  # of several processes that execute a stage together
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(rank + 1)))).split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[
-        rank % len(visible)
-    ]  # one GPU each: transformers would use all; "" stays
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[rank % len(visible)]  # transformers would use all; "" stays
     if "LOCAL_RANK" in os.environ and any(visible):
         os.environ["LOCAL_RANK"] = "0"  # the number of the GPU among those that the process sees
     if rank:
