@@ -2,10 +2,11 @@
 
     python bench/cluster_sweep.py --out docs/bench/cluster-sweep.json     # extras train, notebooks and cluster; a quiet machine
 
-Four seeds and two values of beta, the real notebooks with small numbers, stages of one thread. Alone, one stage runs after
+Four seeds and two learning rates, the real notebooks with small numbers, stages of one thread. Alone, one stage runs after
 another; on the cluster (a head without cores and two nodes of one core, all on this machine) two runs go on side by side.
 The time that the cluster needs to start is told apart. Files of data, judges, judgments, pairs and evaluation have to be the
-same, byte for byte; manifests hold the time, and `results.json` is compared without what was measured in seconds.
+same, byte for byte; manifests and `*.done` hold
+times, and `results.json` is compared without what was measured in seconds.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from pathlib import Path
 from common import ROOT, machine
 
 FOLDERS = ("data", "judges", "judgments", "pairs", "eval")
-SMALL = "arms=base,sft,sre_1 iterations=1 n_train=24 n_validation=5 n_test=8 n_ood=5 n_pairwise=4 sft_steps=6 sft_batch_size=4"
-SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=2 n_boot=100 workers=1 beta=0.1,0.3"
+SMALL = "iterations=1 n_train=24 n_validation=5 n_test=8 n_ood=5 n_pairwise=4 sft_steps=6 sft_batch_size=4"
+SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=2 n_boot=100 workers=1 sft_learning_rate=0.001,0.002"
 
 
-def sweep(name: str, *options: str) -> tuple[float, list[Path]]:
+def sweep(name: str, arms: str, *options: str) -> tuple[float, list[Path]]:
     """Seconds of the command, and the directories of its eight runs."""
     command = [
         sys.executable,
@@ -34,7 +35,7 @@ def sweep(name: str, *options: str) -> tuple[float, list[Path]]:
         "--seeds",
         "0,1,2,3",
     ]
-    command += [part for setting in SMALL.split() for part in ("-p", setting)]
+    command += [part for setting in [f"arms={arms}", *SMALL.split()] for part in ("-p", setting)]
     started = time.monotonic()
     subprocess.run([*command, "--run-dir", f"runs/{name}", *options], cwd=ROOT, check=True)
     return round(time.monotonic() - started, 1), sorted((ROOT / "runs").glob(f"{name}-*/"))
@@ -43,7 +44,8 @@ def sweep(name: str, *options: str) -> tuple[float, list[Path]]:
 def files_of(run: Path) -> dict[str, bytes]:
     """What a run has made, by path; the results without their seconds."""
     found = [path for folder in FOLDERS for path in (run / folder).rglob("*") if path.is_file()]
-    made = {str(path.relative_to(run)): path.read_bytes() for path in found if path.name != "manifest.json"}
+    found = [path for path in found if path.suffix != ".done" and path.name not in ("manifest.json", "results.json")]
+    made = {str(path.relative_to(run)): path.read_bytes() for path in found}
     rows = [row for row in json.loads((run / "results.json").read_text()) if row["metric"] != "seconds"]
     return made | {"results.json": json.dumps(rows).encode()}
 
@@ -51,19 +53,20 @@ def files_of(run: Path) -> dict[str, bytes]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--arms", default="base,sft,sre_1", help="base,sft leaves out draws, pairs and DPO")
     a = arguments.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     from ray.cluster_utils import Cluster
 
-    alone, runs = sweep("alone", "--workers", "1")
+    alone, runs = sweep("alone", a.arms, "--workers", "1")
     started = time.monotonic()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         start = round(time.monotonic() - started, 1)
-        there, others = sweep("there", "--cluster", cluster.address)
+        there, others = sweep("there", a.arms, "--cluster", cluster.address)
     finally:
         cluster.shutdown()
     pairs = [(files_of(one), files_of(two)) for one, two in zip(runs, others, strict=True)]
@@ -74,7 +77,7 @@ def main() -> None:
         if one.get(path) != two.get(path)
     ]
     result = {
-        "command": "python bench/cluster_sweep.py",
+        "command": f"python bench/cluster_sweep.py --arms {a.arms}",
         "runs": len(runs),
         "files compared": sum(len(one) for one, _ in pairs),
     }
