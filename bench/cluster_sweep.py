@@ -5,8 +5,7 @@
 Four seeds and two learning rates, the real notebooks with small numbers, stages of one thread. Alone, one stage runs after
 another; on the cluster (a head without cores and two nodes of one core, all on this machine) two runs go on side by side.
 The time that the cluster needs to start is told apart. Files of data, judges, judgments, pairs and evaluation have to be the
-same, byte for byte; manifests and `*.done` hold
-times, and `results.json` is compared without what was measured in seconds.
+same, byte for byte; manifests and `*.done` hold times, and `results.json` is compared without what was measured in seconds.
 """
 
 import argparse
