@@ -25,15 +25,8 @@ SMALL += " n_samples=6 margin=1 max_new_tokens=48 dpo_batch_size=4 eval_samples=
 
 def sweep(name: str, arms: str, *options: str) -> tuple[float, list[Path]]:
     """Seconds of the command, and the directories of its eight runs."""
-    command = [
-        sys.executable,
-        "-c",
-        "from srlib.cli import app; app()",
-        "run",
-        "params/tiny.yaml",
-        "--seeds",
-        "0,1,2,3",
-    ]
+    command = [sys.executable, "-c", "from srlib.cli import app; app()", "run", "params/tiny.yaml"]
+    command += ["--seeds", "0,1,2,3"]
     command += [part for setting in [f"arms={arms}", *SMALL.split()] for part in ("-p", setting)]
     started = time.monotonic()
     subprocess.run([*command, "--run-dir", f"runs/{name}", *options], cwd=ROOT, check=True)
@@ -69,23 +62,13 @@ def main() -> None:
     finally:
         cluster.shutdown()
     pairs = [(files_of(one), files_of(two)) for one, two in zip(runs, others, strict=True)]
-    differ = [
-        f"{run.name}/{path}"
-        for run, (one, two) in zip(runs, pairs, strict=True)
-        for path in one.keys() | two.keys()
-        if one.get(path) != two.get(path)
-    ]
-    result = {
-        "command": f"python bench/cluster_sweep.py --arms {a.arms}",
-        "runs": len(runs),
-        "files compared": sum(len(one) for one, _ in pairs),
-    }
-    result |= {
-        "files that differ": sorted(differ),
-        "seconds alone": alone,
-        "seconds until the cluster was there": start,
-    }
-    result |= {"seconds on the cluster": there, "ratio": round(there / alone, 2)} | machine()
+    differ = []
+    for run, (one, two) in zip(runs, pairs, strict=True):
+        differ += [f"{run.name}/{path}" for path in sorted({*one, *two}) if one.get(path) != two.get(path)]
+    result = {"command": f"python bench/cluster_sweep.py --arms {a.arms}", "runs": len(runs)}
+    result |= {"files compared": sum(len(one) for one, _ in pairs), "files that differ": differ}
+    result |= {"seconds alone": alone, "seconds until the cluster was there": start, "seconds on the cluster": there}
+    result |= {"ratio": round(there / alone, 2)} | machine()
     print(json.dumps(result, indent=1))
     if a.out:
         a.out.write_text(json.dumps(result, indent=1) + "\n")

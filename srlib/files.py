@@ -1,6 +1,7 @@
 """Files of a run: rows as JSONL, JSON, hashes, locks, progress.
 
-A file is replaced as a whole or grows by whole rows; a killed process leaves one incomplete line. Errors escape values."""
+A file is replaced as a whole or grows by whole rows; a killed process leaves at most one incomplete last line. Contents
+are untrusted: errors show values escaped."""
 
 import contextlib
 import gzip

@@ -23,6 +23,7 @@ from srlib.schema import PREFERENCES, Comparison, Failure, Item, Rubric, Verdict
 
 MARKER = "[RESULT]"
 TEMPLATES = ("brief", "prometheus")
+CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 FORMS = {"cot": "Feedback", "verdict": "Verdict", "deduction": "Response"}  # of an answer, and the heading above it
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"  # bounded, so that float() stays cheap on hostile text
 _MARKER = r"[*_`]{0,4}\[RESULT\][*_`]{0,4}[ \t]*[*_`]{0,4}"  # with Markdown's emphasis
@@ -115,9 +116,15 @@ def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) 
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
 
-def defused(text: str, tokenizer: Any) -> str:
-    """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn."""
-    special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+def defused(text: str, tokenizer: Any = None) -> str:
+    """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn. For a server,
+    whose tokenizer is not here, those of the common chat templates."""
+    special = set(CONTROL.findall(text))
+    if tokenizer is not None:
+        special = {
+            *tokenizer.all_special_tokens,
+            *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
+        }
     for token in filter(text.__contains__, special - {""}):
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     return text

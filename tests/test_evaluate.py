@@ -87,6 +87,8 @@ def test_a_judge_is_also_asked_for_its_verdict_alone(tmp_path, monkeypatch):
     assert asked == [(("model", "tokenizer", items), {"template": "prometheus", "out": out})]
     row = table(a.name, greedy(1, 5), "test", items, tmp_path)["accuracy"]
     assert (row["value"], "asks for it alone" in row["protocol"]) == (0.5, True)
+    drawn = results.protocol(arm("sft_best_of_n"), "test", DRAW | {"top_p": 0.9})
+    assert "4 draws at T=0.7, top_p=0.9" in drawn
 
 
 def test_arms_stand_in_order():

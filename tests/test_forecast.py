@@ -11,6 +11,8 @@ from srlib.schema import Comparison, Example, Rubric
 
 pytestmark = pytest.mark.torch
 RUBRIC = Rubric(criterion="Is it polite?", levels={1: "rude", 2: "neutral", 3: "kind"})
+TWO = dict(id="c", instruction="Greet.", response_a="Hi", response_b="Oi", preference="A", rubric=RUBRIC)
+PAIRED = {"train_pairwise": [Comparison(**TWO)]}
 
 
 def rows(n=40, **changes):
@@ -23,14 +25,17 @@ def rows(n=40, **changes):
     return made
 
 
-def foresee(*overrides, test=None, **changes):
+def foresee(*overrides, test=None, train_pairwise=(), **changes):
     splits = {"train": rows(**{"rationale": "It greets."} | changes), "test": rows() if test is None else test}
+    splits["train_pairwise"] = train_pairwise
     arms = [] if any(o.startswith("arms=") for o in overrides) else ["arms=base,sft,sre_1,sre_2"]
-    return forecast.of_rows({"train_pairwise": [], **splits}, config.load(None, ["margin=1", *arms, *overrides]))
+    return forecast.of_rows(splits, config.load(None, ["margin=1", *arms, *overrides]))
 
 
-def test_nothing_speaks_against_good_rows():
+def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
     assert foresee() == forecast.Forecast([], [])
+    monkeypatch.chdir(tmp_path)
+    assert foresee() == forecast.Forecast([], []), "models/notes-base is found from anywhere"
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,16 @@ def test_nothing_speaks_against_good_rows():
         ("40 of 40 training rows are longer than max_length (60 tokens), the longest by", ["max_length=60"], {}),
         ("there are no test rows", [], {"test": []}),
         ("40 of 40 training rows cannot give a pair: no score of their scale is 3 (margin) off", ["margin=3"], {}),
+        (
+            "sft_mode merge makes one adapter of two halves, and lora_rank is 7",
+            ["sft_mode=merge", "lora_rank=7"],
+            PAIRED,
+        ),
+        (
+            "sft_mode merge makes one adapter of two halves, and lora_rank is 0",
+            ["sft_mode=merge", "lora_rank=0"],
+            PAIRED,
+        ),
         (
             "sft_mode mix learns from comparisons, and there are none to train on; name data_pairwise",
             ["sft_mode=mix"],

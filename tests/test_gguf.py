@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 pytest.importorskip("gguf")
 import torch
 
-from srlib import models
+from srlib import files, models
 from srlib.models import gguf
 from srlib.schema import Example, Rubric
 
@@ -63,6 +63,10 @@ def test_a_file_is_converted_once_and_plain_transformers_loads_it(tmp_path, cach
     assert torch.equal(model.state_dict()["model.norm.weight"], weights["model.norm.weight"])
     assert folder.stat().st_mtime_ns == made
     assert [p.name for p in cache.iterdir()] == [folder.name], "nothing half-made is left"
+    judge = tmp_path / "judge"
+    files.write_json(judge / "adapter_config.json", {"base_model_name_or_path": "/home/of/another/node"})
+    files.write_json(judge / "judge.json", {"template": "brief", "base": str(path)})
+    assert models.base_of(judge) == str(folder), "converted here, wherever the judge was trained"
 
 
 @pytest.mark.parametrize(

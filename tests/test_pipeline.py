@@ -250,10 +250,3 @@ def test_a_process_sees_one_gpu_and_its_number_is_0(tmp_path, given, seen):
     with subprocess.Popen(command, cwd=tmp_path, env=inherited | given, stdin=subprocess.PIPE) as process:
         assert process.wait(120) == 0
     assert (tmp_path / "seen").read_text() == f"{seen}\n"
-
-
-def test_two_halves_of_an_adapter_need_an_even_rank(project):
-    root = project()
-    for rank in ("0", "7"):
-        with pytest.raises(stages.RunError, match=f"two halves, and lora_rank is {rank}; set an even one"):
-            go(root, "sft_mode=merge", f"lora_rank={rank}")

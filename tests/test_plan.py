@@ -115,6 +115,10 @@ def test_tokens_of_each_stage():
         "eval": (100 + 400 + 300 + 2 * 200) * (5 * 300 + 200 + 8 * 100),
         "diagnose": 5 * 8 * 2 * 300,
     }
+    grouped = plan.jobs_of(tiny(**values, arms="grpo", grpo_batch_size=3), LLAMA)["grpo"]
+    assert (grouped.rows, grouped.n) == (3 * 10, 1), (
+        "TRL generates all of a step at once, each behind a prompt of its own"
+    )
     merge = plan.forecast(tiny(sft_mode="merge", sft_steps=0, n_train_pairwise=160, arms="sft"), ROOT, GPU).tokens
     assert [merge[name] for name in ("sft_pointwise", "sft_pairwise", "sft")] == [800 * 512, 160 * 512, 0]
 

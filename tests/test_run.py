@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, cap
     assert open_stage("01_data", cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]}).cfg.seed == 0, (
         "papermill said so"
     )
+
+
+def test_a_notebook_uses_the_first_of_the_gpus_that_it_may_see(root, monkeypatch):
+    for given, used in (("3,5", "3"), ("", ""), (None, "0")):  # transformers would take rows for each of them
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given) if given is not None else monkeypatch.delenv(
+            "CUDA_VISIBLE_DEVICES"
+        )
+        opened("01_data")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == used
 
 
 def test_a_changed_parameter_goes_down_the_chain(root):

@@ -3,7 +3,8 @@
     rows = evaluate("runs/notes/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
     rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
 
-`score` also reads answers of other programs (docs/guides/benchmarks.md): `{"id": "17", "order": "BA", "verdict": "A"}`."""
+`score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
+and that A is better (docs/guides/benchmarks.md)."""
 
 import hashlib
 from collections import Counter
@@ -68,6 +69,7 @@ def evaluate(
     questions, origin, _ = protocol.load(benchmark, data, revision)
     items = protocol.items(questions, compare)
     name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
+    # What every item says, in one template: the judge's own follows from the judge
     asked = hashlib.sha256("".join(prompts.request(item, "prometheus") for item in items).encode()).hexdigest()
     note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY, "prompts": asked}
     if path.exists() and _note(path) != note:

@@ -66,7 +66,7 @@ def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pair
 
 
 def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
-    """Like correct_answer, with the most frequent verdict in place of the gold one: every judgment votes, a text is paired once."""
+    """Like correct_answer, with the most frequent verdict in place of the gold one: all that fit vote, a text is paired once."""
     verdicts, distinct = [j.verdict for j in judgments], list({j.text: j for j in judgments}.values())
     if not isinstance(verdicts[0], str):
         return _against(agreement.majority(verdicts), distinct, margin)

@@ -8,7 +8,6 @@ from typing import Any
 
 from srlib import files as store
 from srlib.evaluate.arms import Arm
-from srlib.schema import Judgment
 
 SUMS = ("training tokens", "prompt tokens", "drawn tokens", "seconds")
 
@@ -27,13 +26,6 @@ def stages(run: Path) -> list[dict[str, Any]]:
         row = {"stage": manifest["stage"], **dict(zip(SUMS, (*tokens, manifest["seconds"]), strict=True))}
         rows.append(row | {"peak memory": manifest["peak_memory"], "peak GPU memory": manifest["peak_gpu_memory"]})
     return rows
-
-
-def drawn(*made: Sequence[Judgment]) -> dict[str, int | None]:
-    """Tokens of judgments that a stage has drawn, as facts of its manifest; a prompt is read once. None: nobody counted."""
-    read = sum(sum({j.example_id: j.prompt_tokens for j in own}.values()) for own in made)
-    written = sum(j.tokens for own in made for j in own)
-    return {"prompt_tokens": read if read or not any(made) else None, "drawn_tokens": written}
 
 
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -66,7 +66,8 @@ def features(item: Item, meta: Mapping[str, Any] | None = None) -> dict[str, flo
 
 
 def error_rates(items: Sequence[Item], judgments: Sequence[Judgment]) -> dict[str, float]:
-    """Share of each judged item's judgments without its gold verdict, by id: `scores [4, 4, 3, None], gold 4 -> 0.5`."""
+    """Share of each judged item's judgments without its gold verdict, by id: `scores [4, 4, 3, None], gold 4 -> 0.5`.
+    Raises ValueError on an item without one."""
     gold, wrong = {item.id: item.gold for item in items}, defaultdict(list)
     if unknown := [name for name, verdict in gold.items() if verdict is None]:
         raise ValueError(f"item {unknown[0]} has no gold verdict, so its error is unknown; leave it out")

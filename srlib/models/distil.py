@@ -20,7 +20,8 @@ class Collator(DataCollatorForLanguageModeling):
 
 
 class DistilTrainer(SFTTrainer):
-    """TRL's SFTTrainer with the loss NLL + `kl_weight` * KL, a mean over the rows of a step; for logits, `loss_type="nll"`."""
+    """TRL's SFTTrainer with the loss NLL + `kl_weight` * KL, the KL a mean over the rows of an optimizer step. Its SFTConfig needs
+    `loss_type="nll"`, since only then there are logits."""
 
     kl_weight = 1.0
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlib import config, files, prompts
+from srlib import config, curate, files, prompts
 from srlib.data import splits
 from srlib.run import stages
 from srlib.run.stages import RunError
@@ -53,6 +53,10 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
         advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
+    if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
+        refusals.append(
+            f"sft_mode merge makes one adapter of two halves, and lora_rank is {cfg.lora_rank}; set an even one"
+        )
     _pairs(train, cfg, notes, refusals)
     if without := sum(not e.rationale for e in train):
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
@@ -103,8 +107,8 @@ def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: list[str], r
         notes.append("meta_equal needs a judge that compares, and sft_mode pointwise teaches none: set -p sft_mode=mix")
     if not needed or cfg.strategy not in ("correct_answer", "majority_vote"):
         return
-    farthest = [max(abs(s - e.score) for s in (e.rubric.scale[0], e.rubric.scale[-1])) for e in train]
-    possible = sum(round(distance, 6) >= cfg.margin for distance in farthest)
+    farthest = [max(curate.distance(s, e.score) for s in (e.rubric.scale[0], e.rubric.scale[-1])) for e in train]
+    possible = sum(distance >= cfg.margin for distance in farthest)
     if possible < len(train):
         text = f"{len(train) - possible} of {len(train)} training rows cannot give a pair: no score of their scale is "
         text += f"{format_score(cfg.margin)} (margin) off the gold score"

@@ -212,11 +212,7 @@ def _steps(
 
 
 def check_gpus(cfg: config.Parameters, place: Any = None) -> None:
-    """Refuse two halves of no adapter, and `gpus` that this machine lacks or that cannot train together (RunError)."""
-    if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
-        raise stages.RunError(
-            f"sft_mode merge makes one adapter of two halves, and lora_rank is {cfg.lora_rank}; set an even one"
-        )
+    """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
     cards = [] if place else machine.gpus()
     if cards and cfg.gpus > len(cards):
         raise stages.RunError(f"gpus is {cfg.gpus}, and {len(cards)} are visible here; lower it")

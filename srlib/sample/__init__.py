@@ -5,5 +5,5 @@ serves models that cannot share it; server asks an OpenAI-compatible server; dra
 
 # ruff: noqa: F401
 from srlib.sample.decoding import decode, filled, judgments, score_candidates, score_distributions, verdicts
-from srlib.sample.draws import DrawsError, Sampling, collect, flip_summary, redraw, uniforms
+from srlib.sample.draws import DrawsError, Sampling, collect, flip_summary, redraw, tokens_of, uniforms
 from srlib.sample.server import Server, server_judgments

@@ -97,6 +97,14 @@ def _parts(out: Path | None) -> list[Path]:
     return [path for path in beside if re.fullmatch(rf"\.{re.escape(out.name)}\.\d+-of-\d+", path.name)]
 
 
+def tokens_of(*made: Sequence[Judgment]) -> dict[str, int | None]:
+    """Tokens of some passes of judgments, as a stage records them: `{"prompt_tokens": 90, "drawn_tokens": 50}`. A pass reads each
+    prompt once; None if a server did not count."""
+    read = sum(sum({j.example_id: j.prompt_tokens for j in own}.values()) for own in made)
+    written = sum(j.tokens for own in made for j in own)
+    return {"prompt_tokens": read if read or not any(made) else None, "drawn_tokens": written}
+
+
 def judgment(item: Item, index: int, text: str, finished: bool, **fields: Any) -> Judgment:
     """Parse generated text into a judgment; `fields` are its other fields (tokens, logprob, ...)."""
     parsed = prompts.parse(text.strip(), item, finished)

@@ -33,8 +33,6 @@ HINT = f"check server, URL, model name, {KEYS[0]} and api (chat needs a chat tem
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 UNSEEN = 0.01  # most probability that verdicts outside the list of likely tokens may have together
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
-# Control tokens of the common chat templates; a server without its tokenizer at hand may read them in a text
-CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 LOOPBACK = re.compile(r"(.+\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|::1")
 REASONS: dict[Failure, str] = {  # in the answer to a request that is refused
     "too_long": r"context.{0,20}(length|size|window)|too long|max_(model_len|total_tokens)|inputs. tokens",
@@ -167,8 +165,7 @@ class Server:
 
     def _body(self, item: Item, indices: list[int], s: Sampling, refused: set[str]) -> tuple[dict, dict]:
         """What a request has to say, and what it also says to servers that take it."""
-        text = CONTROL.sub(lambda token: f"{token[0][0]}\u200b{token[0][1:]}", prompts.request(item, s.template))
-        chat = self.api == "chat"
+        text, chat = prompts.defused(prompts.request(item, s.template)), self.api == "chat"
         if s.shots:
             raise DrawsError("examples before a prompt are read by a model in this process only, not by a server")
         body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": f"{text}\n"}
