@@ -44,9 +44,8 @@ app = typer.Typer(
     help="Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495).",
 )
 Yaml = Annotated[Path, typer.Argument(help="flat file of parameters, such as params/tiny.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; in run, =1,2 is a sweep")
-]
+SET = typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; in run, =1,2 is a sweep")
+Overrides = Annotated[list[str] | None, SET]
 JudgeName = Annotated[str, typer.Argument(help="a judge's directory, or a server's URL (http://.../v1)")]
 Model = Annotated[str, typer.Option(help="the judge's name on the server")]
 Bench = Annotated[str, typer.Option(help="benchmark, such as reward_bench; a wrong name lists them all")]

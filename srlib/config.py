@@ -228,9 +228,7 @@ def in_namespace(notebook: str, namespace: Mapping[str, Any], root: Path | None 
 
 def injected_in(namespace: Mapping[str, Any]) -> list[str]:
     """Names in the cells that papermill injected into a running notebook; their first line is `# Parameters`."""
-    return [
-        name for source in namespace.get("In", []) if source.startswith("# Parameters\n") for name in _assigned(source)
-    ]
+    return [name for cell in namespace.get("In", []) if cell.startswith("# Parameters\n") for name in _assigned(cell)]
 
 
 def declared_in(notebook: str, root: Path | None = None) -> list[str]:
@@ -290,7 +288,7 @@ def project_root(start: Path | None = None) -> Path:
             return folder
     url = "https://github.com/OWNER/self-rationalization"
     raise ParamError(
-        f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; `git clone {url}`, then run it in there"
+        f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; `git clone {url}`, run it there"
     )
 
 

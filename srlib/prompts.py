@@ -121,10 +121,8 @@ def defused(text: str, tokenizer: Any = None) -> str:
     whose tokenizer is not here, those of the common chat templates."""
     special = set(CONTROL.findall(text))
     if tokenizer is not None:
-        special = {
-            *tokenizer.all_special_tokens,
-            *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special),
-        }
+        added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        special = {*tokenizer.all_special_tokens, *added}
     for token in filter(text.__contains__, special - {""}):
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     return text

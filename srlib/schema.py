@@ -147,12 +147,8 @@ class _ItemFields(Row):
     def annotated(self) -> list[tuple[Verdict, str | None]]:
         """Verdict and rationale of each of several annotators, meta["ratings"] and meta["rationales"]; [] if one has no place."""
         texts = self.meta.get("rationales")
-        fit = (
-            isinstance(texts, list)
-            and len(texts) == len(self.ratings)
-            and all(isinstance(t, str | None) for t in texts)
-        )
-        return list(zip(self.ratings, texts, strict=True)) if fit else []
+        fit = isinstance(texts, list) and all(isinstance(text, str | None) for text in texts)
+        return list(zip(self.ratings, texts, strict=True)) if fit and len(texts) == len(self.ratings) else []
 
 
 class Example(_ItemFields):

@@ -34,9 +34,7 @@ ATTENTION = "srlib_shared_prompts"
 EXACT, HALF = 1e-4, 0.05  # largest mean difference of a token's log-probability in fp32 and in 16 bit, in nats
 PROVED_ON = 2  # prompts, with two pairs each
 
-Row = dict[
-    str, list[int]
-]  # TRL's tokenized pair (prompt_ids, chosen_ids, rejected_ids), or row of SFT (input_ids, labels)
+Row = dict[str, list[int]]  # as TRL's: prompt_ids, chosen_ids and rejected_ids of a pair; input_ids and labels of SFT
 
 
 def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collator | None:
@@ -176,9 +174,7 @@ def _forward(forward: Any, *args: Any, shared: dict[str, torch.Tensor] | None = 
     return CausalLMOutput(logits=logits.view(len(shared["owner"]), -1, logits.shape[-1]))
 
 
-def _attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, shared: dict | None = None, **kwargs: Any
-) -> Any:
+def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, shared: Any = None, **kwargs: Any):
     """Attention over a row of L tokens, (1, H, L, d) -> (1, L, H, d); without `shared`, transformers' own."""
     if shared is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -1,13 +1,14 @@
 """Kill parts of a Ray cluster while a stage works there, and compare what the run then makes with the same run alone.
 
-    python tests/campaign_cluster.py --kills 10                  # ten each of worker, node, driver, Ctrl-C
+    python tests/campaign_cluster.py --kills 10                  # ten each of worker, node, driver, Ctrl-C, leaf
     python tests/campaign_cluster.py --kills 10 --kinds driver   # goes on with the same table
 
 The cluster has a head without cores and two nodes, all on this machine (it needs the extra `cluster`). A sweep of two seeds runs
-there with notebooks of a few lines, whose SFT stage waits to be killed after it has written its first row. Behind a killed
-worker or node the same command has to go on by itself; behind a killed driver, or Ctrl-C, it is given once more. Then all
-files have to be those of the runs alone, the stage has gone on and not begun again, and nothing may be left over. The table
-goes to docs/results/campaign/cluster.json.
+there with notebooks of a few lines, whose SFT stage waits to be killed after it has written its first row; for a leaf, one of
+the two processes that share the draws of the evaluation waits after its first judgment. Behind a killed worker, node or leaf the
+same command has to go on by itself; behind a killed driver, or Ctrl-C, it is given once more. Then all files have to be those of
+the runs alone, the stage has gone on and not begun again, and nothing may be left over. The table goes to
+docs/results/campaign/cluster.json.
 """
 
 from __future__ import annotations
@@ -32,8 +33,32 @@ from campaign import leftovers  # noqa: E402
 from test_cluster import SLOW, parent  # noqa: E402
 from throwaway import make_project  # noqa: E402
 
-KINDS = ("worker", "node", "driver", "Ctrl-C")
-FILES = ("data/out.txt", "judges/sft/rows", "eval/out.txt", "results.json", "judge/rows")
+KINDS = ("worker", "node", "driver", "Ctrl-C", "leaf")
+FILES = ("data/out.txt", "judges/sft/rows", "eval/judgments.jsonl", "results.json", "judge/rows")
+DRAWS = """\
+import os, time
+from srlib.sample import draws
+from srlib.schema import Example, Rubric
+
+rubric = Rubric(criterion="Is it polite?", levels={1: "no", 2: "yes"})
+items = [Example(id=str(i), instruction="Greet me.", response="Hello.", rubric=rubric, score=1) for i in range(8)]
+
+def source(work, k, together):
+    for at, (item, missing) in enumerate(work[k::together]):
+        if not missing:
+            continue
+        if at and k and (stage.run / "wait-leaf").exists():
+            (stage.run / "pid.new").write_text(str(os.getpid()))
+            os.replace(stage.run / "pid.new", stage.run / "pid-leaf")
+            while (stage.run / "wait-leaf").exists():
+                time.sleep(0.1)
+        with open(stage.run / "drawn", "a") as file:
+            file.write(f"{item.id} ")
+        yield [draws.judgment(item, i, "It greets. [RESULT] 2", True) for i in missing]
+
+draws.collect(source, items, 1, out=stage.path / "judgments.jsonl")
+stage.first_only()
+"""
 RESUMED = "1 resumed "
 OUT = ROOT / "docs" / "results" / "campaign" / "cluster.json"
 PATIENT = {"RAY_agent_register_timeout_ms": "300000", "RAY_worker_register_timeout_seconds": "300"}  # beside other work
@@ -71,7 +96,7 @@ class Runs:
     """Sweeps of two seeds in a throwaway project, alone and on a cluster."""
 
     def __init__(self, root: Path) -> None:
-        self.root = make_project(root, n02_sft=SLOW)
+        self.root = make_project(root, n02_sft=SLOW, n06_eval=DRAWS)
         (root / "runs").mkdir(exist_ok=True)
         self.environment = os.environ | {"PYTHONPATH": str(root)}
         assert self.start("alone").wait() == 0, (root / "log").read_text()
@@ -103,7 +128,7 @@ def strike(kind: str, driver: subprocess.Popen, kernel: int) -> str:
         driver.kill()
     elif kind == "Ctrl-C":
         driver.send_signal(signal.SIGINT)
-    elif kind == "worker":
+    elif kind in ("worker", "leaf"):
         kill([line[2]])
     else:
         [node] = [pid for pid in line if "raylet" in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]]
@@ -116,12 +141,13 @@ def trial(runs: Runs, cluster: Any, kind: str, number: int) -> dict[str, Any]:
     name = f"{kind}-{number}"
     run = runs.of(name)[1]
     run.mkdir()
-    (run / "wait").touch()
+    wait, pid = (run / (f"{what}-leaf" if kind == "leaf" else what) for what in ("wait", "pid"))
+    wait.touch()
     driver = runs.start(name, cluster.address)
-    while not (run / "pid").exists():
+    while not pid.exists():
         assert driver.poll() is None, (runs.root / "log").read_text()[-3000:]
         time.sleep(0.1)
-    kernel = int((run / "pid").read_text())
+    kernel = int(pid.read_text())
     execute, what, commands = parent(kernel), strike(kind, driver, kernel), 1
     started = time.monotonic()
     while any(Path(f"/proc/{pid}/exe").exists() for pid in (kernel, execute)) and time.monotonic() - started < 30:
@@ -129,17 +155,17 @@ def trial(runs: Runs, cluster: Any, kind: str, number: int) -> dict[str, Any]:
     gone = round(time.monotonic() - started, 1)
     if kind in ("driver", "Ctrl-C"):
         driver.wait(60)
-        (run / "wait").unlink()
+        wait.unlink()
         driver, commands = runs.start(name, cluster.address), 2
     else:
-        while int((run / "pid").read_text()) == kernel and driver.poll() is None:
+        while int(pid.read_text()) == kernel and driver.poll() is None:
             time.sleep(0.1)
-        (run / "wait").unlink()
+        wait.unlink()
     status = driver.wait(600)
-    (run / "pid").unlink()
     row = {"killed": what, "commands": commands, "exit status": status, "seconds until the stage was gone": gone}
     left = [path for folder in runs.of(name) for path in leftovers(folder)]
-    resumed = status == 0 and (run / "judges" / "sft" / "rows").read_text() == f"1 begun {RESUMED}"
+    resumed = status == 0 and (run / "judges" / "sft" / "rows").read_text() == "1 begun " + RESUMED * (kind != "leaf")
+    resumed = resumed and sorted((run / "drawn").read_text().split()) == [str(i) for i in range(8)]  # each once
     return row | {"resumed": resumed, "same": status == 0 and runs.same(name), "leftovers": left}
 
 

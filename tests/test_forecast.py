@@ -47,12 +47,12 @@ def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
         ("there are no test rows", [], {"test": []}),
         ("40 of 40 training rows cannot give a pair: no score of their scale is 3 (margin) off", ["margin=3"], {}),
         (
-            "sft_mode merge makes one adapter of two halves, and lora_rank is 7",
+            "sft_mode merge makes one adapter of two halves; lora_rank is 7",
             ["sft_mode=merge", "lora_rank=7"],
             PAIRED,
         ),
         (
-            "sft_mode merge makes one adapter of two halves, and lora_rank is 0",
+            "sft_mode merge makes one adapter of two halves; lora_rank is 0",
             ["sft_mode=merge", "lora_rank=0"],
             PAIRED,
         ),

@@ -73,9 +73,8 @@ def evaluate(
     asked = hashlib.sha256("".join(prompts.request(item, "prometheus") for item in items).encode()).hexdigest()
     note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY, "prompts": asked}
     if path.exists() and _note(path) != note:
-        raise SrlibError(
-            f"{path}: holds judgments of another judge, or of other rows or prompts; name another -o, or delete it"
-        )
+        other = "judgments of another judge, or of other rows or prompts"
+        raise SrlibError(f"{path}: holds {other}; name another -o, or delete it")
     loaded = Judge.load(judge, model=model)
     files.write_json(beside, note)
     loaded.score_many(items, out=path, desc=benchmark.name)

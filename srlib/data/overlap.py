@@ -18,8 +18,7 @@ def report(train: Iterable[Item], splits: Mapping[str, Sequence[Item]]) -> list[
 
         [{"split": "test", "text": "instruction", "items": 400, "13-gram": 0.02, "50-character": 0.03}, ...]
 
-    An empty split has no lines. Nothing is sampled: 100,000 training rows take half a minute, and memory for 200 bytes a
-    gram of the evaluation splits."""
+    An empty split has no lines. Nothing is sampled: 100,000 training rows take half a minute, a gram to look for 200 bytes."""
     train, lines = list(train), {}
     for kind, (measure, n) in itertools.product(("instruction", "response"), MEASURES.items()):
         items = {split: [_texts(row, kind, n) for row in rows] for split, rows in splits.items() if rows}

@@ -66,14 +66,7 @@ def judge_all(
 
 
 def judge_pass(
-    a: Arm,
-    model: str | Path,
-    splits: Splits,
-    out: Path,
-    load: Options,
-    draw: Options,
-    shots: Sequence[Example] = (),
-    silent: bool = False,
+    a: Arm, model: Any, splits: Splits, out: Path, load: Options, draw: Options, shots: Split = (), silent: bool = False
 ) -> None:
     """Judge all splits as the arm needs it, into <out>/<pass>; `silent` in a worker, whose parent shows the progress."""
     from srlib import models, sample

@@ -84,9 +84,7 @@ def keeps_adapter(judge_format: str, source: str | Path, quantization: str, dtyp
     return not exact if judge_format == "auto" else judge_format == "adapter"
 
 
-def save_judge(
-    model: Any, tokenizer: Any, out: Path, *, source: str | Path, judge: Mapping[str, Any], adapter: bool = False
-) -> None:
+def save_judge(model: Any, tokenizer: Any, out: Path, *, source: Any, judge: Mapping, adapter: bool = False) -> None:
     """Write the trained judge to `out`, with `judge` in its judge.json: as its adapter, or merged into the base's
     weights. A merge reads these again, unquantized, on the CPU: a GPU may be full, and TRL patches what it trains."""
     from peft import PeftModel

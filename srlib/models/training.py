@@ -37,9 +37,7 @@ def steps(n_rows: int, batch_size: int, epochs: float, at_least: int = 0) -> int
     return at_least or math.ceil(n_rows / batch_size * epochs)
 
 
-def order(
-    lengths: Sequence[int], prompts: Sequence[Hashable] = (), *, batch_size: int, steps: int, seed: int
-) -> list[int]:
+def order(lengths: Sequence[int], prompts: Sequence = (), *, batch_size: int, steps: int, seed: int) -> list[int]:
     """Row numbers of a whole training, `steps * batch_size` of them: every row once before any comes again. Rows of one
     prompt (`prompts`, one for each row) stand side by side, so that `shared_prompts` finds them in one batch. Rows of
     similar length meet in one step, which saves a fifth of the time in padding; steps are shuffled."""

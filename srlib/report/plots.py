@@ -57,9 +57,8 @@ def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: s
     for axes, (name, values), color in zip(panels, columns.items(), PALETTE, strict=False):
         axes.hist(values, bins=30, color=color)
         axes.axvline(values.median(), color=INK, linewidth=1, linestyle="--")
-        entitle(
-            axes, f"{name}: median {round(values.median(), 2):g}, highest {round(values.max(), 2):g} (n {len(values)})"
-        )
+        middle, most = round(values.median(), 2), round(values.max(), 2)
+        entitle(axes, f"{name}: median {middle:g}, highest {most:g} (n {len(values)})")
     return figure
 
 
@@ -172,9 +171,7 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
     return figure
 
 
-def reliability(
-    confidence: Values, correct: Values, title: str = "Calibration", fitted: Values | None = None
-) -> plt.Figure:
+def reliability(confidence: Values, correct: Values, title: str = "Calibration", fitted: Any = None) -> plt.Figure:
     """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
     are the confidences after a fit on other items: its curve should pass through the dots."""
     from sklearn.calibration import calibration_curve

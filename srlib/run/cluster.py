@@ -2,7 +2,8 @@
 
 Ray places work, counts cores and GPUs, and runs a task again whose worker or node died. It holds no state that counts: that is
 in the run directories, which all nodes see at one path. A stage there is the same process as on this machine (execute.py), and
-resumes in its directory; so the same command goes on with or without a cluster.
+resumes in its directory; so the same command goes on with or without a cluster. Draws and judgments of arms are shared by
+processes on as many nodes as have room, a part each, as `gpus` processes share them on one node.
 
     with Cluster("auto", [run_dir]) as place:
         pipeline.run_all({run_dir: cfg}, place=place)"""
@@ -16,6 +17,7 @@ import io
 import os
 import platform
 import socket
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,9 @@ class Cluster:
     def __init__(self, address: str, run_dirs: Sequence[Path]) -> None:
         self.ray, self.refs = join(address), []
         resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        self.most = {name: max(int(node.get(name, 0)) for node in resources) for name in ("CPU", "GPU")}
+        counts = {name: [int(node.get(name, 0)) for node in resources] for name in ("CPU", "GPU")}
+        self.most = {name: max(n) for name, n in counts.items()}
+        self.share = (sum(counts["GPU"]) or sum(counts["CPU"])) // len(run_dirs)  # of a run, when all draw at once
         for folder in {path.absolute().parent for path in run_dirs}:
             self._check(folder)
 
@@ -57,10 +61,17 @@ class Cluster:
             if n > self.most[name]:
                 raise RunError(f"{task.notebook} needs {n} {name}s of one node, and the largest has {self.most[name]}")
         environment = task.environment | {"SRLIB_WAIT": "120"} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
-        options = dict(num_cpus=cores, num_gpus=gpus, max_retries=RETRIES, max_calls=1, name=str(task.log))
-        ref = self.ray.remote(**options)(_execute).remote(task._replace(environment=environment))
-        self.refs.append(ref)
-        return Process(self, ref)
+        return Process(self, task._replace(environment=environment), gpus)
+
+    def room(self, threads: int, gpus: int) -> Any:
+        """A placement group of what is free now, at most the run's share, in two pieces or more; None if there is none."""
+        needs, free = {name: k for name, k in (("CPU", threads), ("GPU", gpus)) if k}, self.ray.available_resources()
+        n = min(self.share, *(int(free.get(name, 0)) // k for name, k in needs.items()))
+        group = self.ray.util.placement_group([needs] * n, strategy="SPREAD") if n > 1 else None
+        if group is not None and not group.wait(5):  # a node has died, or another stage was faster
+            self.ray.util.remove_placement_group(group)
+            return None
+        return group
 
     def _check(self, folder: Path) -> None:
         """Compare all nodes with this machine; raises RunError."""
@@ -90,25 +101,55 @@ class Cluster:
 
 
 class Process:
-    """A stage on the cluster; to `pipeline.Job` what a subprocess.Popen is."""
+    """A stage on the cluster; to `pipeline.Job` what a subprocess.Popen is. If its worker or node dies, Ray starts it again; if
+    one of several processes that share its draws does, all of them go on from what is drawn, as many as there is room for."""
 
-    def __init__(self, place: Cluster, ref: Any) -> None:
-        self.place, self.ref, self.returncode = place, ref, None
-        self.stdin, self.stdout = io.StringIO(), io.StringIO()
+    def __init__(self, place: Cluster, task: pipeline.Task, gpus: int) -> None:
+        self.place, self.task, self.gpus, self.lives = place, task, gpus, RETRIES
+        self.stdin, self.stdout, self.returncode = io.StringIO(), io.StringIO(), None
+        self._start()
+
+    def _start(self) -> None:
+        task, gpus, parts = self.task, self.gpus, [self.task]
+        self.group = self.place.room(task.threads, min(gpus, 1)) if task.draws else None
+        if self.group is None:
+            how = dict(num_cpus=task.threads * task.processes, num_gpus=gpus, max_retries=RETRIES)
+        else:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Within
+
+            how = dict(num_cpus=task.threads, num_gpus=min(gpus, 1), scheduling_strategy=Within(self.group))
+            n, launch = self.group.bundle_count, uuid.uuid4().hex
+            for k in range(n):
+                said = {"TORCHELASTIC_RUN_ID": launch, "RANK": str(k), "WORLD_SIZE": str(n)}  # as torchrun says it
+                log = task.log.with_suffix(f".{k}.txt") if k else task.log
+                parts[k:] = [task._replace(environment=task.environment | said, log=log, processes=1)]
+        run = self.place.ray.remote(**{"max_calls": 1, "max_retries": 0, "name": str(task.log)} | how)(_execute)
+        self.refs = [run.remote(part) for part in parts]
+        self.place.refs += self.refs
 
     def poll(self) -> int | None:
         ray = self.place.ray
-        if self.returncode is None and ray.wait([self.ref], timeout=0)[0]:
-            try:
-                self.returncode, said = ray.get(self.ref)
-            except ray.exceptions.RayError as error:
-                self.returncode, said = 1, f"on the cluster: {type(error).__name__}: {str(error).strip()}"
-            self.stdout = io.StringIO(said)
-            self.place.refs.remove(self.ref)
+        ended, running = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
+        if self.returncode is not None or not ended:
+            return self.returncode
+        try:
+            status, said = max(ray.get(ended))
+        except ray.exceptions.RayError as error:
+            status, said = 1, f"on the cluster: {type(error).__name__}: {str(error).strip()}"
+            self.lives -= 1
+            if self.group is not None and self.lives >= 0:
+                self.kill()
+                return self._start()
+        if status or not running:
+            self.kill()
+            self.returncode, self.stdout = status, io.StringIO(said)
         return self.returncode
 
     def kill(self) -> None:
-        self.place.ray.cancel(self.ref, force=True)  # the stage's process ends with the worker
+        for ref in self.refs:
+            self.place.ray.cancel(ref, force=True)  # the stage's process ends with the worker
+        if self.group is not None:
+            self.place.ray.util.remove_placement_group(self.group)
 
 
 def join(address: str) -> Any:

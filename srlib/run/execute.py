@@ -17,11 +17,7 @@ from jupyter_client import AsyncKernelManager  # noqa: E402
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402
 
 ROOM = ". Free memory (--workers 1) or space; the same command then resumes"
-NO_MEMORY = (
-    "MemoryError",
-    "allocate memory",
-    "map segment",
-)  # as Python, the system and its loader of libraries say it
+NO_MEMORY = "MemoryError", "allocate memory", "map segment"  # of Python, of the system, of its loader of libraries
 
 
 class Kernel(AsyncKernelManager):

@@ -14,13 +14,14 @@ from srlib.run import stages
 from srlib.run.stages import RunError
 from srlib.schema import Comparison, Example, Item, format_score
 
+Texts = list[str]
 FEW_TEST_ITEMS = 30  # fewer make intervals that hardly tell one arm from another
 LEAST_ROWS = 10  # as of n_train
 
 
 class Forecast(NamedTuple):
-    notes: list[str]
-    refusals: list[str]
+    notes: Texts
+    refusals: Texts
 
     def check(self) -> None:
         """Raise RunError with all reasons to refuse, if there are any."""
@@ -55,7 +56,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
     if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
         refusals.append(
-            f"sft_mode merge makes one adapter of two halves, and lora_rank is {cfg.lora_rank}; set an even one"
+            f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, set an even one"
         )
     _pairs(train, cfg, notes, refusals)
     if without := sum(not e.rationale for e in train):
@@ -69,7 +70,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     return forecast
 
 
-def _measure(test: Sequence[Example], notes: list[str], refusals: list[str]) -> None:
+def _measure(test: Sequence[Example], notes: Texts, refusals: Texts) -> None:
     if not test:
         refusals.append("there are no test rows to measure a judge on; add rows with `split_hint: test`")
         return
@@ -82,9 +83,7 @@ def _measure(test: Sequence[Example], notes: list[str], refusals: list[str]) -> 
         notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them do not exist")
 
 
-def _lengths(
-    items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: list[str], refusals: list[str]
-) -> None:
+def _lengths(items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: Texts, refusals: Texts) -> None:
     """Tokens of prompt and gold judgment, against max_length."""
     asked = [prompts.prompt_text(tokenizer, item, cfg.template) for item in items]
     texts = [text + prompts.completion(item.rationale, item.gold) for text, item in zip(asked, items, strict=True)]
@@ -100,7 +99,7 @@ def _lengths(
         notes.append(f"{text}, the longest by {max(longer) - cfg.max_length}, and are left out")
 
 
-def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: list[str], refusals: list[str]) -> None:
+def _pairs(train: Sequence[Example], cfg: config.Parameters, notes: Texts, refusals: Texts) -> None:
     """Whether a judgment can be so far off that it is rejected."""
     needed = any(name.startswith("pairs/") for stage in stages.of(cfg) for name in stage.inputs)
     if needed and cfg.strategy == "meta_equal" and cfg.sft_mode == "pointwise":

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srlib import config, curate, files
+from srlib.config import Parameters
 from srlib.hardware import machine
 from srlib.run import forecast, stages
 from srlib.run.stage import take_home
@@ -35,6 +36,7 @@ class Task(NamedTuple):
     log: Path
     threads: int  # of each process
     processes: int  # that execute it together
+    draws: bool  # whether they only draw judgments, so that each may be on another machine
 
     def start(self) -> subprocess.Popen:
         """Start the process; what went wrong comes from its standard output, and it ends when its standard input closes."""
@@ -58,11 +60,11 @@ class Job:
         self.notebook = run / "notebooks" / f"{stage.name}.ipynb"
         self.log, self.beat = run / ".logs" / f"{stage.name}.txt", run / ".progress" / f"{stage.name}.json"
 
-    def runs(self, cfg: config.Parameters, run: Path, force: bool) -> str | None:
+    def runs(self, cfg: Parameters, run: Path, force: bool) -> str | None:
         """Why the stage has to run, None if it is current."""
         return "forced" if force else stages.reason(self.output, stages.parts(self.stage, cfg, run))
 
-    def start(self, cfg: config.Parameters, run: Path, threads: int, force: bool, place: Any) -> None:
+    def start(self, cfg: Parameters, run: Path, threads: int, force: bool, place: Any) -> None:
         """Start a process for the stage, unless it is current; on a cluster, if `place` is one."""
         self.reason = self.runs(cfg, run, force)
         self.say(f"runs: {self.reason}" if self.reason else "cached")
@@ -77,9 +79,10 @@ class Job:
         values = cfg.model_dump(mode="json") | self.stage.fixed | {"run_dir": run_dir}
         values = {name: values[name] for name in dict.fromkeys(("run_dir", *config.declared_in(self.stage.notebook)))}
         environment = {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
-        processes = cfg.gpus if self.stage.shared(cfg) else 1
+        shared, notebook = self.stage.shared(cfg), self.stage.notebook
+        processes, draws = cfg.gpus if shared else 1, shared and notebook in ("03_sample", "06_eval")
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", threads)) // processes)
-        task = Task(self.stage.notebook, out, values, root, environment, self.log, threads, processes)
+        task = Task(notebook, out, values, root, environment, self.log, threads, processes, draws)
         self.process = place.start(task) if place else task.start()
 
     def watch(self) -> None:
@@ -109,19 +112,13 @@ class Job:
         self.bars.console.print(f"{self.name:<17} {text}", markup=False, style=style, soft_wrap=True)
 
 
-def run(
-    cfg: config.Parameters, run_dir: Path | str, workers: int = 0, force: bool = False, console: Console | None = None
-) -> list[Job]:
+def run(cfg: Parameters, run_dir: Path | str, workers: int = 0, force: bool = False, console: Any = None) -> list[Job]:
     """Bring every stage of a run up to date; one Job each, inputs first. See `run_all`."""
     return run_all({Path(run_dir): cfg}, workers, force, console)[0]
 
 
 def run_all(
-    runs: Mapping[Path, config.Parameters],
-    workers: int = 0,
-    force: bool = False,
-    console: Console | None = None,
-    place: Any = None,
+    runs: Mapping[Path, Parameters], workers: int = 0, force: bool = False, console: Any = None, place: Any = None
 ) -> list[list[Job]]:
     """Bring runs up to date side by side: of each directory its jobs. In a run, `workers` stages are executed side by side (0:
     two on a CPU with two cores, else one), or as many as there is room for in `place`, a `cluster.Cluster`. `force` runs all
@@ -149,7 +146,7 @@ def run_all(
 
 
 def _steps(
-    cfg: config.Parameters, run: Path, workers: int, force: bool, bars: Progress, place: Any, named: bool
+    cfg: Parameters, run: Path, workers: int, force: bool, bars: Progress, place: Any, named: bool
 ) -> Iterator[None]:
     """A run, bit by bit, and its jobs at the end; the first bit checks what can be checked. `named` prints the run's name."""
     last = config.project_root() / "runs" / "last"
@@ -211,7 +208,7 @@ def _steps(
     return jobs
 
 
-def check_gpus(cfg: config.Parameters, place: Any = None) -> None:
+def check_gpus(cfg: Parameters, place: Any = None) -> None:
     """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
     cards = [] if place else machine.gpus()
     if cards and cfg.gpus > len(cards):

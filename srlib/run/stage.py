@@ -110,8 +110,7 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
-    or does not name, comes from params.yaml of the run. Raises ParamError, and RunError if an input is missing or another
-    process has the stage open."""
+    or does not name, comes from params.yaml of the run. Raises ParamError; RunError if inputs lack or another has it open."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     values = config.in_namespace(notebook, namespace)

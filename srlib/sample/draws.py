@@ -6,7 +6,7 @@ A source gets [(item, indices of its missing draws), ...] and yields lists of ju
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,9 +148,7 @@ def redraw(judgments: Sequence[Judgment], k: int, seed: int) -> list[Redrawn]:
     return redrawn
 
 
-def flip_summary(
-    redrawn: Sequence[Redrawn], n_boot: int = 2000, group: Mapping[str, str] | None = None
-) -> dict[str, Interval]:
+def flip_summary(redrawn: Sequence[Redrawn], n_boot: int = 2000, group: Any = None) -> dict[str, Interval]:
     """Mean `entropy`, `flip_rate` and `flips`, each with a bootstrap interval over examples: an example counts once, by the
     mean of its judgments. `group` maps an example's id to its cluster."""
     of_example: dict[str, list[tuple[float, float, bool]]] = defaultdict(list)
