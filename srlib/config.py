@@ -3,9 +3,8 @@
 A notebook repeats the fields of its step in a cell tagged `parameters` and reads the others as `cfg.name`. A YAML file,
 `-p name=value` or a notebook sets them; a mistake is refused before anything runs, with the nearest name:
 
->>> load(None, ["bta=0.3"])
-Traceback (most recent call last):
-srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
+>>> load(None, ["bta=0.3"]) Traceback (most recent call last): srlib.config.ParamError: -p bta: there is no parameter
+'bta'; did you mean beta? `srlib params` lists all
 """
 
 import ast
@@ -287,9 +286,7 @@ def project_root(start: Path | None = None) -> Path:
         if (folder / "notebooks" / "01_data.ipynb").is_file() and (folder / "srlib").is_dir():
             return folder
     url = "https://github.com/OWNER/self-rationalization"
-    raise ParamError(
-        f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; `git clone {url}`, run it there"
-    )
+    raise ParamError(f"{start}: no notebooks/01_data.ipynb beside srlib/ here or above; `git clone {url}`, run there")
 
 
 def _assigned(source: str) -> list[str]:

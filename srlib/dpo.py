@@ -27,12 +27,6 @@ def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], te
     return rows
 
 
-class ReferenceMismatch(ModelError):
-    """Policy and reference disagree before the first step: the reference is not the model that training starts from."""
-
-    exit_status = 1
-
-
 class StartsAtLn2(TrainerCallback):
     """Stop a training whose first reward margin is not zero, that is, whose sigmoid loss does not start at ln 2. Before
     the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference). Allowed is
@@ -42,7 +36,7 @@ class StartsAtLn2(TrainerCallback):
         margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
         allowed *= max(1.0, args.beta / 0.1)
         if state.global_step == 1 and not abs(margin) <= allowed:
-            raise ReferenceMismatch(
+            raise ModelError(
                 f"at the first step the reward margin is {margin:.3g}, not 0 within {allowed:g}: the reference is not the "
                 "model that this training starts from. Delete the judge's directory and start from the judge that wrote "
                 "the judgments of these pairs"

@@ -42,10 +42,6 @@ class StoreError(SrlibError):
     exit_status = 1
 
 
-class LockedError(SrlibError):
-    """Another process works in this run directory."""
-
-
 def shorten(value: Any, width: int = 60) -> str:
     """A value as a message shows it: escaped (no control characters), at most `width` characters."""
     text = repr(value[: 2 * width] if isinstance(value, str) else value)
@@ -283,10 +279,10 @@ def holder(path: Path) -> str:
 
 
 def lock(run_dir: Path | str) -> contextlib.ExitStack:
-    """Reserve a run directory for a block: `with lock("runs/tiny"): ...`; LockedError if it is reserved already."""
+    """Reserve a run directory for a block: `with lock("runs/tiny"): ...`; SrlibError if it is reserved already."""
     path, stack = Path(run_dir) / ".lock", contextlib.ExitStack()
     if path.absolute() in _held or not acquire(path):
-        raise LockedError(f"{run_dir}: process {holder(path)} is running there; wait for it, or set another --run-dir")
+        raise SrlibError(f"{run_dir}: process {holder(path)} is running there; wait for it, or set another --run-dir")
     stack.callback(release, path)
     return stack
 

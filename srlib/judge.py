@@ -53,7 +53,7 @@ class Judge:
         if not is_served(path):
             info, bound = models.judge_info(path), functools.partial(sample.judgments, *models.load(path, **options))
             return cls(bound, info["template"], info["max_new_tokens"])
-        if Path(model).is_dir() and models.load_tokenizer(model).chat_template is None:
+        if model and Path(model).is_dir() and models.load_tokenizer(model).chat_template is None:
             options = {"api": "completions"} | options
         server, info = sample.Server(str(path), model, **options), models.judge_info(model)
         bound = functools.partial(sample.server_judgments, server)
@@ -171,7 +171,7 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
 
 def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
     """Mean NLL, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
-    found, longest = [], min(1024, getattr(model.config.get_text_config(), "max_position_embeddings", 1024))
+    found, longest = [], int(min(1024, sample.decoding.longest_text(model)))
     for item in items[:: max(1, len(items) // 32)][:32]:
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
         with torch.inference_mode():

@@ -8,10 +8,8 @@ A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and 
 parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
->>> parse("It greets: pass. [RESULT] 3", rubric)
-Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
->>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure
-'two_verdicts'
+>>> parse("It greets: pass. [RESULT] 3", rubric) Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
+>>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure 'two_verdicts'
 """
 
 import itertools
@@ -23,7 +21,7 @@ from srlib.schema import PREFERENCES, Comparison, Failure, Item, Rubric, Verdict
 
 MARKER = "[RESULT]"
 TEMPLATES = ("brief", "prometheus")
-CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
+CONTROL = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|</?s>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad)>|\[/?INST\]|<</?SYS>>")
 FORMS = {"cot": "Feedback", "verdict": "Verdict", "deduction": "Response"}  # of an answer, and the heading above it
 _NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"  # bounded, so that float() stays cheap on hostile text
 _MARKER = r"[*_`]{0,4}\[RESULT\][*_`]{0,4}[ \t]*[*_`]{0,4}"  # with Markdown's emphasis
@@ -117,12 +115,12 @@ def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) 
 
 
 def defused(text: str, tokenizer: Any = None) -> str:
-    """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn. For a server,
-    whose tokenizer is not here, those of the common chat templates."""
+    """Break up control tokens with a zero-width space: a response with `<|eot_id|>` must not end the user's turn. Those of the
+    common chat templates, which a tokenizer may spell as text, and those of the tokenizer, if it is here and not on a server."""
     special = set(CONTROL.findall(text))
     if tokenizer is not None:
         added = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-        special = {*tokenizer.all_special_tokens, *added}
+        special |= {*tokenizer.all_special_tokens, *added}
     for token in filter(text.__contains__, special - {""}):
         text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
     return text

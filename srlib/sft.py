@@ -54,14 +54,15 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
 
 
 def by_annotator(items: Sequence[Item]) -> list[Item]:
-    """One item for each annotator where `meta` has lists of `ratings` and `rationales`: the same prompt with the score and
-    the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
+    """One item for each annotator who gave a rationale, where `meta` has lists of `ratings` and `rationales`: the same prompt with
+    the score and the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
     rows: list[Item] = []
     for item in items:
         verdict = "preference" if isinstance(item, Comparison) else "score"
         for number, (rating, text) in enumerate(item.annotated, start=1):
-            rows.append(item.model_copy(update={"id": f"{item.id}#{number}", verdict: rating, "rationale": text}))
-        rows += [] if item.annotated else [item]
+            update = {"id": f"{item.id}#{number}", verdict: rating, "rationale": text}
+            rows += [item.model_copy(update=update)] if text else []
+        rows += [] if any(text for _, text in item.annotated) else [item]
     return rows
 
 

@@ -169,6 +169,8 @@ def test_answers_are_preferences_of_the_arms_or_outdated(tmp_path):
     assert len(session.unfinished) == 10
     answer_all(session, choices["ben"])
     assert (len(annotate.read_votes(tmp_path, new)[0]), annotate.read_votes(tmp_path, new)[1]) == (10 * n, 20 * n)
+    again = [vote for vote in annotate.read_votes(tmp_path, some_sides())[0] if vote.annotator == "anna"]
+    assert len(again) == 10 * n, "her answers about the first texts count where these are shown again"
     (tmp_path / "anna.jsonl").write_text('{"example_id": "e1", "criterion": "beauty", "choice": "left"}\n')
     with pytest.raises(files.RowError, match=r"anna\.jsonl, line 1: field criterion"):
         annotate.read_votes(tmp_path, new)

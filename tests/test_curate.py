@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from srlib import curate as module
 from srlib.curate import (
-    CurateError,
     correct_answer,
     curate,
     followups,
@@ -21,7 +20,7 @@ from srlib.curate import (
     meta_judge,
     rule_named,
 )
-from srlib.schema import Comparison, Example, Judgment, Rubric
+from srlib.schema import Comparison, Example, Judgment, Rubric, SrlibError
 
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
 
@@ -119,7 +118,7 @@ def test_a_rule_that_cannot_work_is_refused():
         "judgments of this prompt": lambda item, judgments, margin: [sampled([4, 1], "other")],
     }
     for message, rule in rules.items():
-        with pytest.raises(CurateError, match=message):
+        with pytest.raises(SrlibError, match=message):
             one([4, 1, 2], None, rule)
 
 
@@ -131,7 +130,7 @@ def test_a_rule_is_found_by_name(tmp_path):
     assert rule_named("shortest", {"shortest": len}, tmp_path) is len
     assert rule_named("rules.py:mine", {}, tmp_path)(None, [], 3) == "2"
     for strategy in ("best", "none.py:f", "rules.py:f"):
-        with pytest.raises(CurateError, match=f"strategy {strategy}: there is no f"):  # file, function
+        with pytest.raises(SrlibError, match=f"strategy {strategy}: there is no f"):  # file, function
             rule_named(strategy, {"best": 1, "f": len}, tmp_path)
 
 
@@ -228,7 +227,7 @@ def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
     "mix", ["cot", "cot:0", "cot:-1", "cot:nan", "cot:1e9", "cots:1", "cot:1,cot:1", "verdict:0,cot:0"]
 )
 def test_a_mix_that_cannot_be_read_is_refused(mix):
-    with pytest.raises(CurateError, match=r"pair_mix .* is not KIND:WEIGHT with a weight above 0; write each"):
+    with pytest.raises(SrlibError, match=r"pair_mix .* is not KIND:WEIGHT with a weight above 0; write each"):
         module.kinds(mix.split(","), 1)
 
 
@@ -298,7 +297,7 @@ def test_only_prompts_whose_judgments_agree_are_judged_with_a_hint():
     )
     [_, wrong] = followups.to_hint([item_of(gold="A")], [], "rescue", 99)
     assert (wrong.gold in ("B", "tie"), wrong.instruction) == (True, "Greet e.")
-    with pytest.raises(CurateError, match="hints name the right verdict, and some items have no gold"):
+    with pytest.raises(SrlibError, match="hints name the right verdict, and some items have no gold"):
         followups.to_hint([item_of(gold=None)], [], "rescue", 2)
     assert followups.to_hint([item_of(gold=None)], [], "none", 2) == []
 

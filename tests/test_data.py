@@ -165,6 +165,17 @@ def test_hints():
     assert list(map(hinted, hints)) == ["train", "validation", "ood", "test", "test", "", "", ""]
 
 
+@pytest.mark.parametrize("hinted_first", [False, True])
+def test_rows_without_a_hint_follow_those_of_their_instruction(tmp_path, hinted_first):
+    asked = [{"id": f"{i}", "instruction": f"Greet {i % 40}."} for i in range(80)]
+    rows = [OURS | row | ({"split_hint": "test"} if i < 40 else {}) for i, row in enumerate(asked)]
+    path = write(tmp_path / "rows.jsonl", (rows if hinted_first else rows[::-1]) + many(100))
+    found = data.load(path, n_validation=0).splits
+    tested = {row.instruction for row in found["test"]}
+    assert {row["instruction"] for row in rows} <= tested
+    assert not tested & {row.instruction for row in found["train"]}
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_no_instruction_crosses_and_comparisons_follow_the_examples(tmp_path, mixed):
     """Whether those are hinted, or placed by a group that the comparisons do not name; before or behind them in one file."""

@@ -17,7 +17,7 @@ from srlib import config, files, prompts
 from srlib.data import world
 from srlib.evaluate import alarms, arms, cost, robustness, slices
 from srlib.evaluate.slices import Slice
-from srlib.schema import Comparison, Example, Judgment, Pair, Rubric
+from srlib.schema import Comparison, Example, Judgment, Pair, Rubric, SrlibError
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -271,9 +271,7 @@ def test_alarms_of_training_by_hand_and_how_a_run_goes_on():
     assert (row["value"], row["n"], row["fired"], row["protocol"][:20]) == (0.666667, 3, True, "6 meta-judged pairs,")
     assert training(pairs=[pair(1, 5, "correct_answer")], meta_higher=0.0) == []  # there was no meta-judge
     rows = training([{"rewards/chosen": -1.0}], [pair(4, 2)], logp_fall=0.3, meta_higher=1.0)
-    with pytest.raises(
-        alarms.AlarmError, match=r"iteration 2: logp_fall is 0\.5, above 0\.3 .*raise alarm_logp_fall, "
-    ):
+    with pytest.raises(SrlibError, match=r"iteration 2: logp_fall is 0\.5, above 0\.3 .*raise alarm_logp_fall, "):
         alarms.stop(rows)
     alarms.stop(alarms.renewed(rows, {"logp_fall": 0.6}))  # the same value, a higher threshold
     assert [row["fired"] for row in alarms.renewed(rows, {"meta_higher": 0.9})] == [True, True]

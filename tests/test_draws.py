@@ -86,8 +86,10 @@ def together(out, n, launch, stop=False):
 def test_processes_share_the_draws_and_go_on_where_others_stopped(tmp_path):
     out = tmp_path / "j.jsonl"
     together(out, 2, "killed", stop=True)
-    assert ids(files.read_rows(tmp_path / ".j.jsonl.0-of-2", Judgment)) == ["e0#0", "e0#1"]
+    part = tmp_path / ".j.jsonl.killed.0-of-2"
+    assert ids(files.read_rows(part, Judgment)) == ["e0#0", "e0#1"]
     assert not out.exists()
+    (tmp_path / ".j.jsonl.cut off.1-of-2").write_bytes(part.read_bytes())  # a process that others took for dead went on
     every = [f"e{i}#{k}" for i in range(3) for k in range(2)]
     (first, whole), (second, same) = together(out, 2, "again")
     assert (first, second) == (["e2#0", "e2#1"], []), "what was drawn before the kill is not drawn again"

@@ -9,9 +9,9 @@ import pytest
 from srlib import files
 from srlib.data import world
 from srlib.evaluate import results
-from srlib.evaluate.arms import ARMS, ArmError, arm, confidence, distributions, in_order, on_scale, read, scores
+from srlib.evaluate.arms import ARMS, arm, confidence, distributions, in_order, on_scale, read, scores
 from srlib.evaluate.results import COMPARED
-from srlib.schema import Comparison, Example, Judgment, Rubric
+from srlib.schema import Comparison, Example, Judgment, Rubric, SrlibError
 
 NAN = math.nan
 FIVE = Rubric(criterion="Is it polite?", levels=["rude", "cool", "neutral", "warm", "kind"])
@@ -115,7 +115,7 @@ def test_likelihood_reads_the_likeliest_draw_that_has_a_score_and_greedy_the_one
     assert [j and j.id for j in read(arm("sft_best_of_n"), judgments)] == ["a#1", None, "c#0"]
     silent = [j.model_copy(update={"logprob": None}) for j in draws("a", 4, 4, 1)]  # as some servers answer
     assert [j.id for j in read(arm("sft_self_consistency"), silent)] == ["a#0"]
-    with pytest.raises(ArmError, match="sft_best_of_n: judgment a#0 has no log-probability"):
+    with pytest.raises(SrlibError, match="sft_best_of_n: judgment a#0 has no log-probability"):
         read(arm("sft_best_of_n"), silent)
 
 
@@ -282,5 +282,5 @@ def test_a_prompt_is_chosen_on_validation(tmp_path):
     assert results.chosen_prompt(arm("base_best_prompt"), brief, splits, tmp_path, shots)["template"] == "prometheus"
     results.chosen_prompt(arm("base_few_shot"), brief, splits, tmp_path, examples(1, 2))
     assert list(files.read_json(tmp_path / "prompts.json")["right"]) == ["0 examples"], "none has a rationale to show"
-    with pytest.raises(ArmError, match="chosen on validation rows, and there are none"):
+    with pytest.raises(SrlibError, match="chosen on validation rows, and there are none"):
         results.chosen_prompt(arm("base_few_shot"), brief, {"test": items}, tmp_path, shots)

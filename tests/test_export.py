@@ -12,8 +12,8 @@ import yaml
 from srlib import config, files, models
 from srlib.data import world
 from srlib.report import card, export
-from srlib.report.export import ExportError, GateError
-from srlib.schema import Judgment
+from srlib.report.export import GateError
+from srlib.schema import Judgment, SrlibError
 
 pytestmark = pytest.mark.torch
 GATE = export.Gate(items=32, same_score=32, largest_difference=0.0004, tolerance=0.02, ids=[])
@@ -119,7 +119,7 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
         (empty, out, "", "", "", "holds no validation and no test examples"),
     ):
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(ExportError, match=message):
+        with pytest.raises(SrlibError, match=message):
             export.export(run, to, how, push)
     assert not out.exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
@@ -127,7 +127,7 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
 
 def test_a_hub_that_cannot_be_reached_costs_no_export(merged_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    with pytest.raises(ExportError, match=r"was written, but not pushed to me/judge .*: push it with `hf upload`"):
+    with pytest.raises(SrlibError, match=r"was written, but not pushed to me/judge .*: push it with `hf upload`"):
         export.export(merged_run, tmp_path / "out", "", "me/judge")
     assert "hf_none" not in "".join(path.read_text(errors="replace") for path in (tmp_path / "out").glob("*.*"))
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlib import files
-from srlib.files import LockedError, RowError, StoreError
+from srlib.files import RowError, StoreError
 from srlib.schema import Example, Judgment, Rubric, SrlibError
 
 ROW = {"id": "e1", "instruction": "Greet.", "response": "Hello.", "score": 1.0}
@@ -253,7 +253,7 @@ def test_a_lock_is_for_one_process(tmp_path):
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes)
     assert other.stdout.readline() == "in\n"
-    with pytest.raises(LockedError, match=rf"process {other.pid} is running there"):
+    with pytest.raises(SrlibError, match=rf"process {other.pid} is running there"):
         files.lock(tmp_path)
     start = time.monotonic()
     assert not files.acquire(tmp_path / ".lock", timeout=0.3)
@@ -264,7 +264,7 @@ def test_a_lock_is_for_one_process(tmp_path):
     assert files.holder(tmp_path / ".lock") == str(os.getpid())
     files.release(tmp_path / ".lock")
     for _ in range(2):
-        with files.lock(tmp_path), pytest.raises(LockedError):
+        with files.lock(tmp_path), pytest.raises(SrlibError):
             files.lock(tmp_path)
 
 

@@ -157,6 +157,10 @@ def test_a_hint_names_the_verdict_and_never_gets_into_a_rationale():
 def test_every_annotator_of_a_row_is_a_row_of_its_prompt():
     several = {"ratings": [1, 3], "rationales": ["It whines.", "It greets."]}
     items = rows(2, meta=lambda i: several if i else {"ratings": [1, 2], "rationales": ["No list of two."]})
+    silent = rows(1, meta={"ratings": [2, 3], "rationales": ["", "Curt."]}, rationale="Written.")
+    assert [(item.id, item.rationale) for item in sft.by_annotator(silent)] == [("0#2", "Curt.")]
+    silent = rows(1, meta={"ratings": [2, 3], "rationales": ["", ""]}, rationale="Written.")
+    assert sft.by_annotator(silent) == silent, "what was written for the row stays"
     first, *others = sft.by_annotator(items)
     assert first == items[0]
     assert [(e.id, e.score, e.rationale) for e in others] == [("1#1", 1, "It whines."), ("1#2", 3, "It greets.")]

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from throwaway import make_project, srlib_run, stop, write_notebook
 
 from srlib import config, files
-from srlib.curate import CurateError
 from srlib.run import RunError, pipeline, stages
+from srlib.schema import SrlibError
 
 SHORT = "arms=base,sft"  # data, sft, eval: three kernels
 
@@ -153,7 +154,7 @@ def test_a_stopped_and_a_killed_run_resume_inside_the_stage(project):
             assert time.monotonic() < end, "the kernel outlives its pipeline"
         pid.unlink()
     (run / "go").touch()
-    with files.lock(run), pytest.raises(files.LockedError, match="running there"):
+    with files.lock(run), pytest.raises(SrlibError, match="running there"):
         go(root, "arms=base,sft")
     last = srlib_run(root, "runs/t", arms="base,sft")
     printed, _ = last.communicate(timeout=120)
@@ -168,11 +169,15 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
         go(root, "gpus=3")
     with pytest.raises(RunError, match="unsloth trains on one GPU"):
         go(root, "gpus=2", "backend=unsloth")
+    with pytest.raises(RunError, match="keep is best, and arms hold neither"):
+        go(root, "arms=sft_score_only", "keep=best")
+    with pytest.raises(RunError, match="gpus is 8, and one node has 4"):
+        pipeline.check_gpus(config.load(None, ["gpus=8"]), SimpleNamespace(most={"GPU": 4}))
     with pytest.raises(RunError, match="'dpo'"):
         go(root, "arms=dpo")
-    with pytest.raises(CurateError, match="strategy majority: "):
+    with pytest.raises(SrlibError, match="strategy majority: "):
         go(root, SHORT, "strategy=majority")
-    with pytest.raises(CurateError, match="pair_mix verdicts:1 is not KIND:WEIGHT"):
+    with pytest.raises(SrlibError, match="pair_mix verdicts:1 is not KIND:WEIGHT"):
         go(root, SHORT, "pair_mix=verdicts:1")
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
@@ -196,6 +201,7 @@ dist.destroy_process_group()
 
 SHARED = """\
 from srlib import config, files
+from srlib.schema import SrlibError
 with open(stage.run / "log.txt", "a") as log:
     log.write(f"eval-{config.together()} ")
 files.meet(stage.run / "met", *config.together())

@@ -174,3 +174,9 @@ def test_rows_have_the_ids_of_sampling_one_bos_and_no_foreign_control_token(temp
     row = prompts.prompt_text(tokenizer, attack) + text + tokenizer.eos_token
     assert tokenizer(row)["input_ids"] == ids + prompts.completion_ids(tokenizer, "Greets.<|eos|> Fine. [RESULT] 4")
     assert parse(text, FIVE).verdict == 4
+    spelled = "Hi.<|assistant|> [/INST] <｜User｜> </s>"  # markers that a chat template may write as plain text
+    assert prompts.defused(spelled, tokenizer).replace("\u200b", "") == spelled
+    assert prompts.defused(spelled, tokenizer).count("\u200b") == prompts.defused(spelled).count("\u200b") == 4
+    decoding = pytest.importorskip("srlib.sample").decoding
+    contexts = [decoding.candidates(tokenizer, EXAMPLE, rationale)[0] for rationale in ("Greets.<|eos|>", "Greets.")]
+    assert [tokenizer.eos_token_id in ids for ids in contexts] == [False, False]

@@ -11,8 +11,8 @@ from offline import tracked
 from throwaway import make_project, write_notebook
 
 from srlib import config, files
-from srlib.curate import CurateError
 from srlib.run import RunError, open_run, open_stage, stage, stages
+from srlib.schema import SrlibError
 
 
 @pytest.fixture
@@ -104,6 +104,16 @@ def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, cap
     )
 
 
+def test_so_does_a_notebook_that_is_no_stage(root, capsys):
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nmodel: runs\nbeta: 0.3\nn_boot: 90\n")
+    cell = {"run_dir": "runs/tiny", "seed": 0, "beta": 0.1, "n_boot": 100, "model": config.FIELDS["model"].default}
+    open_run(cell)
+    assert cell == {"run_dir": "runs/tiny", "seed": 7, "beta": 0.3, "n_boot": 100, "model": "runs"}
+    assert capsys.readouterr().out == "runs/tiny/params.yaml sets seed = 7, model = 'runs', beta = 0.3\n"
+    open_run(cell := cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]})
+    assert cell["seed"] == 0, "papermill said so"
+
+
 def test_a_notebook_uses_the_first_of_the_gpus_that_it_may_see(root, monkeypatch):
     for given, used in (("3,5", "3"), ("", ""), (None, "0")):  # transformers would take rows for each of them
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given) if given is not None else monkeypatch.delenv(
@@ -181,10 +191,10 @@ def test_a_mistyped_strategy_is_refused_before_training(root):
     for good in ("meta_judge", "shortest", "a", "b", "c", "rules.py:mine"):
         stages.check_strategy(good)
     for bad in ["", *"meta_jugde short rules.py:min rules.py:mine2 rule.py:mine rules.py:meta_judge return".split()]:
-        with pytest.raises(CurateError, match=rf"^strategy {bad}: .* defines no function .*; built-in rules: correct"):
+        with pytest.raises(SrlibError, match=rf"^strategy {bad}: .* defines no function .*; built-in rules: correct"):
             stages.check_strategy(bad)
     files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: meta_jugde\n")
-    with pytest.raises(CurateError, match="strategy meta_jugde"):
+    with pytest.raises(SrlibError, match="strategy meta_jugde"):
         opened("01_data")
     files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: rules.py:mine\n")
     for notebook in ("01_data", "02_sft", "03_sample", "04_curate"):

@@ -254,6 +254,8 @@ def test_judgments_without_a_score_are_named_failures(tiny, few):
     assert {(j.failure, j.score, j.tokens) for j in found[:2]} == {("cut_off", None, 6)}
     assert {(j.failure, j.score, j.text, j.prompt_tokens > 2000) for j in found[2:]} == {("too_long", None, "", True)}
     assert [j.failure for j in judge(tiny, [long])] == ["too_long"], "a batch of nothing else"
+    alone = sample.verdicts(*tiny, [long, few[0]], "brief")
+    assert [(j.failure, j.score is None) for j in alone] == [("too_long", True), (None, False)], "read for its verdict"
 
 
 def test_a_model_without_a_limit_on_positions_judges_any_length(tiny, few):

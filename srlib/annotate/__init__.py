@@ -164,17 +164,16 @@ class Vote(NamedTuple):
 
 def read_votes(folder: Path, sides: Sequence[Side]) -> tuple[list[Vote], int]:
     """Every annotator's last answer to each question, and how many answers are about other texts than these."""
-    known, votes, outdated = {side.example.id: side for side in sides}, [], 0
+    known = {s.example.id: {_digest(s.a): "A", _digest(s.b): "B"} for s in sides}
+    votes, outdated, equal = [], 0, {s.example.id: s.a.score == s.b.score for s in sides}
     for file in sorted(folder.glob("*.jsonl")):
-        for row in {(row.example_id, row.criterion): row for row in _answers(file)}.values():
-            side = known.get(row.example_id)
-            arms = {_digest(side.a): "A", _digest(side.b): "B"} if side else {}
-            if {row.left, row.right} == set(arms):
-                preference = {"left": arms[row.left], "right": arms[row.right], "tie": "tie"}[row.choice]
-                equal_score = side.a.score == side.b.score
-                votes.append(Vote(file.stem, row.example_id, row.criterion, preference, row.choice, equal_score))
-            else:
-                outdated += 1
+        rows = _answers(file)
+        last = {(r.example_id, r.criterion): r for r in rows if {r.left, r.right} == {*known.get(r.example_id, {})}}
+        outdated += len({(r.example_id, r.criterion) for r in rows} - last.keys())
+        for r in last.values():
+            arms = known[r.example_id]
+            preference = {"left": arms[r.left], "right": arms[r.right], "tie": "tie"}[r.choice]
+            votes.append(Vote(file.stem, r.example_id, r.criterion, preference, r.choice, equal[r.example_id]))
     return votes, outdated
 
 

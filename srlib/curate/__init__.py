@@ -54,14 +54,10 @@ REASONS = {
 ALIKE = 0.9  # share of the words of two responses in common from which they make no pair
 
 
-class CurateError(SrlibError, ValueError):
-    """A rule that does not exist, cannot work on these items, or returns something else than pairs of its judgments."""
-
-
 def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
     """Right judgments over wrong ones: scores 4, 4, 3, 1 with gold 4 and margin 2 give one pair, 4 over 1."""
     if item.gold is None:
-        raise CurateError(f"{item.id} has no gold score or preference, which correct_answer needs; use majority_vote")
+        raise SrlibError(f"{item.id} has no gold score or preference, which correct_answer needs; use majority_vote")
     return _against(item.gold, judgments, margin)
 
 
@@ -78,7 +74,7 @@ def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
     """The nearest to gold over the farthest, the second nearest over the second farthest, ...; unreadable ones are last, beyond
     every margin: distances 0, 1, 3 and one unreadable give (0, unreadable), (1, 3) (ranks as in arXiv 2404.07017)."""
     if item.gold is None:
-        raise CurateError(f"{item.id} has no gold score or preference, which graded needs; use majority_vote")
+        raise SrlibError(f"{item.id} has no gold score or preference, which graded needs; use majority_vote")
     off = {j.id: math.inf if j.verdict is None else distance(j.verdict, item.gold) for j in judgments}
     ranked = sorted(judgments, key=lambda j: (j.verdict is None, off[j.id]))
     if ranked[0].verdict is None:
@@ -91,7 +87,7 @@ def graded(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
 def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: dict | None = None) -> Pairs | str:
     """The best rated judgment over the worst, the second best over the second worst, ...; `ratings`: judgment id -> score."""
     if ratings is None:
-        raise CurateError("rule meta_judge needs ratings: let the judge score `meta_examples` first")
+        raise SrlibError("rule meta_judge needs ratings: let the judge score `meta_examples` first")
     rated = sorted((j for j in judgments if j.id in ratings), key=lambda j: -ratings[j.id])
     if not rated:
         return "no_score"
@@ -103,7 +99,7 @@ def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences
     """The best over the worst of judgments with one score, by Bradley-Terry; `preferences`: id of a meta-comparison -> A, B, tie
     or None. No score is preferred for being high, as arXiv 2407.19594 saw it, and `margin` does not count."""
     if preferences is None:
-        raise CurateError("rule meta_equal needs preferences: let the judge compare `meta_comparisons` first")
+        raise SrlibError("rule meta_equal needs preferences: let the judge compare `meta_comparisons` first")
     equal = [(a, b) for a, b in itertools.permutations(judgments, 2) if a.verdict == b.verdict]
     games = [(a, b, p) for a, b in equal if (p := preferences.get(f"{a.id}>{b.index}"))]
     if not games:
@@ -128,10 +124,10 @@ def rule_named(strategy: str, namespace: Mapping, root: Path) -> Rule:
     """A rule of this module, a function of the notebook (`namespace` is its globals()), or FILE.py:NAME below `root`."""
     file, _, name = strategy.rpartition(":")
     if file and not (root / file).is_file():
-        raise CurateError(f"strategy {strategy}: there is no file {root / file}; write FILE.py:NAME")
+        raise SrlibError(f"strategy {strategy}: there is no file {root / file}; write FILE.py:NAME")
     rule = (runpy.run_path(str(root / file)) if file else {**namespace, **RULES}).get(name)
     if not callable(rule):
-        raise CurateError(f"strategy {strategy}: there is no function {name}; built-in rules: {', '.join(RULES)}")
+        raise SrlibError(f"strategy {strategy}: there is no function {name}; built-in rules: {', '.join(RULES)}")
     return rule
 
 
@@ -210,7 +206,11 @@ def curate(
             reasons[item.id] = result
         else:
             for c, r in result[:pairs_per_prompt]:
-                pairs.append(_pair(item, c, r, "hinted" if c.id in hinted or r.id in hinted else strategy, iteration))
+                name = "hinted" if c.id in hinted or r.id in hinted else strategy
+                row = dict(id=f"{c.id}>{r.index}", example_id=item.id, chosen=c.text, chosen_id=c.id, rejected=r.text)
+                row |= dict(rejected_id=r.id, gold=item.gold, strategy=name, iteration=iteration)
+                margin_of = None if None in (c.score, r.score) else abs(r.score - c.score)
+                pairs.append(Pair(**row, chosen_score=c.verdict, rejected_score=r.verdict, margin=margin_of))
     flips = flipping(pairs) if flipping is not None else ()
     held = [pair for pair in pairs if pair.rejected_id not in flips]
     even = _balanced(held, max_pairs) if balance else held
@@ -221,7 +221,7 @@ def curate(
 
 
 def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
-    """How many of n pairs are of each kind, by largest remainder; CurateError if `mix` cannot be read.
+    """How many of n pairs are of each kind, by largest remainder; SrlibError if `mix` cannot be read.
 
     >>> kinds(["cot:0.7", "verdict:0.15", "deduction:0.15"], 90)
     {'cot': 63, 'verdict': 14, 'deduction': 13}
@@ -231,7 +231,7 @@ def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
     weights = {entry[1]: float(entry[2]) for entry in entries if entry}
     if len(weights) < len(entries) or not (total := sum(weights.values())):
         hint = "write each of cot, verdict and deduction at most once, as in cot:0.7,verdict:0.15,deduction:0.15"
-        raise CurateError(f"pair_mix {','.join(mix)} is not KIND:WEIGHT with a weight above 0; {hint}")
+        raise SrlibError(f"pair_mix {','.join(mix)} is not KIND:WEIGHT with a weight above 0; {hint}")
     exact = {kind: n * weight / total for kind, weight in weights.items()}
     counts = {kind: math.floor(share) for kind, share in exact.items()}
     for kind in sorted(exact, key=lambda kind: counts[kind] - exact[kind])[: n - sum(counts.values())]:
@@ -281,7 +281,7 @@ def _apply(rule: Rule, item: Item, judgments: list[Judgment], margin: float, fit
         return pairs if isinstance(others, str) or not others else "too_long"
     used = [j.id for pair in pairs for j in pair]
     if len(used) > len({j.id for j in short} & set(used)):
-        raise CurateError(f"prompt {item.id}: the rule must pair judgments of this prompt, and each of them only once")
+        raise SrlibError(f"prompt {item.id}: the rule must pair judgments of this prompt, and each of them only once")
     return pairs
 
 
@@ -294,15 +294,6 @@ def _balanced(pairs: list[Pair], limit: int) -> list[Pair]:
         if taken[pair.chosen_score] <= min(each, *(n for s, n in counts.items() if type(s) is type(pair.chosen_score))):
             kept.append(pair)
     return kept
-
-
-def _pair(item: Item, chosen: Judgment, rejected: Judgment, strategy: str, iteration: int) -> Pair:
-    return Pair(
-        id=f"{chosen.id}>{rejected.index}", example_id=item.id, chosen=chosen.text, rejected=rejected.text,
-        chosen_id=chosen.id, rejected_id=rejected.id, chosen_score=chosen.verdict, rejected_score=rejected.verdict,
-        gold=item.gold, margin=None if None in (chosen.score, rejected.score) else abs(rejected.score - chosen.score),
-        strategy=strategy, iteration=iteration,
-    )  # fmt: skip
 
 
 def provenance(pairs: Sequence[Pair]) -> dict[str, float | None]:

@@ -8,8 +8,8 @@ import random
 from collections.abc import Mapping, Sequence
 
 from srlib import prompts
-from srlib.curate import CurateError, distance
-from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Verdict
+from srlib.curate import distance
+from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, SrlibError, Verdict
 
 META_RUBRIC = Rubric(
     criterion="Is the feedback right in every point about what it judges, specific, and does its verdict follow from it?",
@@ -71,7 +71,7 @@ def to_hint(items: Sequence[Item], drawn: Sequence[Judgment], hints: str, margin
     of all items, of none (hint-driven sampling, arXiv 2410.03742)."""
     gold = {item.id: item.gold for item in items if hints != "none"}
     if None in gold.values():
-        raise CurateError("hints name the right verdict, and some items have no gold one; set hints=none")
+        raise SrlibError("hints name the right verdict, and some items have no gold one; set hints=none")
     seen = {(j.example_id, j.verdict == gold.get(j.example_id)) for j in drawn if j.verdict is not None}
     asked = []
     for item in items if gold else ():

@@ -29,11 +29,11 @@ def hinted(hint: Any) -> str:
 
 
 def split_of(row: Item, seen: dict[str, str]) -> str:
-    """The split of a row: by its hint, or else by a hash of its instruction (80% train, 10% validation, 10% test). A
-    comparison without a hint follows the examples of its instruction or group, whose splits `seen` collects; so no
-    instruction crosses if all examples come first."""
+    """The split of a row: by its hint, or else by a hash of its instruction (80% train, 10% validation, 10% test). A row
+    without a hint follows the examples of its group, a comparison those of its instruction as well, whose splits `seen`
+    collects; so no instruction crosses if examples with a hint come first, then the others."""
     keys, pair = [_hash(row.instruction), _hash(row.cluster)], isinstance(row, Comparison)
-    split = hinted(row.meta.get("split_hint")) or (pair and (seen.get(keys[0]) or seen.get(keys[1])))
+    split = hinted(row.meta.get("split_hint")) or (pair and seen.get(keys[0])) or seen.get(keys[1])
     split = split or {0: "test", 1: "validation"}.get(int(keys[1][:8], 16) % 10, "train")
     if pair:
         return "train_pairwise" if split == "train" else "pairwise"

@@ -31,10 +31,6 @@ Thresholds = Mapping[str, float]  # alarm -> the value above which it fires; ala
 Rows = list[dict[str, Any]]  # {alarm, iteration, value, n, protocol, threshold, fired}
 
 
-class AlarmError(SrlibError):
-    """An alarm fired in a run with `stop_on_alarm`."""
-
-
 def of_draws(
     items: Sequence[Item], before: Draws, after: Draws, *, iteration: int, protocol: str, thresholds: Thresholds
 ) -> Rows:
@@ -88,9 +84,9 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def stop(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise AlarmError if an alarm fired."""
+    """Raise SrlibError if an alarm fired."""
     if fired := [f"alarm_{row['alarm']}" for row in rows if row["fired"]]:
-        raise AlarmError(
+        raise SrlibError(
             f"{' '.join(sentences(rows))} stop_on_alarm stops the run before the next iteration. To go on, set it to "
             f"false or raise {', '.join(fired)}, and run again: what is drawn is kept."
         )

@@ -4,8 +4,7 @@ the one judgment. Of N draws, `majority` (self-consistency), `mean` and `median`
 
 >>> arm("sre_2_self_consistency")
 Arm(name='sre_2_self_consistency', judge='sre_2', read='majority', iteration=2, prompting='')
->>> arm("sft_mean_of_n").judged_in
-'sft_draws'
+>>> arm("sft_mean_of_n").judged_in 'sft_draws'
 """
 
 from collections import Counter
@@ -40,10 +39,6 @@ ARMS = {  # in the order of every table and figure
 PROMPTINGS = {"_few_shot": "few_shot", "_best_prompt": "best_prompt", "_verdict_only": "verdict_only"}
 READINGS = {"_self_consistency": "majority", "_best_of_n": "likelihood", "_mean_of_n": "mean", "_median_of_n": "median"}
 CENTERS = {"majority": agreement.majority, "mean": np.mean, "median": np.median}
-
-
-class ArmError(SrlibError, ValueError):
-    """Judgments that cannot be read as the arm asks."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:
     """One judgment per item, in order of first occurrence; None if no draw of an item has a verdict. The majority, mean
     or median is the nearest draw with that score. A majority's distribution is that of the votes, so its confidence is
     the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences have no mean: the
-    majority is read. Raises ArmError if draws to rank have no log-probability."""
+    majority is read. Raises SrlibError if draws to rank have no log-probability."""
     draws: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         draws.setdefault(judgment.example_id, []).append(judgment)
@@ -104,7 +99,7 @@ def _read(arm: Arm, draws: list[Judgment]) -> Judgment | None:
         unknown = next((j.id for j in parsed if j.logprob is None), None)
         if unknown and len(parsed) > 1:
             hint = "remove this arm, or draw with a judge that gives log-probabilities"
-            raise ArmError(f"{arm.name}: judgment {unknown} has no log-probability, so the best is unknown; {hint}")
+            raise SrlibError(f"{arm.name}: judgment {unknown} has no log-probability, so the best is unknown; {hint}")
         return max(parsed, key=_likely)
     if parsed[0].preference is not None:
         votes = Counter(j.preference for j in parsed)

@@ -20,9 +20,9 @@ import numpy as np
 
 from srlib import config, data, files, prompts
 from srlib.data import world
-from srlib.evaluate.arms import Arm, ArmError, confidence, on_scale, read, scores
+from srlib.evaluate.arms import Arm, confidence, on_scale, read, scores
 from srlib.hardware import machine
-from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment
+from srlib.schema import OTHER_WAY, Comparison, Example, Item, Judgment, SrlibError
 from srlib.stats import agreement, calibration, comparison, intervals
 from srlib.stats.intervals import Interval
 
@@ -86,8 +86,7 @@ def judge_pass(
     for split, rows in splits.items():
         done, path = out / a.judged_in / f"{split}.done", out / a.judged_in / f"{split}.jsonl"
         if not done.exists():
-            own = path.with_name(f".{path.name}.0-of-{config.together()[1]}")  # with `gpus`
-            started, resumed = time.monotonic(), path.exists() or own.exists()
+            started, resumed = time.monotonic(), path.exists() or bool(sample.draws.parts(path))
             judgments = judge(to_judge(split, rows), out=path)
             seconds = None if resumed else round(time.monotonic() - started, 2)  # unknown after a resume
             if config.together()[0] == 0:
@@ -102,7 +101,7 @@ def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence
     """Template and examples with the most right scores on validation, as keywords of `sample.judgments`; on ties the first of
     <out>/prompts.json, which keeps how often each was right. few_shot tries 1 to 8, best_prompt 0 and 2 in any template."""
     if not splits.get("validation"):
-        raise ArmError(f"{a.name}: its prompt is chosen on validation rows, and there are none; leave the arm out")
+        raise SrlibError(f"{a.name}: its prompt is chosen on validation rows, and there are none; leave the arm out")
     chosen = [few(shots, k) for k in ((0, 2) if a.prompting == "best_prompt" else SHOTS)]  # maybe fewer than k
     tried: dict[str, dict[str, Any]] = {f"{len(some)} examples": {"shots": some} for some in chosen}
     if a.prompting == "best_prompt":

@@ -39,9 +39,12 @@ _LABEL, BOLD = re.compile(r"\A([^:*]{1,40}:)(?=\s)"), r"**\1**"
 
 
 def choose(items: Items, n: int) -> list[Example]:
-    """The first `n` items with a gold score, no code block, and a rubric without a word on layout, length or style."""
+    """`n` items with a gold score, no code block, and a rubric without a word on layout, length or style: the first answer to
+    each question, then the second ones."""
     audited = [item for item in items if item.score is not None and not _FORM.search(item.rubric.text)]
-    return [item for item in audited if "```" not in item.response][:n]
+    audited = [item for item in audited if "```" not in item.response]
+    earlier = [sum(other.cluster == item.cluster for other in audited[:i]) for i, item in enumerate(audited)]
+    return [audited[i] for i in np.argsort(earlier, kind="stable")[:n]]
 
 
 def altered_copies(items: Items) -> list[Example]:
@@ -133,7 +136,7 @@ def response_logprobs(model: Any, tokenizer: Any, items: Items) -> Logprobs:
     """Mean log-probability of each response given its instruction, in nats a token, None if they exceed the context."""
     from srlib import sample  # here: a plan of a run counts COPIES without a model
 
-    longest = model.config.get_text_config().max_position_embeddings
+    longest = sample.decoding.longest_text(model)
     logprobs = dict.fromkeys(item.id for item in items)
     for item in items:
         request = f"### Instruction\n{item.instruction}\n### Response"

@@ -27,11 +27,7 @@ Judged = tuple[list[Judgment], list[float]]  # greedy judgments; mean log-probab
 Gate = namedtuple("Gate", "items same_score largest_difference tolerance ids")
 
 
-class ExportError(SrlibError):
-    """An export that cannot start. The message says what is wrong and what to do."""
-
-
-class GateError(ExportError):
+class GateError(SrlibError):
     """The exported judge is not the judge that the run evaluated, and was deleted."""
 
     exit_status = 1
@@ -39,11 +35,11 @@ class GateError(ExportError):
 
 def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `how` is
-    adapter or merged, by default as the run keeps it. Raises ExportError before anything is written, and GateError,
+    adapter or merged, by default as the run keeps it. Raises SrlibError before anything is written, and GateError,
     which leaves nothing at `to`: `export(Path("runs/tiny"), Path("my-judge"), "merged")`."""
     judge, to = run / "judge", to.expanduser().resolve()
     if not judge.is_dir() or not (run / "params.yaml").is_file():
-        raise ExportError(f"{run}: holds no judge; give the directory of a finished run, such as runs/tiny")
+        raise SrlibError(f"{run}: holds no judge; give the directory of a finished run, such as runs/tiny")
     cfg = config.load(run / "params.yaml")
     how = how or ("adapter" if models.base_of(judge) else "merged")
     _check(judge, cfg, to, how, push)
@@ -81,7 +77,7 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -
         (push and how == "adapter" and local, "nobody else has the base of this adapter: push it merged"),
     ]:
         if holds:
-            raise ExportError(problem)
+            raise SrlibError(problem)
 
 
 def write(judge: Path, out: Path, how: str, quantization: str, quant_type: str, dtype: str) -> None:
@@ -109,7 +105,7 @@ def _push(path: Path, name: str) -> None:
         api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=path, commit_message="A judge from srlib export")
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise ExportError(f"{path} was written, but not pushed to {name} ({error}): push it with `hf upload`") from None
+        raise SrlibError(f"{path} was written, but not pushed to {name} ({error}): push it with `hf upload`") from None
 
 
 def gate_items(run: Path) -> list[Example]:
@@ -118,7 +114,7 @@ def gate_items(run: Path) -> list[Example]:
     for path in [path for name in ("validation", "test") if (path := run / "data" / f"{name}.jsonl").exists()]:
         rows += sorted(files.read_rows(path, Example), key=lambda row: hashlib.sha256(row.id.encode()).digest())
     if not rows:
-        raise ExportError(f"{run}/data: holds no validation and no test examples to compare the export on")
+        raise SrlibError(f"{run}/data: holds no validation and no test examples to compare the export on")
     return rows[:ITEMS]
 
 

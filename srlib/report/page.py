@@ -43,7 +43,8 @@ def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[s
     names, items, root = [of["name"] for of in found["arms"]], found["items"], config.project_root()
     chain = [name for name in names if arm(name).plain and (name == "sft" or arm(name).iteration)]
     last, right = [*names, *chain][-1], {name: [row["judged"][name]["right"] for row in items] for name in names}
-    pairs = [p for p in ((last, "sft"), (last, "base"), (CEILING, "sft"), ("base", "sft")) if right.keys() >= {*p}]
+    pairs = [(last, "sft"), (last, "base"), (CEILING, "sft"), ("base", "sft")]
+    pairs = [pair for pair in pairs if right.keys() >= {*pair} and pair[0] != pair[1]]
     better = {(a, b): comparison.paired_difference(right[a], right[b], group=found["groups"]) for a, b in pairs}
     commit, describe = "unknown, no git repository", ["describe", "--always", "--dirty=, with changes", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -54,7 +55,8 @@ def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[s
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
     main = [of for of in found["arms"] if of["name"] in ("base", "sft", last, CEILING)]
     ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # picked by nobody
-    return found | facts | dict(last=last, ceiling=CEILING, better=better, rows=rows, main=main, ten=ten)
+    facts |= dict(last=last, rounds=arm(last).iteration, ceiling=CEILING, better=better, rows=rows, main=main, ten=ten)
+    return found | facts
 
 
 def _rendered(path: Path) -> str:

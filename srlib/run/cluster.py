@@ -17,6 +17,7 @@ import io
 import os
 import platform
 import socket
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +40,8 @@ class Cluster:
 
     def __init__(self, address: str, run_dirs: Sequence[Path]) -> None:
         self.ray, self.refs = join(address), []
-        resources = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        counts = {name: [int(node.get(name, 0)) for node in resources] for name in ("CPU", "GPU")}
-        self.most = {name: max(n) for name, n in counts.items()}
-        self.share = (sum(counts["GPU"]) or sum(counts["CPU"])) // len(run_dirs)  # of a run, when all draw at once
+        self.runs, self.nodes = len(run_dirs), [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        self.most = {name: max(int(node.get(name, 0)) for node in self.nodes) for name in ("CPU", "GPU")}
         for folder in {path.absolute().parent for path in run_dirs}:
             self._check(folder)
 
@@ -65,8 +64,16 @@ class Cluster:
 
     def room(self, threads: int, gpus: int) -> Any:
         """A placement group of what is free now, at most the run's share, in two pieces or more; None if there is none."""
-        needs, free = {name: k for name, k in (("CPU", threads), ("GPU", gpus)) if k}, self.ray.available_resources()
-        n = min(self.share, *(int(free.get(name, 0)) // k for name, k in needs.items()))
+        needs, n = {name: k for name, k in (("CPU", threads), ("GPU", gpus)) if k}, 0
+
+        def pieces(of: dict[str, float]) -> int:
+            return min(int(of.get(name, 0)) // k for name, k in needs.items())
+
+        share = sum(map(pieces, self.nodes)) // self.runs
+        for _ in range(10 if share > 1 else 0):  # what a stage has just left is free in a moment
+            if (n := min(share, pieces(self.ray.available_resources()))) == share:
+                break
+            time.sleep(0.2)
         group = self.ray.util.placement_group([needs] * n, strategy="SPREAD") if n > 1 else None
         if group is not None and not group.wait(5):  # a node has died, or another stage was faster
             self.ray.util.remove_placement_group(group)
@@ -137,7 +144,8 @@ class Process:
         except ray.exceptions.RayError as error:
             status, said = 1, f"on the cluster: {type(error).__name__}: {str(error).strip()}"
             self.lives -= 1
-            if self.group is not None and self.lives >= 0:
+            died = not isinstance(error, ray.exceptions.RayTaskError)  # and did not fail by itself
+            if died and self.group is not None and self.lives >= 0:
                 self.kill()
                 return self._start()
         if status or not running:

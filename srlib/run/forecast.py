@@ -1,7 +1,6 @@
 """What a run on some rows can show, known before anything is trained: notes to print, and reasons to refuse.
 
-forecast = of_rows(rows, cfg)
-print(*forecast.notes, sep="\\n")
+forecast = of_rows(rows, cfg) print(*forecast.notes, sep="\\n")
 forecast.check()                            # RunError, if the run cannot end well"""
 
 from collections.abc import Mapping, Sequence
@@ -55,9 +54,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
     if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
-        refusals.append(
-            f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, set an even one"
-        )
+        refusals.append(f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, make it even")
     _pairs(train, cfg, notes, refusals)
     if without := sum(not e.rationale for e in train):
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"

@@ -124,7 +124,7 @@ def run_all(
     two on a CPU with two cores, else one), or as many as there is room for in `place`, a `cluster.Cluster`. `force` runs all
     again. After a failure nothing new starts in its run, and what is running ends. runs/last is the run whose first stage was
     done last. Raises StoreError if a directory cannot be written or another process runs in it, RunError, ParamError or
-    CurateError before anything starts. KeyboardInterrupt stops the kernels."""
+    SrlibError before anything starts. KeyboardInterrupt stops the kernels."""
     console = console or Console(highlight=False)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}
@@ -145,9 +145,7 @@ def run_all(
     return [done[path] for path in runs]
 
 
-def _steps(
-    cfg: Parameters, run: Path, workers: int, force: bool, bars: Progress, place: Any, named: bool
-) -> Iterator[None]:
+def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, place: Any, named: bool) -> Iterator[None]:
     """A run, bit by bit, and its jobs at the end; the first bit checks what can be checked. `named` prints the run's name."""
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -210,9 +208,12 @@ def _steps(
 
 def check_gpus(cfg: Parameters, place: Any = None) -> None:
     """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
-    cards = [] if place else machine.gpus()
-    if cards and cfg.gpus > len(cards):
-        raise stages.RunError(f"gpus is {cfg.gpus}, and {len(cards)} are visible here; lower it")
+    most = place.most["GPU"] if place else len(machine.gpus())
+    if most and cfg.gpus > most:
+        where = "one node has" if place else "are visible here"
+        raise stages.RunError(f"gpus is {cfg.gpus}, and {where} {most}; lower it")
+    if cfg.keep == "best" and not any(arm == "sft" or arm.startswith("sre_") for arm in cfg.arms):
+        raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
     if cfg.gpus > 1 and cfg.backend == "unsloth":
         raise stages.RunError("backend unsloth trains on one GPU: set gpus to 1, or backend to auto")
     for name in ("sft_batch_size", "dpo_batch_size"):

@@ -113,16 +113,10 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     or does not name, comes from params.yaml of the run. Raises ParamError; RunError if inputs lack or another has it open."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
-    values = config.in_namespace(notebook, namespace)
-    recorded = open_run(values) / "params.yaml"
+    config.in_namespace(notebook, namespace)
+    run, values = open_run(namespace), config.in_namespace(notebook, namespace)
+    recorded = run / "params.yaml"
     of_run = config.load(recorded if recorded.exists() else None)
-    default, explicit = config.load(None), {"run_dir", "arm", "iteration", *config.injected_in(namespace)}
-    left = [name for name in values if name not in explicit and values[name] == getattr(default, name)]
-    taken = {name: getattr(of_run, name) for name in left if getattr(of_run, name) != values[name]}
-    if taken:
-        print(os.path.relpath(recorded), "sets", ", ".join(f"{name} = {value!r}" for name, value in taken.items()))
-        namespace.update(taken)
-        values |= taken
     cfg = of_run.model_copy(update=values)
     every = [*stages.before_eval(cfg), *stages.of(cfg.model_copy(update={"diagnose": True}))[-2:]]
     stage = next((one for one in every if one.notebook == notebook and one.fixed.items() <= values.items()), None)
@@ -131,12 +125,11 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
         raise RunError(f"notebook {notebook} is no stage of this run: {why.get(notebook, 'use open_run(globals())')}")
     if notebook < "04":  # in 04, the function may be in a cell that has not been saved
         stages.check_strategy(cfg.strategy)
-    run = open_run(values)
     skipped = stages.skipped(cfg, run)
     if stage.output in skipped:
         raise RunError(f"{stage.output} cannot be made: {skipped[stage.output]}; go on with the next notebook")
     inputs = [name for name in stage.inputs if name not in skipped]
-    open_run(values, inputs)
+    open_run(namespace, inputs)
     changed = [name for name, value in cfg if value != getattr(of_run, name) and name not in {"run_dir", *stage.fixed}]
     again, path = "".join(f" -p {name}={config.spelled(getattr(cfg, name))}" for name in changed), os.path.relpath(run)
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
@@ -163,9 +156,10 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     return opened
 
 
-def open_run(namespace: Mapping[str, Any], needs: Sequence[str] = ()) -> Path:
-    """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`. Before the first run,
-    runs/last is runs/tiny. Raises RunError if a directory that the notebook needs is not complete."""
+def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> Path:
+    """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
+    leaves at the default come from params.yaml there. Before the first run, runs/last is runs/tiny. Raises RunError if a
+    directory that the notebook needs is not complete."""
     os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
     last = config.project_root() / "runs" / "last"
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
@@ -174,6 +168,13 @@ def open_run(namespace: Mapping[str, Any], needs: Sequence[str] = ()) -> Path:
     for name in needs:
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
+    if (recorded := run / "params.yaml").exists():
+        default, of_run = config.load(None), config.load(recorded)
+        explicit = {"run_dir", "arm", "iteration", *config.injected_in(namespace)}
+        left = [name for name, value in default if name not in explicit and namespace.get(name, ...) == value]
+        if taken := {name: getattr(of_run, name) for name in left if getattr(of_run, name) != namespace[name]}:
+            print(os.path.relpath(recorded), "sets", ", ".join(f"{name} = {value!r}" for name, value in taken.items()))
+            namespace.update(taken)
     return run
 
 

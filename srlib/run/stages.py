@@ -135,14 +135,14 @@ def outdated(run: Path, name: str) -> tuple[str, str] | None:
 
 
 def check_strategy(strategy: str) -> None:
-    """Raise CurateError on a rule that is neither built in nor, as far as its source tells, in notebook 04 or FILE.py:NAME."""
+    """Raise SrlibError on a rule that is neither built in nor, as far as its source tells, in notebook 04 or FILE.py:NAME."""
     file, _, name = strategy.rpartition(":")
     path = config.project_root() / (file or "notebooks/04_curate.ipynb")
     source = _source(path) if not file else path.read_text("utf-8", "replace") if path.is_file() else ""
     defined = re.search(rf"(?m)^(def |from .*\b)?(?=\w){re.escape(name)}(\(| *=|,|$)", source)
     if strategy not in curate.RULES and not defined:
         rules = f"built-in rules: {', '.join(curate.RULES)}"
-        raise curate.CurateError(f"strategy {strategy}: {path} defines no function {name}; {rules}")
+        raise SrlibError(f"strategy {strategy}: {path} defines no function {name}; {rules}")
 
 
 def key(parts: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ ROWS = 512  # rows decoded side by side: ROWS / n prompts, at most PROMPTS
 PROMPTS = 128  # more are slower: the tiny judge on a CPU by a quarter
 PROMPT_TOKENS = 2**16  # most prompt tokens of a batch, padding included: their keys and values are kept
 COMPACT = 0.8  # rows that have ended leave once fewer than this share of the batch is unfinished
+VERDICT = 32  # tokens that a verdict alone takes at most
 BATCH = 32  # rationales whose verdicts are scored side by side,
 CANDIDATES = 256  # and at most so many verdicts, for each has logits of its own: a scale from 0 to 100 has 101
 
@@ -130,9 +131,7 @@ def judgments(
 
 def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: Sampling) -> list[Judgment]:
     """All judgments of some items, given with the token ids of their prompts."""
-    config = model.config.get_text_config()  # a model without either attends by distance, at any length
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or math.inf
-    room = limit - s.max_new_tokens
+    room = longest_text(model) - s.max_new_tokens
     rows = [too_long(item, i, len(ids)) for item, ids in batch if len(ids) > room for i in range(s.n)]
     batch = [(item, ids) for item, ids in batch if len(ids) <= room]
     if not batch:
@@ -158,10 +157,16 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
     return filled(model, tokenizer, items, rows, s.template, s.shots) if s.distributions else rows
 
 
+def longest_text(model: Any) -> float:
+    """Tokens that a model reads at most; a model that names no limit attends by distance, at any length."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or math.inf
+
+
 def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[int], list[list[int]]]:
     """Token ids of the item's verdicts as written after a rationale: those that all begin with, and the rest of each, as in
     `([... marker ids], [[id of 1], [id of 2], ...])`; scores in steps of .25 take several tokens each."""
-    texts = [prompts.completion(rationale, verdict) for verdict in item.verdicts]
+    texts = [prompts.defused(prompts.completion(rationale, verdict), tokenizer) for verdict in item.verdicts]
     written = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     shared = 0
     while all(len(ids) > shared + 1 for ids in written) and len({ids[shared] for ids in written}) == 1:
@@ -222,6 +227,9 @@ def verdicts(
         for batch in (work[i : i + BATCH] for i in range(k * BATCH, len(work), together * BATCH)):
             missing = [item for item, indices in batch if indices]
             asked = [(item, prompts.prompt_ids(tokenizer, item, f"{template}-verdict"), "") for item in missing]
+            fits = [len(ids) <= longest_text(model) - VERDICT for _, ids, _ in asked]
+            yield [too_long(item, 0, len(ids)) for (item, ids, _), fit in zip(asked, fits, strict=True) if not fit]
+            asked = list(itertools.compress(asked, fits))
             for (item, ids, _), fields in zip(asked, score_distributions(model, tokenizer, asked), strict=True):
                 p = fields.get("distribution") or fields["preference_probability"]
                 text = prompts.completion(None, max(p, key=p.get))

@@ -4,6 +4,7 @@ A source gets [(item, indices of its missing draws), ...] and yields lists of ju
 `cfg.gpus` processes execute a stage together, each computes every so many-th batch and writes a file of its own."""
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -56,9 +57,12 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
     have, (k, together) = _read(out), config.together()
     if out is None or wanted.keys() <= have.keys():
         k, together = 0, 1  # there is nothing to share
-    own = out if together == 1 else out.with_name(f".{out.name}.{k}-of-{together}")
-    for path in _parts(out):
-        if path == own or not path.name.endswith(f"-of-{together}"):  # which the others write now
+    launch = os.environ.get(
+        "TORCHELASTIC_RUN_ID", ""
+    )  # a process of an earlier one may still write, cut off from others
+    own = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
+    for path in parts(out):
+        if path == own or f".{launch}." not in path.name or together == 1:  # which the others write now
             have |= _read(path)
     work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
     missing = sum(len(indices) for _, indices in work)
@@ -72,13 +76,13 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
             bar.update(len(new) * together)
 
     def put_together() -> None:
-        parts = _parts(out)
-        for path in parts:
+        written = parts(out)
+        for path in written:
             have.update(_read(path))
         whole = {key: have[key] for key in wanted if key in have} | have
-        if parts or (out is not None and wanted.keys() <= have.keys() and list(whole) != list(have)):
+        if written or (out is not None and wanted.keys() <= have.keys() and list(whole) != list(have)):
             files.write_rows(out, whole.values())
-        for path in parts:
+        for path in written:
             path.unlink()
 
     files.meet(out or Path(), k, together, put_together)
@@ -91,10 +95,10 @@ def _read(path: Path | None) -> dict[tuple[str, int], Judgment]:
     return {(row.example_id, row.index): row for row in rows}
 
 
-def _parts(out: Path | None) -> list[Path]:
-    """The files beside `out` that processes have written together."""
+def parts(out: Path | None) -> list[Path]:
+    """The files beside `out` that processes have written together, in any launch."""
     beside = out.parent.iterdir() if out is not None and out.parent.is_dir() else ()
-    return [path for path in beside if re.fullmatch(rf"\.{re.escape(out.name)}\.\d+-of-\d+", path.name)]
+    return [path for path in beside if re.fullmatch(rf"\.{re.escape(out.name)}\.(.+\.)?\d+-of-\d+", path.name)]
 
 
 def tokens_of(*made: Sequence[Judgment]) -> dict[str, int | None]:

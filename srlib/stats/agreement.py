@@ -41,8 +41,9 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
     # Items without a score are no evidence of how scores go together, so they are no jackknife units either.
     members = intervals.pick(group, np.flatnonzero(kept))
     cells, counts, units = intervals.resample(outcome[kept], 1, 0, members, jackknife=True)
-    tables = np.delete(counts, 1, axis=0).astype(int)  # the data and those without each unit, not the resample
-    values = np.transpose([_correlations(np.repeat(cells.real, t), np.repeat(cells.imag, t)) for t in tables])
+    tables, of = np.unique(np.delete(counts, 1, axis=0), axis=0, return_inverse=True)  # the data, and without each unit
+    some = [_correlations(*(np.repeat(v, t.astype(int)) for v in (cells.real, cells.imag))) for t in tables]
+    values = np.transpose(some)[:, of.ravel()]
     return found | {name: intervals.on_z_scale(v, n, units) for name, v in zip(names, values, strict=True)}
 
 

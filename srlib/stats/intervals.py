@@ -37,9 +37,10 @@ def fields(interval: Interval) -> dict[str, float | int | None]:
 def mean(values: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Interval:
     """Mean of per-item values (n,), `[1, 1, 0, 1] -> (0.75, 0.25, 1.0, 4)`. NaN is refused: decide what it counts."""
     (values,) = columns(values=values)
-    cells, counts, units = resample(values, n_boot, seed, group, jackknife=True)
-    with np.errstate(invalid="ignore"):  # without a single item there is none
-        found = interval(counts @ cells / counts.sum(1), len(values), units)
+    cells, counts, units = resample(values, n_boot, seed, group, jackknife=group is not None)
+    with np.errstate(invalid="ignore", divide="ignore"):  # without a single item there is none
+        without = [] if group is not None else (values.sum() - cells) / (len(values) - 1)
+        found = interval(np.append(counts @ cells / counts.sum(1), without), len(values), units)
     return Interval(found.value, n=found.n) if group is not None and len(units) < 2 else found  # nothing to vary
 
 
@@ -67,7 +68,8 @@ def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackkn
     cells, index, observed = np.unique(outcomes, return_inverse=True, return_counts=True)
     n, units = len(cells), observed.astype(float)
     if group is not None:
-        rows = np.unique(group, return_inverse=True)[1]
+        place = {key: i for i, key in enumerate(sorted(set(group)))}  # an array would be as wide as the longest text
+        rows = np.array([place[key] for key in group])
         columns(items=index, group=rows)
         units, table = np.ones(rows.max() + 1), np.zeros((rows.max() + 1, n))
         np.add.at(table, (rows, index), 1)

@@ -1,0 +1,51 @@
+"""Means of result files over seeds, as a table in markdown: what `srlib compare` is for runs, for notebooks 10 to 12.
+
+python scripts/over_seeds.py runs/notes-*/verdicts/results.json --columns accuracy:test,mae:test --minus three_kinds:rationales
+
+Each file has one seed. A cell is the mean and the 95% t interval over seeds; a difference is taken seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from srlib import files
+from srlib.stats import intervals
+
+POINTS = ("accuracy", "parse_rate", "position_bias", "consistency")  # shares, shown in percent
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("files", nargs="+", type=Path)
+    arguments.add_argument("--columns", required=True, help="METRIC:SPLIT,...")
+    arguments.add_argument("--minus", default="", help="ARM:OTHER,...: the mean difference of two arms")
+    a = arguments.parse_args()
+    columns = [column.split(":") for column in a.columns.split(",")]
+    rows = [row for path in a.files for row in files.read_json(path)]
+    assert len({row["seed"] for row in rows}) == len(a.files), "one file a seed"
+    value = {(row["arm"], row["metric"], row["split"], row["seed"]): row["value"] for row in rows}
+    seeds, arms = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["arm"] for row in rows))
+
+    def cell(metric: str, split: str, arm: str, other: str = "") -> str:
+        found = [(value.get((arm, metric, split, s)), value.get((other, metric, split, s), 0.0)) for s in seeds]
+        found = [(x, 0.0 if not other else y) for x, y in found if None not in (x, y)]
+        if not found:
+            return "–"
+        mean, low, _, n = intervals.seeds([(x - y) * (100 if metric in POINTS else 1) for x, y in found])
+        form = ("+" if other else "") + (".1f" if metric in POINTS else ".3f")
+        return (
+            f"{mean:{form}}" + (f" ± {mean - low:{form.lstrip('+')}}" if n > 1 else "") + f" (n {n})" * (n < len(seeds))
+        )
+
+    print(f"Seeds {', '.join(map(str, seeds))}: mean and 95% t interval over seeds.\n")
+    print("|", " | ".join(["arm", *(f"{metric}, {split}" for metric, split in columns)]), "|")
+    print("|", " | ".join(["---", *["---:"] * len(columns)]), "|")
+    for arm, _, other in [(arm, "", "") for arm in arms] + [pair.partition(":") for pair in a.minus.split(",") if pair]:
+        name = f"`{arm}`" + (f" − `{other}`" if other else "")
+        print("|", " | ".join([name, *(cell(metric, split, arm, other) for metric, split in columns)]), "|")
+
+
+if __name__ == "__main__":
+    main()
