@@ -3,8 +3,9 @@
 A notebook repeats the fields of its step in a cell tagged `parameters` and reads the others as `cfg.name`. A YAML file,
 `-p name=value` or a notebook sets them; a mistake is refused before anything runs, with the nearest name:
 
->>> load(None, ["bta=0.3"]) Traceback (most recent call last): srlib.config.ParamError: -p bta: there is no parameter
-'bta'; did you mean beta? `srlib params` lists all
+>>> load(None, ["bta=0.3"])
+Traceback (most recent call last):
+srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
 """
 
 import ast

@@ -8,8 +8,10 @@ A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and 
 parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
->>> parse("It greets: pass. [RESULT] 3", rubric) Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
->>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure 'two_verdicts'
+>>> parse("It greets: pass. [RESULT] 3", rubric)
+Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
+>>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure
+'two_verdicts'
 """
 
 import itertools

@@ -3,7 +3,8 @@
 Rows are immutable; pydantic refuses a bad value and names its field. The rubric defines the scale: nothing assumes 1 to 5.
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
->>> rubric.scale (1.0, 2.0, 3.0)
+>>> rubric.scale
+(1.0, 2.0, 3.0)
 >>> rubric.text.splitlines()
 ['[Is it polite?]', 'Score 1: rude', 'Score 2: neutral', 'Score 3: kind']
 """

@@ -105,7 +105,7 @@ def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, cap
 
 
 def test_so_does_a_notebook_that_is_no_stage(root, capsys):
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nmodel: runs\nbeta: 0.3\nn_boot: 90\n")
+    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nmodel: runs\nbeta: 0.3\nn_boot: 300\n")
     cell = {"run_dir": "runs/tiny", "seed": 0, "beta": 0.1, "n_boot": 100, "model": config.FIELDS["model"].default}
     open_run(cell)
     assert cell == {"run_dir": "runs/tiny", "seed": 7, "beta": 0.3, "n_boot": 100, "model": "runs"}

@@ -9,7 +9,8 @@ Each row has its n, a 95% interval (resampling prompts, not items), the share of
     "1", "2"    one response of several, the right ones first -> its score
 
 >>> first_shown = Judged("1", gold="A", answers={"AB": "A", "BA": "B"})  # prefers the response that comes first
->>> pair_metrics(first_shown)["accuracy"], pair_metrics(first_shown)["consistency"] (0.5, 0.0)
+>>> pair_metrics(first_shown)["accuracy"], pair_metrics(first_shown)["consistency"]
+(0.5, 0.0)
 """
 
 import hashlib

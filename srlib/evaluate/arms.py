@@ -4,7 +4,8 @@ the one judgment. Of N draws, `majority` (self-consistency), `mean` and `median`
 
 >>> arm("sre_2_self_consistency")
 Arm(name='sre_2_self_consistency', judge='sre_2', read='majority', iteration=2, prompting='')
->>> arm("sft_mean_of_n").judged_in 'sft_draws'
+>>> arm("sft_mean_of_n").judged_in
+'sft_draws'
 """
 
 from collections import Counter

@@ -72,7 +72,7 @@ def add_lora(
     if resolve_backend(backend) == "unsloth":
         from unsloth import FastLanguageModel
 
-        settings |= dict(use_gradient_checkpointing=checkpointing and loading.OFFLOADED, random_state=seed)
+        settings |= dict(use_gradient_checkpointing=checkpointing and loading.offloaded(), random_state=seed)
         return FastLanguageModel.get_peft_model(model, **settings)
     # No prepare_model_for_kbit_training: it turns what is not quantized into fp32, which sampling does not read.
     return get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))

@@ -27,7 +27,6 @@ from srlib.models.attention import looks_ahead
 from srlib.models.gguf import ModelError
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
-OFFLOADED = "unsloth" if torch.cuda.is_available() else True  # of a GPU, Unsloth keeps activations in the machine's RAM
 DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 128}  # of a model without judge.json
 
 
@@ -125,12 +124,17 @@ def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any, ch
         raise ModelError(f"Unsloth quantizes to nf4, not {quant_type}; set quant_type: nf4 or backend: transformers")
     options = dict(dtype=dtype, trust_remote_code=False, load_in_4bit=quantization == "4bit")
     options |= dict(use_exact_model_name=True)  # not Unsloth's own quantized copy
-    options |= dict(use_gradient_checkpointing=checkpointing and OFFLOADED)
+    options |= dict(use_gradient_checkpointing=checkpointing and offloaded())
     options |= {"device_map": "cuda"} if torch.cuda.is_available() else {}  # its default spreads over several GPUs
     with _as_model_error(model, RuntimeError), contextlib.redirect_stdout(io.StringIO()):
         if not max_length:
             max_length = AutoConfig.from_pretrained(base_of(model) or model).get_text_config().max_position_embeddings
         return FastLanguageModel.from_pretrained(model, max_seq_length=max_length, **options)[0]
+
+
+def offloaded() -> str | bool:
+    """Unsloth's own way of checkpointing on a GPU, which keeps activations in the machine's RAM; the usual one on a CPU."""
+    return "unsloth" if torch.cuda.is_available() else True
 
 
 def with_adapter(loaded: Any, adapter: str | Path, training: bool = False) -> Any:
