@@ -312,12 +312,13 @@ def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_d
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_draw_as_one_does(tmp_path):
+@pytest.mark.parametrize("weights", ["dtype=float32", "dtype=bfloat16", "quantization=4bit"])
+def test_two_processes_train_and_draw_as_one_does(tmp_path, weights):
     """Over the end of an epoch, SFT and DPO, with prompts shared and not; and 36 judgments in six batches."""
     script = Path(__file__).with_name("together.py")
     for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
         (tmp_path / name).mkdir()
-        subprocess.run([sys.executable, *start, script, tmp_path / name], check=True, timeout=600)
+        subprocess.run([sys.executable, *start, script, tmp_path / name, weights], check=True, timeout=600)
     one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "two/0.json", "two/1.json"))
     for name in ("sft", "sft shared", "dpo shared", "dpo"):
         assert (one[name]["processes"], two[name]["processes"], len(one[name]["loss"])) == (1, 2, 4)

@@ -35,8 +35,8 @@ single = [{"prompt": row["prompt"], "completion": row[side]} for row in pairs[::
 out, logs = Path(sys.argv[1]), {}
 for name in ("sft", "sft shared", "dpo shared", "dpo"):
     set_seed(0)
-    policy, tokenizer = models.load(BASE, training=True)
-    policy = models.add_lora(policy, seed=0)
+    policy, tokenizer = models.load(BASE, training=True, dtype=cfg.dtype, quantization=cfg.quantization)
+    policy = models.add_lora(policy, quantization=cfg.quantization, seed=0)
     how = dict(output_dir=str(out / name), max_steps=STEPS, learning_rate=1e-3, max_length=None, seed=0)
     how |= training.arguments(cfg, batch_size=BATCH)
     rows = single if name.startswith("sft") else pairs
