@@ -2,29 +2,29 @@
 
 python scripts/over_seeds.py runs/notes-*/verdicts/results.json --columns accuracy:test,mae:test --minus three_kinds:rationales
 
-Each file has one seed. A cell is the mean and the 95% t interval over seeds; a difference is taken seed by seed.
+Files of several settings are named: graded=runs/graded-0/results.json. Each file has one seed. A cell is the mean and the 95% t interval over seeds; a difference is taken seed by seed.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from srlib import files
 from srlib.stats import intervals
 
-POINTS = ("accuracy", "parse_rate", "position_bias", "consistency")  # shares, shown in percent
+POINTS = ("accuracy", "parse_rate", "position_bias", "consistency", "rationale_accuracy")  # shares, in percent
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("files", nargs="+", type=Path)
+    arguments.add_argument("files", nargs="+")
     arguments.add_argument("--columns", required=True, help="METRIC:SPLIT,...")
     arguments.add_argument("--minus", default="", help="ARM:OTHER,...: the mean difference of two arms")
     a = arguments.parse_args()
     columns = [column.split(":") for column in a.columns.split(",")]
-    rows = [row for path in a.files for row in files.read_json(path)]
-    assert len({row["seed"] for row in rows}) == len(a.files), "one file a seed"
+    named = [name.rpartition("=") for name in a.files]
+    rows = [r | {"arm": f"{r['arm']} ({n})" if n else r["arm"]} for n, _, path in named for r in files.read_json(path)]
+    assert len({(n, files.read_json(path)[0]["seed"]) for n, _, path in named}) == len(named), "one file a seed"
     value = {(row["arm"], row["metric"], row["split"], row["seed"]): row["value"] for row in rows}
     seeds, arms = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["arm"] for row in rows))
 
