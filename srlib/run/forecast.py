@@ -1,6 +1,7 @@
 """What a run on some rows can show, known before anything is trained: notes to print, and reasons to refuse.
 
-forecast = of_rows(rows, cfg) print(*forecast.notes, sep="\\n")
+forecast = of_rows(rows, cfg)
+print(*forecast.notes, sep="\\n")
 forecast.check()                            # RunError, if the run cannot end well"""
 
 from collections.abc import Mapping, Sequence
