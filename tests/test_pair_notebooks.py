@@ -37,6 +37,7 @@ def run(base_dir, one_thread, tmp_path_factory):
     files.write_rows(path / "judgments" / "1" / "judgments.jsonl", drawn)
     files.write_rows(path / "pairs" / "1" / "pairs.jsonl", curate.curate(rows["train"], drawn).pairs)
     shutil.copytree(base_dir, path / "judges" / "sft")
+    files.write_json(path / "judges" / "sft" / "judge.json", {"template": "brief"})
     for name in ("data", "judgments/1", "pairs/1", "judges/sft"):
         files.write_json(path / name / "manifest.json", {"facts": {}})
     values = config.load().model_copy(update=SMALL).model_dump(mode="json", exclude={"run_dir"})
