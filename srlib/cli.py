@@ -57,6 +57,7 @@ Revision = Annotated[str, typer.Option(help="commit of the hub set, if none is p
 def run(
     yaml: Yaml,
     p: Overrides = None,
+    grid: Annotated[list[str] | None, typer.Option(metavar="NAME=A,B", help="a run for each value, as -p does")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="run directory (default: runs/<name of YAML>)")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
     workers: Annotated[int, typer.Option(min=0, help="stages side by side; 0: as the machine allows")] = 0,
@@ -69,7 +70,7 @@ def run(
     from srlib.report import page, tables
     from srlib.run import plan
 
-    console, runs, swept = _console(), {}, config.sweep(p or [], seeds)
+    console, runs, swept = _console(), {}, config.sweep([*(p or []), *(grid or [])], seeds)
     for suffix, overrides in swept:
         cfg = config.load(yaml, overrides)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir

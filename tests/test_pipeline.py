@@ -171,7 +171,7 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
         go(root, "gpus=2", "backend=unsloth")
     with pytest.raises(RunError, match="keep is best, and arms hold neither"):
         go(root, "arms=sft_score_only", "keep=best")
-    with pytest.raises(RunError, match="gpus is 8, and one node has 4"):
+    with pytest.raises(RunError, match="gpus is 8, and 4 are on one node"):
         pipeline.check_gpus(config.load(None, ["gpus=8"]), SimpleNamespace(most={"GPU": 4}))
     with pytest.raises(RunError, match="'dpo'"):
         go(root, "arms=dpo")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -316,9 +317,22 @@ def test_a_distilled_step_is_nll_plus_kl_in_parts_of_any_size(tiny, rows, base_d
 def test_two_processes_train_and_draw_as_one_does(tmp_path, weights):
     """Over the end of an epoch, SFT and DPO, with prompts shared and not; and 36 judgments in six batches."""
     script = Path(__file__).with_name("together.py")
-    for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
-        (tmp_path / name).mkdir()
-        subprocess.run([sys.executable, *start, script, tmp_path / name, weights], check=True, timeout=600)
+    (tmp_path / "one").mkdir()
+    subprocess.run([sys.executable, script, tmp_path / "one", weights], check=True, timeout=600)
+    (tmp_path / "two").mkdir()
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        script,
+        tmp_path / "two",
+    ]
+    for stop in ("sft shared", "dpo") if weights == "dtype=float32" else ():  # both die behind a checkpoint of it
+        environment = os.environ | {"STOP": stop}
+        assert subprocess.run([*two, weights], env=environment, check=False, timeout=600).returncode == 1
+    subprocess.run([*two, weights], check=True, timeout=600)
     one, two, other = (json.loads((tmp_path / name).read_text()) for name in ("one/0.json", "two/0.json", "two/1.json"))
     for name in ("sft", "sft shared", "dpo shared", "dpo"):
         assert (one[name]["processes"], two[name]["processes"], len(one[name]["loss"])) == (1, 2, 4)

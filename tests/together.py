@@ -1,7 +1,8 @@
 """SFT and DPO as notebooks 02 and 05 train, in this process or, under torchrun, in several: `together.py OUT`; then draws.
 
 Writes {training: {"loss": [of each step], "sum": of |weights|, "processes": 1}} to OUT, a file for each rank, the weights that
-were trained, and judgments. Parameters may follow: `together.py OUT micro_batch_size=1`.
+were trained, and judgments. Parameters may follow: `together.py OUT micro_batch_size=1`. With STOP="dpo" in the environment the
+processes die behind the first checkpoint of that training; the next start goes on from there.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import srlib
@@ -33,12 +34,20 @@ pairs = [
 ]
 single = [{"prompt": row["prompt"], "completion": row[side]} for row in pairs[::2] for side in ("chosen", "rejected")]
 out, logs = Path(sys.argv[1]), {}
+
+
+class Stops(TrainerCallback):
+    def on_save(self, args, state, control, **_):
+        if os.environ.get("STOP") == Path(args.output_dir).name and state.global_step == 2:
+            os._exit(1)
+
+
 for name in ("sft", "sft shared", "dpo shared", "dpo"):
     set_seed(0)
     policy, tokenizer = models.load(BASE, training=True, dtype=cfg.dtype, quantization=cfg.quantization)
     policy = models.add_lora(policy, quantization=cfg.quantization, seed=0)
     how = dict(output_dir=str(out / name), max_steps=STEPS, learning_rate=1e-3, max_length=None, seed=0)
-    how |= training.arguments(cfg, batch_size=BATCH)
+    how |= training.arguments(cfg, batch_size=BATCH) | dict(save_strategy="steps", save_steps=2)
     rows = single if name.startswith("sft") else pairs
     rows, lengths, _ = sft.fitting(tokenizer, rows, 512)
     order = training.order(lengths, [row["prompt"] for row in rows], batch_size=BATCH, steps=STEPS, seed=0)
@@ -56,7 +65,8 @@ for name in ("sft", "sft shared", "dpo shared", "dpo"):
         data = training.dataset(rows, out / name / "rows")
         trainer = DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.add_callback(Stops())
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(out / name))
     trained = {at: p.detach().contiguous() for at, p in policy.named_parameters() if p.requires_grad}
     save_file(trained, out / f"{name} {os.environ.get('RANK', 0)}.safetensors")
     total = sum(p.abs().sum().item() for p in trained.values())

@@ -29,6 +29,8 @@ from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
 WINDOW = 32  # steps whose rows are sorted by length together
+# Where several processes train on CPUs, the Trainer loads its optimizer to "cpu:0", a place that torch does not know.
+torch.serialization.register_package(99, lambda s: None, lambda s, at: s if at.startswith("cpu:") else None)
 os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; `Progress` shows a notebook and the pipeline how far a training is
 
 

@@ -144,8 +144,7 @@ class Process:
         except ray.exceptions.RayError as error:
             status, said = 1, f"on the cluster: {type(error).__name__}: {str(error).strip()}"
             self.lives -= 1
-            died = not isinstance(error, ray.exceptions.RayTaskError)  # and did not fail by itself
-            if died and self.group is not None and self.lives >= 0:
+            if self.group is not None and self.lives >= 0 and not isinstance(error, ray.exceptions.RayTaskError):
                 self.kill()
                 return self._start()
         if status or not running:

@@ -210,8 +210,9 @@ def check_gpus(cfg: Parameters, place: Any = None) -> None:
     """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
     most = place.most["GPU"] if place else len(machine.gpus())
     if most and cfg.gpus > most:
-        where = "one node has" if place else "are visible here"
-        raise stages.RunError(f"gpus is {cfg.gpus}, and {where} {most}; lower it")
+        raise stages.RunError(
+            f"gpus is {cfg.gpus}, and {most} are {'on one node' if place else 'visible here'}; lower it"
+        )
     if cfg.keep == "best" and not any(arm == "sft" or arm.startswith("sre_") for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
     if cfg.gpus > 1 and cfg.backend == "unsloth":

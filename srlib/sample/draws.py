@@ -57,9 +57,7 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
     have, (k, together) = _read(out), config.together()
     if out is None or wanted.keys() <= have.keys():
         k, together = 0, 1  # there is nothing to share
-    launch = os.environ.get(
-        "TORCHELASTIC_RUN_ID", ""
-    )  # cut off from others, a process of an earlier one may still write
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")  # a process of an earlier one, thought dead, may still write
     own = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
     for path in parts(out):
         if path == own or f".{launch}." not in path.name or together == 1:  # which the others write now
