@@ -66,9 +66,12 @@ def test_a_sweep_makes_a_run_for_each_value_and_seed(tmp_path, ran):
     run, names = ("run", "params/tiny.yaml"), lambda: [name for name, *_ in ran.runs]
     both = ["tiny-margin=1-strategy=majority_vote-0", "tiny-margin=2-strategy=majority_vote-0"]
     others = [name.replace("majority_vote", "correct_answer") for name in both]
-    swept = ("--grid", "margin=1,2", "-p", "strategy=majority_vote,correct_answer", "-p", "arms=base,sft", "--seeds", "0")
+    swept = ("-p", "margin=1,2", "-p", "strategy=majority_vote,correct_answer", "-p", "arms=base,sft", "--seeds", "0")
     assert srlib(*run, *swept)[0] == 0
     assert sorted(names()) == sorted(both + others)
+    ran.runs.clear()
+    srlib(*run, "--grid", "margin=1,2", "-p", "arms=base,sft")
+    assert names() == ["tiny-margin=1", "tiny-margin=2"]
     ran.runs.clear()
     status, _ = srlib(*run, "-p", "lora_targets=q_proj,v_proj", "-p", "arms=base,sft")
     assert (status, names()) == (0, ["tiny"]), "these commas are their own"
