@@ -165,15 +165,18 @@ def test_hints():
     assert list(map(hinted, hints)) == ["train", "validation", "ood", "test", "test", "", "", ""]
 
 
+@pytest.mark.parametrize("hint", ["train", "test"])
 @pytest.mark.parametrize("hinted_first", [False, True])
-def test_rows_without_a_hint_follow_those_of_their_instruction(tmp_path, hinted_first):
+def test_rows_without_a_hint_follow_those_of_their_instruction(tmp_path, hint, hinted_first):
     asked = [{"id": f"{i}", "instruction": f"Greet {i % 40}."} for i in range(80)]
-    rows = [OURS | row | ({"split_hint": "test"} if i < 40 else {}) for i, row in enumerate(asked)]
-    path = write(tmp_path / "rows.jsonl", (rows if hinted_first else rows[::-1]) + many(100))
-    found = data.load(path, n_validation=0).splits
-    tested = {row.instruction for row in found["test"]}
-    assert {row["instruction"] for row in rows} <= tested
-    assert not tested & {row.instruction for row in found["train"]}
+    rows = [OURS | row | ({"split_hint": hint} if i < 40 else {}) for i, row in enumerate(asked)]
+    pairs = [PAIR | {"id": f"p{i}", "instruction": f"Greet {i}."} for i in range(40)]
+    path = write(tmp_path / "rows.jsonl", (rows if hinted_first else rows[::-1]) + many(300))
+    found = data.load(path, n_validation=0, pairwise=write(tmp_path / "pairs.jsonl", pairs)).splits
+    asked = {name: {row.instruction for row in of} for name, of in found.items()}
+    assert {row["instruction"] for row in rows} <= asked[hint]
+    assert not asked["train"] & (asked["test"] | asked["validation"] | asked["pairwise"])
+    assert len(found["train_pairwise" if hint == "train" else "pairwise"]) == 40
 
 
 @pytest.mark.parametrize("mixed", [False, True])

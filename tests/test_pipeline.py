@@ -170,7 +170,7 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     with pytest.raises(RunError, match="unsloth trains on one GPU"):
         go(root, "gpus=2", "backend=unsloth")
     with pytest.raises(RunError, match="keep is best, and arms hold neither"):
-        go(root, "arms=sft_score_only", "keep=best")
+        go(root, "arms=sft_score_only,sre_1_self_consistency", "keep=best")
     with pytest.raises(RunError, match="gpus is 8, and 4 are on one node"):
         pipeline.check_gpus(config.load(None, ["gpus=8"]), SimpleNamespace(most={"GPU": 4}))
     with pytest.raises(RunError, match="'dpo'"):

@@ -72,9 +72,7 @@ def evaluate(
     # What every item says, in one template: the judge's own follows from the judge
     asked = hashlib.sha256("".join(prompts.request(item, "prometheus") for item in items).encode()).hexdigest()
     note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY, "prompts": asked}
-    known = _note(path)  # of the judge, its identity counts, and not how it was named
-    known |= {"judge": name} if str(known.get("judge")).endswith(identity(judge, model)) else {}
-    if path.exists() and known != note:
+    if path.exists() and _note(path) != note:
         other = "judgments of another judge, or of other rows or prompts"
         raise SrlibError(f"{path}: holds {other}; name another -o, or delete it")
     loaded = Judge.load(judge, model=model)

@@ -143,8 +143,8 @@ def load(
                 failures += [row._replace(reason=f"{name}, {row.reason}")] if len(failures) < 1000 else []
         for row in waiting:
             keep(row)
-    early, rows["train"] = rows["train"], []  # the hint of their instruction may have come later
-    for row in early:
+    every, rows = [row for name in splits.NAMES for row in rows[name]], {name: [] for name in splits.NAMES}
+    for row in every:  # the hint of their instruction may have come later
         rows[splits.split_of(row, seen)].append(row)
     _check_map(fields.parse(columns), {column for column, _ in used}, source)
     share = {"refuse": 0.0, "few": FEW, "drop": 1.0}[bad_rows]

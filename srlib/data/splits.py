@@ -29,15 +29,18 @@ def hinted(hint: Any) -> str:
 
 
 def split_of(row: Item, seen: dict[str, str]) -> str:
-    """The split of a row: by its hint, or else by a hash of its instruction (80% train, 10% validation, 10% test). A row
-    without a hint follows the examples of its group, a comparison those of its instruction as well, whose splits `seen`
-    collects; so no instruction crosses if examples with a hint come first, then the others."""
+    """The split of a row: by its hint, or else that of the hinted examples of its group, of a comparison any examples' of its
+    instruction or group, or else by a hash of its group (80% train, 10% validation, 10% test). `seen` collects the splits
+    of examples, so no instruction crosses if it has seen all hints, and, for a comparison, all examples."""
     keys, pair = [_hash(row.instruction), _hash(row.cluster)], isinstance(row, Comparison)
-    split = hinted(row.meta.get("split_hint")) or (pair and seen.get(keys[0])) or seen.get(keys[1])
+    hint = hinted(row.meta.get("split_hint"))
+    follows = (f"hint {keys[1]}", f"hint {keys[0]}", *keys) if pair else (f"hint {keys[1]}",)
+    split = hint or next((seen[key] for key in follows if key in seen), "")
     split = split or {0: "test", 1: "validation"}.get(int(keys[1][:8], 16) % 10, "train")
     if pair:
         return "train_pairwise" if split == "train" else "pairwise"
-    seen |= {key: split for key in keys if seen.get(key, "train") == "train"}  # of two splits, the one to measure on
+    places = [f"hint {key}" for key in keys] if hint else keys
+    seen |= {key: split for key in places if seen.get(key, "train") == "train"}  # of two splits, the one to measure on
     return split
 
 

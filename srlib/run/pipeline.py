@@ -155,6 +155,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     stages.check_strategy(cfg.strategy)
     curate.kinds(cfg.pair_mix, 0)
     check_gpus(cfg, place)
+    if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
+        raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
     for job in jobs:
         stages.parts(job.stage, cfg, run)  # a notebook that cannot be read is refused now, not after an hour
     for folder in ("notebooks", ".logs", ".progress"):
@@ -210,11 +212,8 @@ def check_gpus(cfg: Parameters, place: Any = None) -> None:
     """Refuse `gpus` that this machine lacks, or that cannot train together (RunError)."""
     most = place.most["GPU"] if place else len(machine.gpus())
     if most and cfg.gpus > most:
-        raise stages.RunError(
-            f"gpus is {cfg.gpus}, and {most} are {'on one node' if place else 'visible here'}; lower it"
-        )
-    if cfg.keep == "best" and not any(arm == "sft" or arm.startswith("sre_") for arm in cfg.arms):
-        raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
+        where = "on one node" if place else "visible here"
+        raise stages.RunError(f"gpus is {cfg.gpus}, and {most} are {where}; lower it")
     if cfg.gpus > 1 and cfg.backend == "unsloth":
         raise stages.RunError("backend unsloth trains on one GPU: set gpus to 1, or backend to auto")
     for name in ("sft_batch_size", "dpo_batch_size"):
