@@ -2,7 +2,8 @@
 
 python scripts/over_seeds.py runs/notes-*/verdicts/results.json --columns accuracy:test,mae:test --minus three_kinds:rationales
 
-Files of several settings are named: graded=runs/graded-0/results.json. Each file has one seed. A cell is the mean and the 95% t interval over seeds; a difference is taken seed by seed.
+Files of several settings are named: graded=runs/graded-0/results.json. Each file has one seed. A cell is the mean and the
+95% t interval over seeds; a difference is taken seed by seed.
 """
 
 from __future__ import annotations

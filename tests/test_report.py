@@ -213,6 +213,18 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     assert [arm["color"] for arm in data["arms"]] == ["#8e4ec6", "#56b4e9", "#0173b2"]
 
 
+@pytest.mark.parametrize(
+    ("arms", "told"), [("sft, sre_1", "after 1 round of self-rationalization (sre_1): +100"), ("sft", "0.0 % [0.0, 0.0] as sft. One seed")]
+)  # fmt: skip
+def test_the_story_is_about_the_last_judge_whatever_the_run_asked_for(tmp_path, arms, told):
+    pytest.importorskip("nbformat")
+    write_reported(run := tmp_path / "tiny")
+    files.write_text(run / "params.yaml", f"arms: [{arms}]\nmodel: /home/anna/base\niterations: 2\n")
+    html = " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", page.write_report(run).read_text()).split())
+    assert told in html
+    assert ("over SFT" in html) == (arms != "sft"), "no judge is compared with itself"
+
+
 def test_words_that_differ_are_marked():
     assert browse.marked("a b  c", "a x c") == [("a ", False), ("b  ", True), ("c", False)]
     assert browse.marked("a b", "a") == [("a ", False), ("b", True)]
