@@ -310,15 +310,15 @@ class progress(tqdm):
     """A tqdm bar; if SRLIB_PROGRESS names a file, {"desc", "done", "total"} goes there instead, for the pipeline."""
 
     def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "") -> None:
-        heartbeat = "SRLIB_PROGRESS" in os.environ
-        live = heartbeat or sys.stderr.isatty() or "ipykernel" in sys.modules
-        out = io.StringIO() if heartbeat else sys.stdout if "ipykernel" in sys.modules else sys.stderr  # not in red
+        heartbeat, kernel = "SRLIB_PROGRESS" in os.environ, sys.modules.get("ipykernel.kernelapp")
+        self.line = kernel and not heartbeat and sys.modules["IPython"].display.display({}, raw=True, display_id=True)
+        out, live = io.StringIO() if heartbeat or kernel else sys.stderr, heartbeat or kernel or sys.stderr.isatty()
         super().__init__(iterable, desc, total, file=out, mininterval=0.5 if live else 30, miniters=1, disable=False)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         name = os.environ.get("SRLIB_PROGRESS")
         if name is None:
-            super().display(msg, pos)
+            self.line.update({"text/plain": msg or str(self)}, raw=True) if self.line else super().display(msg, pos)
         elif name and (os.path.isfile(name) or not os.path.exists(name)):  # root could replace /dev/null by a file
             with contextlib.suppress(StoreError):  # a full disk must not stop the work
                 write_json(name, {"desc": self.desc.removesuffix(": "), "done": self.n, "total": self.total})

@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from test_notebooks import SMALL, results  # noqa: E402
 from throwaway import srlib_run  # noqa: E402
 
-KILLS = 5  # in a run, before it may end
+KILLS = {"moments": 5, "renames": 10}  # in a run, before it may end
 STAGES = {
     "data": "data",
     "sft": "judges/sft",
@@ -191,7 +191,7 @@ class Campaign:
     def kill(self, kills: int) -> dict[str, Any]:
         """So many kills, with those that the table holds already."""
         while (left := kills - sum(len(row["kills"]) for row in self.rows)) > 0:
-            self.run(len(self.rows), min(KILLS, left))
+            self.run(len(self.rows), min(KILLS[self.kind], left))
         same = sum(len(row["kills"]) for row in self.rows if row["same"])
         return {"kills": kills, "seconds of a whole run": round(self.seconds, 1), "in runs with the same results": same}
 

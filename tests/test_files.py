@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -292,6 +293,15 @@ def test_a_heartbeat_instead_of_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TQDM_DISABLE", "1")  # training sets it for the bars of TRL
     assert list(files.progress(iter([1, 2]), desc="a bar")) == [1, 2]
     assert "a bar" in capsys.readouterr().err
+
+
+def test_a_bar_is_one_line_of_a_notebook():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    code = "import time\nfrom srlib import files\nfor _ in files.progress(range(3), desc='rows'): time.sleep(0.6)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    (line,) = notebook.cells[0].outputs
+    assert re.fullmatch(r"rows: 100%.* 3/3 .*", line.data["text/plain"])
 
 
 def test_what_a_killed_writer_began_is_deleted_and_nothing_else(tmp_path):
