@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from annotated import HOSTILE, write_run
@@ -86,7 +87,8 @@ def page(tmp_path):
         context = playwright.chromium.launch_persistent_context(tmp_path / "profile", **options)
         context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
         page = context.new_page()
-        page.dialogs = []
+        page.dialogs, page.asked = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
         page.on("dialog", lambda dialog: (page.dialogs.append(dialog.type), dialog.accept()))
         yield page
         shoot(page, "last")  # also after a failure
@@ -171,9 +173,11 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
     assert "the results are hidden until then" in page.locator(".jp-Notebook").inner_text()
     run_all(page)
     page.get_by_text("60 answers; 0 more").wait_for()
-    page.locator("th", has_text="people, ties half").scroll_into_view_if_needed()
+    page.locator("td", has_text="people, ties half").scroll_into_view_if_needed()
     shoot(page, "3-results")
     assert page.evaluate("window.hacked") is None
+    badge = "colab.research.google.com"  # in the notebook's own first cell
+    assert {urlsplit(url).netloc for url in page.asked} <= {urlsplit(lab).netloc, badge, ""}  # "": data and blobs
     assert set(page.dialogs) <= {"beforeunload"}  # the reload of a page with unsaved cells; no alert
     assert len(rows()) == 25 + 36
     assert len({(row.example_id, row.criterion) for row in rows()}) == 60
