@@ -36,7 +36,9 @@ def main() -> None:
     for arm in a.arms.split(","):
         shares = [counted(run, arm) for run in a.runs]
         mean = intervals.seeds(shares)
-        print(f"| `{arm}` | {mean.value:.1f} ± {(mean.high - mean.low) / 2:.1f} | {', '.join(f'{s:.1f}' for s in shares)} |")
+        print(
+            f"| `{arm}` | {mean.value:.1f} ± {(mean.high - mean.low) / 2:.1f} | {', '.join(f'{s:.1f}' for s in shares)} |"
+        )
 
 
 if __name__ == "__main__":
