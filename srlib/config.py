@@ -110,7 +110,7 @@ class Parameters(BaseModel):
     # 05 dpo
     beta: float = _p(0.1, "inverse temperature of the DPO loss: how strongly the reference holds", gt=0)
     nll_weight: float = _p(0.5, "weight of the chosen side's NLL beside the DPO loss; 0: none", ge=0)
-    dpo_learning_rate: float = _p(0.001, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
+    dpo_learning_rate: float = _p(0.00025, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
     dpo_epochs: float = _p(1.0, "passes over the pairs", gt=0)
     dpo_batch_size: int = _p(16, "pairs in an optimizer step of DPO", ge=1)
     share_prompts: bool = _p(True, "compute each prompt once for all its judgments in DPO and SFT")
