@@ -7,7 +7,8 @@
 Four seeds and two learning rates with small numbers; two seeds with stages of half a minute to two minutes; or one such run,
 whose draws and judgments both nodes share. The real notebooks, stages of one thread. Alone, one stage runs after another; on the
 cluster (a head without cores and two nodes of one core, all on this machine) there is room for two. The time that the cluster
-needs to start is told apart. Files of data, judges, judgments, pairs and evaluation have to be the same, byte for byte; manifests and `*.done` hold times, and `results.json` is compared without what was measured in seconds.
+needs to start is told apart. Files of data, judges, judgments, pairs and evaluation have to be the same, byte for byte; manifests
+and `*.done` hold times, and `results.json` is compared without what was measured in seconds.
 """
 
 import argparse

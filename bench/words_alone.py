@@ -48,6 +48,8 @@ def told_by_words(known: list[Comparison], asked: list[Comparison]) -> np.ndarra
 
 
 def told_by_overlap(asked: list[Comparison]) -> np.ndarray:
+    """1 where the better response has more words of the instruction, 1/2 where both have as many."""
+
     def words(text: str) -> set[str]:
         return set(re.findall(r"\w+", text.lower()))
 

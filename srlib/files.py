@@ -307,7 +307,7 @@ def meet(path: Path, number: int, together: int, then: Callable[[], None] = lamb
 
 
 class progress(tqdm):
-    """A tqdm bar; if SRLIB_PROGRESS names a file, {"desc", "done", "total"} goes there instead, for the pipeline."""
+    """A tqdm bar, in a notebook one output; if SRLIB_PROGRESS names a file, {"desc", "done", "total"} goes there instead."""
 
     def __init__(self, iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "") -> None:
         heartbeat, kernel = "SRLIB_PROGRESS" in os.environ, sys.modules.get("ipykernel.kernelapp")

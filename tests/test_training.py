@@ -320,15 +320,8 @@ def test_two_processes_train_and_draw_as_one_does(tmp_path, weights):
     (tmp_path / "one").mkdir()
     subprocess.run([sys.executable, script, tmp_path / "one", weights], check=True, timeout=600)
     (tmp_path / "two").mkdir()
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        script,
-        tmp_path / "two",
-    ]
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    two = [sys.executable, *torchrun, script, tmp_path / "two"]
     for stop in ("sft shared", "dpo") if weights == "dtype=float32" else ():  # both die behind a checkpoint of it
         environment = os.environ | {"STOP": stop}
         assert subprocess.run([*two, weights], env=environment, check=False, timeout=600).returncode == 1
