@@ -5,8 +5,7 @@ A notebook repeats the fields of its step in a cell tagged `parameters` and read
 
 >>> load(None, ["bta=0.3"])
 Traceback (most recent call last):
-srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all
-"""
+srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all"""
 
 import ast
 import contextlib

@@ -63,7 +63,7 @@ def read_rows(path: Path | str, row_type: type[Row], drop_torn_tail: bool = Fals
 def read_lines(path: Path | str, drop_torn_tail: bool = False) -> Iterator[tuple[int, bytes]]:
     """(line number, bytes) of every line of a plain or gzipped file that is not blank, one at a time."""
     try:
-        with gzip.open(path) if str(path).endswith(".gz") else open(path, "rb") as file:
+        with gzip.open(path) if str(path).lower().endswith(".gz") else open(path, "rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
                 if len(line) > MAX_LINE:
                     raise RowError(f"{path}, line {number}: longer than {MAX_LINE} bytes; write one JSON object a line")

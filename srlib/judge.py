@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import time
@@ -77,7 +76,8 @@ class Judge:
         return self.score_many([comparison])[0]
 
     def score_many(self, items: Sequence[Item], **sampling: Any) -> list[Judgment]:
-        """Judge items, greedily unless `sampling` says otherwise (n, temperature, ..., as in `sample.judgments`; `out` resumes)."""
+        """Judge items, greedily unless `sampling` says otherwise (as in `sample.judgments`: n, temperature, ...). The file `out`
+        lets the same call resume; it is for one judge, one set of items and settings, for it knows ids only."""
         return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
@@ -119,13 +119,17 @@ def judge_file(
         files.output(path, [{"judge", "rows"}], [rows], record=note)
     if not is_served(judge):
         models.check_model(judge)
-    lines = [(line, row) for line, _, row, *_ in itertools.islice(data.read_rows(rows, **reading), limit)]
+    reading = {"score_step": models.judge_info(model if is_served(judge) else judge)["score_step"]} | reading
+    lines = [(line, row) for line, _, row, *_ in data.read_rows(rows, **reading)][:limit]
     if not lines:
         raise files.RowError(f"{rows}: holds no rows; give a file with one row a line")
     items = [row for _, row in lines if isinstance(row, Item)]
     made_from = {"judge": identity(judge, model), "rows": hashlib.sha256(repr(lines).encode()).hexdigest()}
-    if resumes and not (partial.exists() and note.exists() and files.read_json(note) == made_from):
-        partial.unlink(missing_ok=True)  # of another judge, or of other rows
+    kept = files.read_json(note) if resumes and partial.exists() and note.exists() else {}
+    if kept.get("judge", made_from["judge"]) != made_from["judge"]:
+        raise files.SrlibError(f"{partial}: holds judgments of another judge; name another -o, or delete it")
+    if resumes and kept != made_from:
+        partial.unlink(missing_ok=True)  # of other rows
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))

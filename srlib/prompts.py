@@ -11,8 +11,7 @@ parsed; a failure is never a verdict:
 >>> parse("It greets: pass. [RESULT] 3", rubric)
 Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
 >>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure
-'two_verdicts'
-"""
+'two_verdicts'"""
 
 import itertools
 import re

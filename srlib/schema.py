@@ -6,8 +6,7 @@ Rows are immutable; pydantic refuses a bad value and names its field. The rubric
 >>> rubric.scale
 (1.0, 2.0, 3.0)
 >>> rubric.text.splitlines()
-['[Is it polite?]', 'Score 1: rude', 'Score 2: neutral', 'Score 3: kind']
-"""
+['[Is it polite?]', 'Score 1: rude', 'Score 2: neutral', 'Score 3: kind']"""
 
 from __future__ import annotations
 
@@ -85,7 +84,7 @@ class Rubric(Row):
         if len(self.levels) < 2 or not all(map(math.isfinite, self.levels)):
             raise ValueError("a rubric needs at least two levels (score -> description), with finite scores")
         if self.step is not None and (max(self.levels) - min(self.levels)) / self.step >= 1000:
-            raise ValueError(f"step {self.step} makes a scale of more than 1000 scores")
+            raise ValueError(f"step {self.step} makes a scale of more than 1000 scores; set `score_step` for a range")
         off_scale = [score for score in self.levels if score not in self.scale]
         if off_scale:
             raise ValueError(f"level {off_scale[0]} is not on the scale that step {self.step} makes")
@@ -111,7 +110,7 @@ class Rubric(Row):
 
 
 class _ItemFields(Row):
-    """Fields that Example and Comparison share. `meta` keeps columns of the source; srlib does not interpret them."""
+    """Fields that Example and Comparison share. `meta` keeps other columns; few of its names say something to srlib."""
 
     id: str = Field(min_length=1)
     instruction: Text

@@ -221,6 +221,11 @@ def test_too_few_of_a_kind_shrink_all_and_the_prompts_are_counted():
     no = {e.id: "No." for e in asked}
     both = module.mixed(module.replace(two, pairs=pairs), ["verdict:1", "deduction:1"], asked, no)
     assert [p.kind for p in both.pairs] == ["deduction", "verdict"]
+    pairs = [
+        p.model_copy(update={"rejected_score": 1.0 if i == 0 else p.chosen_score}) for i, p in enumerate(pairs[:2])
+    ]
+    both = module.mixed(module.replace(two, pairs=pairs), ["verdict:1", "deduction:1"], asked, no)
+    assert [p.kind for p in both.pairs] == ["verdict", "deduction"], "only the first can be a pair of verdicts"
 
 
 @pytest.mark.parametrize(

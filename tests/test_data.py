@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import judged
@@ -79,7 +80,11 @@ def test_our_own_rows_with_rubrics_as_objects_text_and_ranges():
     assert [e.score for e in moved] == [0.75, 0.25, 0.5, 0.75, 2.5]  # the middle moves up
     assert [e.meta.get("score_given") for e in moved] == [0.7, 0.125, 0.375, 0.625, None]  # never in silence
     assert convert(RANGE | {"score": 0.7}, score_step=0.5).score == 0.5
-    assert convert(RANGE | {"score": " 2,25 "}).score == 2.25
+    assert [convert(RANGE | {"score": s}).score for s in (" 2,25 ", ".5", "1.")] == [2.25, 0.5, 1]
+    hinted = convert(OURS | {"split_hint": "test", "group": 7, "meta": {"split_hint": None, "note": None}})
+    assert (hinted.meta["split_hint"], hinted.meta["note"], hinted.group) == ("test", None, "7")
+    graded = {"instruction": "Greet.", "output": "Hi [RESULT] x", "score": 1, "rubric": OURS["rubric"]}
+    assert convert(graded | {"response": "Hi"}).score == 1
 
 
 BAD = {
@@ -368,6 +373,10 @@ def test_missing_columns_are_asked_for_in_one_message(tmp_path, rubric):
     with pytest.raises(RowError, match=asked):
         data.load(path, n_validation=2, bad_rows="drop")
     named = ["instruction:Questions", "response:Text", "score:Grades"]
+    blank = judged.write(tmp_path / "blank.csv", [row | {"Ref": ""} for row in rows])
+    assert (
+        data.load(blank, n_validation=2, columns=[*named, "reference_answer:Ref"], rubric=rubric).counts["rows"] == 30
+    )
     loaded = data.load(path, n_validation=2, columns=named, rubric=rubric)
     assert {line["column"]: line["our field"] for line in loaded.columns} == {
         "Nr": "(not used)", "Questions": "instruction", "Text": "response", "Grades": "score", "(rubric file)": "rubric",
@@ -429,6 +438,10 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
         for name in ("validation", "test"):
             inside = {e.cluster for e in loaded.splits[name]}
             assert not inside & {e.cluster for e in loaded.splits["train"]}
+    told = [row | {"rationale": json.dumps({"clear": "So."})} for row in nested[:1]]
+    assert [e.rationale for e in read(path, told, rubric=file, training=True)] == [None, "So."]
+    assert [e.id for e in read(path, rows[:1], rubric=file)] == ["0#polite", "0#clear"], "every dimension is judged"
+    assert "field polite is missing" in reasons(path, rows[:1], rubric=file, training=True)[0]
     part = [nested[0] | {"scores": {"polite": 4, "clear": None}}]
     assert [getattr(row, "id", None) for row in read(path, part, rubric=file)] == ["0", "0#clear"]
     with pytest.raises(
@@ -470,6 +483,21 @@ def test_parquet_with_numbers_of_32_bits(tmp_path):
     good, bad = [row for _, _, row, _ in data.read_rows(tmp_path / "a.parquet")]
     assert (good.id, good.score, "score_given" in good.meta) == ("5", 87.3, False)
     assert bad.reason == "row 2: field meta: Object of type bytes is not JSON serializable; correct it"
+    rows = {
+        "instruction": ["Greet."] * 2,
+        "response": ["Hi"] * 2,
+        "rubric": [text] * 2,
+        "score": [Decimal("87.3"), Decimal(99)],
+    }
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert [row.score for _, _, row, _ in data.read_rows(tmp_path / "a.parquet")] == [87.3, 99]
+    apart = [{"scores": {name: 1}, "rubrics": {name: text}} for name in ("polite", "clear")]
+    apart = [{"instruction": "Greet.", "response": "Hi", "id": "x"} | row for row in apart]
+    parquet.write_table(
+        pyarrow.Table.from_pylist([row | {"scores": {k: 50.0 for k in row["scores"]}} for row in apart]),
+        tmp_path / "b.parquet",
+    )
+    assert [row.id for _, _, row, _ in data.read_rows(tmp_path / "b.parquet")] == ["x#polite", "x#clear"]
 
 
 def test_comparisons_that_follow_their_examples_to_a_carved_split_are_kept(tmp_path):

@@ -184,6 +184,10 @@ def test_rationales_are_checked_if_a_program_can(tmp_path):
     bare = [j.model_copy(update={"rationale": ""}) for j in right]
     assert "rationale_accuracy" not in values("sft_score_only", bare, "test", items, tmp_path)
 
+    for mine in (3, "ok", None, [], [{"name": "tone"}]):  # meta is the user's
+        own = [e.model_copy(update={"meta": {"checks": mine}}) for e in items]
+        assert results.quality(own, right) is None
+
 
 def test_items_of_one_instruction_are_drawn_together():
     items = [*comparisons("A", "B"), *comparisons("A", "B")]
@@ -254,7 +258,10 @@ def test_annotators_are_held_against_each_other():
     rows = {row["metric"]: row for row in results.annotators({"test": rated}, seed=0, n_boot=100)}
     assert (rows["accuracy"]["value"], rows["accuracy"]["n"]) == (0.5, 2), "two items have two ratings on their scale"
     assert rows["mae"]["value"] == 1
-    assert rows["accuracy"]["protocol"] == "one annotator's rating against another's, 2 pairs; resampled by item"
+    assert rows["accuracy"]["protocol"] == "one annotator's rating against another's, 2 pairs; resampled by question"
+    several = [e.model_copy(update={"meta": {"ratings": [1, 3]}, "group": "one question"}) for e in examples(1, 2, 3)]
+    row = results.annotators({"test": several}, seed=0, n_boot=100)[0]
+    assert (row["n"], row["ci_low"]) == (3, None), "three answers to one question say nothing of other questions"
     assert results.annotators({"test": examples(1, 2), "pairwise": comparisons("A")}, seed=0) == []
 
 

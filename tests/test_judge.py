@@ -142,6 +142,13 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
         assert [line["id"] for line in read(out)] == ["r0", "r1", "r2", "r3", "r4"]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
     assert judge.judge_file(serve.url, path, out, model="judge", limit=2)["rows"] == len(read(out)) == 2
+    monkeypatch.setattr(files, "append_rows", dies)
+    with pytest.raises(KeyboardInterrupt):
+        judge.judge_file(serve.url, path, out, model="judge")
+    monkeypatch.setattr(files, "append_rows", append)
+    with pytest.raises(SrlibError, match="holds judgments of another judge; name another -o, or delete it"):
+        judge.judge_file(serve.url, path, out, model="jugde")
+    assert (tmp_path / "out.jsonl.partial").exists(), "a typing error costs nothing that is computed"
 
 
 def test_rows_that_a_server_fails_on_are_named_and_judged_by_the_next_command(serve, tmp_path, monkeypatch):
@@ -176,6 +183,10 @@ def test_what_cannot_be_used_is_found_out_before_judging(base_dir, tmp_path, mon
         ((base_dir, path, "o.gz"), "would not be compressed"),
     ]
     cases += [((base_dir, empty, "out.jsonl"), "holds no rows")]
+    named = dict(limit=1, columns=["reference_answer:Reff"])
+    with pytest.raises(SrlibError, match="no row has the column 'Reff'"):
+        judge.judge_file(base_dir, write(tmp_path / "two.jsonl", [row("a"), row("b")]), "out.jsonl", **named)
+    (tmp_path / "two.jsonl").unlink()
     for arguments, words in [*cases, ((tmp_path / "nothing", path, "out.jsonl"), "there is no such directory")]:
         with pytest.raises(SrlibError, match=words):
             judge.judge_file(*arguments)

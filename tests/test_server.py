@@ -304,13 +304,15 @@ LISTED = [
     ("[RESULT]", {" 2": 0.9, " 1": 0.05}, {1: 0.05, 2: 0.9, 3: 0.05}),  # 3 was drawn, but is not listed
     ("[RESULT]", {" 3": 0.7, " 2": 0.2}, None),  # a tenth may be anything
     ("[RESULT]", {" 3": 0.6, " 30": 0.4}, None),  # with 30 on the scale, which 3 begins
+    ("[RESULT]", {" 3": 0.55, " 1": 0.4, " 5": 0.05}, None),  # with 10 on the scale, of which 1 is the first token
     ("2 and", {" 3": 1.0}, None),
 ]
 
 
 @pytest.mark.parametrize(("before", "likely", "wanted"), LISTED)
 def test_the_distribution_is_that_of_the_listed_verdicts(serve, before, likely, wanted):
-    rubric = Rubric(criterion="?", levels={3: "x", 30: "y"}) if " 30" in likely else POLITE
+    other = {" 30": {3: "x", 30: "y"}, " 5": {3: "x", 5: "y", 10: "z"}}
+    rubric = next((Rubric(criterion="?", levels=other[token]) for token in likely if token in other), POLITE)
     listed = [{"token": token, "logprob": math.log(p)} for token, p in likely.items()]
     verdict = {"token": " 3", "logprob": math.log(likely.get(" 3", 0.05)), "top_logprobs": listed}
     content = [{"token": before, "logprob": -0.5}, verdict]
@@ -436,7 +438,8 @@ def test_transformers_serve_draws_what_the_model_writes(base_dir, tiny, rows, tm
         assert {(j.failure, j.tokens) for j in drawn} == {("cut_off", 24)}
         assert served.server.one_by_one
         assert {"min_p", "repetition_penalty", "top_k"} <= served.server.refused
-        for a, b in zip(served.score_many(rows[:2]), sample.judgments(*tiny, rows[:2]), strict=True):
+        how = dict(template=served.template, max_new_tokens=served.max_new_tokens)
+        for a, b in zip(served.score_many(rows[:2]), sample.judgments(*tiny, rows[:2], **how), strict=True):
             assert (a.text, a.score, a.tokens, a.prompt_tokens) == (b.text, b.score, b.tokens, b.prompt_tokens)
         [short] = Judge.load(url, model=str(plain)).score_many(rows[:1], max_new_tokens=8)
         assert short.tokens == 8, "the directory says that it has no chat template"

@@ -159,6 +159,16 @@ def test_one_group_says_nothing_of_others():
     value, low, high, n = intervals.mean([1, 0, 1, 0], group=["a"] * 4)
     assert (value, math.isnan(low), math.isnan(high), n) == (0.5, True, True, 4)
 
+    confidence, right = [0.9, 0.8, 0.7, 0.6], [1, 0, 1, 0]
+    found = agreement.measure([1, 2, 3, 4], [1, 2, 2, 4], group=["a"] * 4) | {
+        "ece": calibration.ece(confidence, right, group=["a"] * 4)
+    }
+    found |= calibration.summary(confidence, right, group=["a"] * 4)
+    assert {name for name, i in found.items() if math.isfinite(i.value)} == found.keys()
+    known = {name: i for name, i in found.items() if not (math.isnan(i.low) and math.isnan(i.high))}
+    assert all((i.low, i.high) == (-1, 1) for i in known.values()), "correlations say that nothing is known"
+    assert known.keys() == {"pearson", "spearman", "kendall", "qwk"}
+
 
 def test_groups_reach_every_interval():
     """Ten answers to each of eight questions, all right or all wrong: eight things to draw from, not eighty."""
@@ -206,6 +216,13 @@ def test_a_permutation_test_counts_all_exchanges():
     assert comparison.permutation_test(a, b) == comparison.permutation_test(b, a)
     one_of_four, group = np.repeat([1, 1, 1, 0], 10), np.repeat(range(4), 10).tolist()
     assert comparison.permutation_test(one_of_four, np.zeros(40), group=group) == 2 / 8
+
+
+def test_groups_of_a_permutation_test_may_be_long_texts():
+    a, b = np.random.default_rng(0).random((2, 60))
+    numbers = np.repeat(range(20), 3).tolist()
+    texts = [f"{number:02} " + "long " * 2000 * (number == 7) for number in numbers]
+    assert comparison.permutation_test(a, b, group=texts) == comparison.permutation_test(a, b, group=numbers)
 
 
 def test_holm_steps_down():
@@ -373,6 +390,9 @@ def test_labels_meet_judgments_by_id_and_what_is_missing_has_a_name(tmp_path):
     mean = (3.8 + 2 + 1) / 3  # what a judgment without a score predicts
     assert estimate == ppi.debiased_mean([5, 3], [3.8, mean], [2, 1, mean, mean, mean, mean], level=0.9)
     assert missing == {"no_verdict": 1, "bad_row": 3, "no_score": 1, "label_null": 1}
+    compared = [{"id": f"pair-{i}", "score": None, "preference": "A", "failure": None} for i in range(50)]
+    mixed, counted = ppi.of_files(lines(judged, [*JUDGED, *compared]), labels, level=0.9)
+    assert (mixed, counted) == (estimate, missing | {"comparison": 50}), "a comparison is no part of the mean"
     text = ppi.told(estimate, missing, 0.9)
     assert "90%, 2 labels, 8 rows" in text
     assert "without a score: bad_row 3, label_null 1, no_score 1, no_verdict 1" in text

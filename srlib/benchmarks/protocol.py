@@ -1,7 +1,4 @@
-"""A benchmark's rows -> the questions that a judge is asked, and the right answers:
-
-    questions, origin, left_out = load(named("llmbar"), "llmbar.jsonl")
-    questions[0].gold, origin     # {"": "A"}, "llmbar.jsonl sha256:..."
+"""A benchmark's rows -> the questions that a judge is asked, and the right answers.
 
 `items` are what a judge gets: every response alone, or two together, in both orders. The fifteen benchmarks are declared in
 suite.yaml. To add one, write an entry there; only if one row is several items, or an id is more than a text composed of

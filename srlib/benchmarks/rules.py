@@ -10,8 +10,7 @@ Each row has its n, a 95% interval (resampling prompts, not items), the share of
 
 >>> first_shown = Judged("1", gold="A", answers={"AB": "A", "BA": "B"})  # prefers the response that comes first
 >>> pair_metrics(first_shown)["accuracy"], pair_metrics(first_shown)["consistency"]
-(0.5, 0.0)
-"""
+(0.5, 0.0)"""
 
 import hashlib
 import math

@@ -224,8 +224,7 @@ def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
     """How many of n pairs are of each kind, by largest remainder; SrlibError if `mix` cannot be read.
 
     >>> kinds(["cot:0.7", "verdict:0.15", "deduction:0.15"], 90)
-    {'cot': 63, 'verdict': 14, 'deduction': 13}
-    """
+    {'cot': 63, 'verdict': 14, 'deduction': 13}"""
     form = re.compile(rf"({'|'.join(prompts.FORMS)}):(\d{{0,6}}\.?\d{{1,6}})")
     entries = [form.fullmatch(entry) for entry in mix or ["cot:1"]]
     weights = {entry[1]: float(entry[2]) for entry in entries if entry}
@@ -244,7 +243,8 @@ def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduc
     `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response, which has to differ from the judged."""
     about = {e.id: e for e in asked if e.id in deduced and similarity(e.response, deduced[e.id]) <= ALIKE}
     differ = [p.id for p in curated.pairs if p.rejected_score not in (None, p.chosen_score)]
-    able = {"deduction": [*about], "verdict": differ, "cot": [p.id for p in curated.pairs]}
+    first = sorted(about, key={*differ}.__contains__)  # those that can be no pair of verdicts
+    able = {"deduction": first, "verdict": differ, "cot": [p.id for p in curated.pairs]}
     for n in range(len(curated.pairs), -1, -1):
         counts, kind_of = kinds(mix, n), {}
         if all(counts.get(kind, 0) <= len(names) for kind, names in able.items()):

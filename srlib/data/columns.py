@@ -23,7 +23,7 @@ TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
 _DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
-_NUMBER = re.compile(r"\s*[-+]?\d+(?:\.\d+|,\d\d?)?\s*", re.ASCII)  # 2,5 in many countries; 2,500 may be thousands
+_NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+|\d+,\d\d?)\s*", re.ASCII)  # 2,5 in many countries, not 2,500
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _parsed = lru_cache(maxsize=4096)(Rubric.model_validate_json)
 Part = tuple[str, Mapping[str, Any], Match]  # dimension, or ""; row; its columns
@@ -77,14 +77,16 @@ def expand(row: Mapping[str, Any], found: Match, where: str, shared: Shared = No
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
         scores = scores or {name: row.get(name) for name in shared if name in found.present}
+        scores = scores or dict.fromkeys(shared if row.get(found.name("rubric")) is None else ())
         rubrics = shared | rubrics
+    scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
     if _is_pair(row, found) or row.get(found.name("score")) is not None:
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
         advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"
         raise RowError(f"{where}: field {found.name('scores')}: no rubric for {absent}; {advice}")
     for name, score in scores.items():
-        column = name if name in found.present else f"{found.name('scores')}.{name}"
+        column = name if name in found.present or "scores" not in found.columns else f"{found.name('scores')}.{name}"
         columns = found.columns | {"score": column, "rubric": f"rubrics.{name}"}
         yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, found._replace(columns=columns)
     if not scores:
@@ -116,16 +118,19 @@ def convert(
     values = {field: row.get(found.name(field)) for field in makes.model_fields}
     values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if found.is_prompt else {}
     values["meta"] = _object(values["meta"], f"{where}: field {found.name('meta')}")
-    if dimension and isinstance(values["rationale"], Mapping):
-        values["rationale"] = values["rationale"].get(dimension)
+    said = _object(values["rationale"], f"{where}: field {found.name('rationale')}") if dimension else None
+    if isinstance(said, Mapping):
+        values["rationale"] = said.get(dimension)
     values = {field: value for field, value in values.items() if value is not None and value != ""}
     known = {f: row.get(found.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
     _check_cells(values | known, found, where)
-    meta = {name: value for name, value in known.items() if value} | values.get("meta", {})
-    name = values.get("id", f"{'pair' if pair else 'row'}-{number}")
-    name = str(int(name)) if isinstance(name, int) or (isinstance(name, float) and name.is_integer()) else name
+    own = values.get("meta", {})
+    known = {n: value for n, value in known.items() if value and own.get(n) is None}
+    meta = known | {n: value for n, value in own.items() if value is not None or n not in known}
+    names = values.get("id", f"{'pair' if pair else 'row'}-{number}"), values.get("group")
+    name, group = (str(int(n)) if isinstance(n, int) or (isinstance(n, float) and n.is_integer()) else n for n in names)
     rubric = _rubric(values.get("rubric"), row, found, pair, where, score_step)
-    values |= {"id": f"{name}#{dimension}" if dimension else name, "meta": meta, "rubric": rubric}
+    values |= {"id": f"{name}#{dimension}" if dimension else name, "group": group, "meta": meta, "rubric": rubric}
     if pair:
         said = values.get("preference")
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)

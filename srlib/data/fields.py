@@ -5,8 +5,7 @@ match are asked about. Rows of the Feedback and the Preference Collection have c
 or the whole prompt in `instruction` and the judgment in `output`.
 
 >>> match({"Question": "2 + 2?", "Answer": "4", "Grade": "1"}).columns
-{'instruction': 'Question', 'response': 'Answer', 'score': 'Grade'}
-"""
+{'instruction': 'Question', 'response': 'Answer', 'score': 'Grade'}"""
 
 import difflib
 import re
@@ -60,7 +59,8 @@ def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), s
     present = tuple(c for c in header or row if c != "input" or row.get(c))  # often empty, beside `instruction`
     texts = "\n".join(str(row.get(c)) for c in ("instruction", "output"))
     collection = any(column.startswith("orig_") for column in row)
-    is_prompt = "output" in row and ("[RESULT]" in texts or f"###{HEADINGS['instruction']}" in texts)
+    ended = "[RESULT]" in texts and "score" not in row
+    is_prompt = "output" in row and (ended or f"###{HEADINGS['instruction']}" in texts)
     if is_prompt and not (collection or given or {"response", "response_a", "rubric"} & row.keys()):
         return Match({field: field for field in FIELDS if field in present} | PROMPT, present, is_prompt=True)
     return _match(present, tuple(dict(given).items()), collection, synonyms and not collection)

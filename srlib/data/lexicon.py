@@ -1,8 +1,4 @@
-"""The words of the built-in world, read from lexicon.yaml: tables that `world` draws from.
-
->>> NUMBERS[:3], ATTRIBUTES["event"]["day"][0], COMBINATIONS[0]
-(['zero', 'one', 'two'], 'Monday', ('completeness', 'tone'))
-"""
+"""The words of the built-in world, read from lexicon.yaml: tables that `world` draws from."""
 
 from pathlib import Path
 

@@ -44,17 +44,19 @@ def read_rows(
     training: bool = False,
     columns: Sequence[str] = (),
     rubric: str | Path = "",
+    seen: set[str] | None = None,
 ) -> Iterator[tuple[int, str, Item | RowFailure, list[tuple[str, str]]]]:
     """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time. The row
     is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to columns
     by hand, ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each dimension
     of rows with several scores, which become one row a dimension. `score_step` is for rubrics with a range and no
     levels; a gold score between two steps (a mean of two graders) moves to the nearer, and meta["score_given"] keeps
-    the original. Raises RowError if the source or the rubric cannot be read, or no row has one of `columns`."""
+    the original. `seen` gets the names of all columns. Raises RowError if the source or the rubric cannot be read, or no
+    row has one of `columns`."""
     given, shared = fields.parse(columns), read_rubric(rubric) if str(rubric) else None
     name = str(source) if sources.is_hub_id(source) else Path(source).name
     options = {"source": name, "score_step": score_step, "training": training}
-    first, seen = {}, set()  # ids with their first row; columns
+    first, seen = {}, set() if seen is None else seen  # ids with their first row; columns
     for raw in sources.rows(source, revision):
         found = fields.match(raw.values or {}, raw.header, given)
         seen.update(found.present)
@@ -120,7 +122,7 @@ def load(
     room["train_pairwise"] += 20 * room["pairwise"]  # a part goes to `pairwise` with its examples, see splits.carve
     rows: dict[str, list[Any]] = {name: [] for name in splits.NAMES}
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
-    seen, used, failures = {}, Counter(), []
+    seen, used, failures, present = {}, Counter(), [], set()
 
     def keep(row: Item) -> None:
         split = splits.split_of(row, seen)
@@ -131,7 +133,7 @@ def load(
     origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
     for name, at in origins:
         waiting = []  # comparisons, for the examples behind them
-        for _, _, row, labels in read_rows(name, at, score_step, True, columns, rubric):
+        for _, _, row, labels in read_rows(name, at, score_step, True, columns, rubric, present):
             counts["rows"] += 1
             used.update(labels)
             if isinstance(row, Example) or (name is pairwise and isinstance(row, Item)):
@@ -146,7 +148,7 @@ def load(
     every, rows = [row for name in splits.NAMES for row in rows[name]], {name: [] for name in splits.NAMES}
     for row in every:  # the hint of their instruction may have come later
         rows[splits.split_of(row, seen)].append(row)
-    _check_map(fields.parse(columns), {column for column, _ in used}, source)
+    _check_map(fields.parse(columns), present, source)
     share = {"refuse": 0.0, "few": FEW, "drop": 1.0}[bad_rows]
     if failures and (counts["bad rows"] > share * counts["rows"] or not any(rows.values())):
         alike: dict[tuple[str, str], list[str]] = {}  # (file, problem) -> rows
@@ -175,7 +177,7 @@ def load(
     rows["train"] = splits.sample(rows["train"], n_train, seed)
     ids = Counter(row.id for split in rows.values() for row in split)
     if twice := [name for name, n in ids.items() if n > 1]:  # judgments of both kinds go into one file
-        raise RowError(f"{pairwise}: id {files.shorten(twice[0])} is in {source} too; ids must be unique, rename one")
+        raise RowError(f"{pairwise}: id {files.shorten(twice[0])} is in {source} too; rename one, or add a column `id`")
     counts["over a limit"] = counts["rows"] - counts["bad rows"] - counts["left out for balance"] - len(ids)
     commits = {str(name): sources.fetch(str(name), at).name for name, at in origins if sources.is_hub_id(name)}
     table = [{"column": column, "our field": field, "rows": n} for (column, field), n in used.items()]

@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -222,7 +223,8 @@ def _arrow(path: Path) -> Rows:
             for batch in batches:
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     number += 1
-                    yield number, {name: value for name, value in row.items() if value is not None}, tuple(row)
+                    values = {name: value for name, value in row.items() if value is not None}
+                    yield number, {n: float(v) if isinstance(v, Decimal) else v for n, v in values.items()}, tuple(row)
     except OSError:
         raise
     except Exception as error:  # no Parquet, a cut file, bytes that are no text; datasets has no common class

@@ -96,6 +96,12 @@ class Checked(NamedTuple):
     evidence: float  # and with the right evidence, if there is any to state
 
 
+def has_checks(example: Example) -> bool:
+    """Whether an example is of this world: `meta` is the user's elsewhere, and its "checks" may be anything."""
+    checks, fields = example.meta.get("checks"), {"label", "ok", "found", "wanted"}
+    return bool(checks) and isinstance(checks, list) and all(isinstance(c, dict) and fields <= {*c} for c in checks)
+
+
 def check_rationale(example: Example, rationale: str) -> Checked:
     """Compare every verdict of a rationale with the truth. Only for examples of this world."""
     checks, verdicts, evidence = example.meta["checks"], 0, 0

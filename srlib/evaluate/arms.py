@@ -5,8 +5,7 @@ the one judgment. Of N draws, `majority` (self-consistency), `mean` and `median`
 >>> arm("sre_2_self_consistency")
 Arm(name='sre_2_self_consistency', judge='sre_2', read='majority', iteration=2, prompting='')
 >>> arm("sft_mean_of_n").judged_in
-'sft_draws'
-"""
+'sft_draws'"""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -197,7 +197,7 @@ def _agreement(items: Sequence[Example], values: np.ndarray, options: dict) -> d
 
 def quality(rows: Sequence[Example], judgments: Judged) -> np.ndarray | None:
     """(n, 2) shares of right verdicts, and of right verdicts with right evidence; None if no program can check them."""
-    if not all("checks" in row.meta for row in rows):
+    if not all(world.has_checks(row) for row in rows):
         return None
     texts = ["" if j is None else j.rationale for j in judgments]
     return np.array([world.check_rationale(row, text)[:2] for row, text in zip(rows, texts, strict=True)])
@@ -244,16 +244,16 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
 
 def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[str, Any]]:
     """Rows of how well annotators agree with each other, as the arm `annotators`: each rating of an item (meta["ratings"])
-    against each other one, resampled by item. About as much as a judge can reach on these labels."""
+    against each other one, resampled by question. About as much as a judge can reach on these labels."""
     rows = []
     for split, items in splits.items():
         rated = [e for e in items if isinstance(e, Example) and e.ratings]
-        pairs = [(e.id, a, b) for e in rated for a, b in itertools.permutations(e.ratings, 2)]
+        pairs = [(e.cluster, a, b) for e in rated for a, b in itertools.permutations(e.ratings, 2)]
         if rated:
-            ids, one, other = zip(*pairs, strict=True)
-            found = agreement.measure(one, other, n_boot=n_boot, group=list(ids))
+            questions, one, other = zip(*pairs, strict=True)
+            found = agreement.measure(one, other, n_boot=n_boot, group=questions)
             found = {name: interval._replace(n=len(rated)) for name, interval in found.items()}
-            how = f"one annotator's rating against another's, {len(pairs) // 2} pairs; resampled by item"
+            how = f"one annotator's rating against another's, {len(pairs) // 2} pairs; resampled by question"
             rows += as_rows(dict(arm="annotators", split=split, seed=seed, iteration=0, protocol=how), found)
     return rows
 

@@ -1,7 +1,4 @@
-"""What a model attends to: whether only to the tokens before, up to which length, and with more than plain attention.
-
-attends_within(model)           # 4096 of Mistral, inf of Llama
-check_arguments(softcap=50.0)   # NotImplementedError: attention with softcap"""
+"""What a model attends to: whether only to the tokens before, up to which length, and with more than plain attention."""
 
 import math
 import re

@@ -27,7 +27,7 @@ from srlib.models.attention import looks_ahead
 from srlib.models.gguf import ModelError
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
-DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 128}  # of a model without judge.json
+DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 128, "score_step": 0.25}  # no judge.json
 
 
 @functools.cache

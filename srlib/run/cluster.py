@@ -3,10 +3,7 @@
 Ray places work, counts cores and GPUs, and runs a task again whose worker or node died. It holds no state that counts: that is
 in the run directories, which all nodes see at one path. A stage there is the same process as on this machine (execute.py), and
 resumes in its directory; so the same command goes on with or without a cluster. Draws and judgments of arms are shared by
-processes on as many nodes as have room, a part each, as `gpus` processes share them on one node.
-
-    with Cluster("auto", [run_dir]) as place:
-        pipeline.run_all({run_dir: cfg}, place=place)"""
+processes on as many nodes as have room, a part each, as `gpus` processes share them on one node."""
 
 import contextlib
 import fcntl

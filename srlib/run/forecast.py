@@ -1,8 +1,4 @@
-"""What a run on some rows can show, known before anything is trained: notes to print, and reasons to refuse.
-
-forecast = of_rows(rows, cfg)
-print(*forecast.notes, sep="\\n")
-forecast.check()                            # RunError, if the run cannot end well"""
+"""What a run on some rows can show, known before anything is trained: notes to print, and reasons to refuse."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -2,9 +2,7 @@
 
 The formulas of memory are in srlib.hardware.memory. Tokens are upper bounds: every row is as long as max_length and
 max_new_tokens allow, and there are as many pairs as there can be. DPO reads both sides of a pair twice, for the reference
-reads them, too; sampling reads a prompt once and writes N judgments.
-
-    print(show(forecast(config.load("params/paper.yaml"))))      # `srlib plan params/paper.yaml`"""
+reads them, too; sampling reads a prompt once and writes N judgments."""
 
 import math
 from dataclasses import dataclass, replace

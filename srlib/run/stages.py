@@ -5,8 +5,7 @@ cells and every srlib module behind their imports, except those that only run st
 the parameters cell sets them, or if that code reads them as `cfg.name`. Source is parsed, never executed.
 
 >>> [stage.name for stage in of(config.load(None, ["iterations=1", "arms=sft,sre_1"]))]
-['data', 'sft', 'sample_1', 'curate_1', 'dpo_1', 'eval']
-"""
+['data', 'sft', 'sample_1', 'curate_1', 'dpo_1', 'eval']"""
 
 import ast
 import hashlib

@@ -3,10 +3,7 @@
 The `openai` client sends requests, repeats those that fail, and waits as Retry-After says. Servers differ in what they take: a
 field that is refused by name is not sent again, and a server that returns fewer choices than `n` gets one request a draw.
 Defaults that would change the draws (top-k, penalties) are switched off. The key comes from SRLIB_API_KEY or OPENAI_API_KEY,
-proxies and certificates from the usual variables of the environment; a server on this machine needs none of these.
-
-    server = Server("http://localhost:8000/v1", model="judge")
-    rows = server_judgments(server, examples, n=10, temperature=1.0, out=Path("judgments.jsonl"))"""
+proxies and certificates from the usual variables of the environment; a server on this machine needs none of these."""
 
 import hashlib
 import json
@@ -243,7 +240,7 @@ def _tokens(logprobs: Any) -> list[Token]:
 
 def _distribution(tokens: list[Token], item: Item, row: Judgment) -> dict[str, Any]:
     """Fields of a judgment from the likely tokens in the place of its verdict; {} if they do not tell: a verdict of several
-    tokens, one that begins another (1 and 10), verdicts that are not listed and might have more than UNSEEN."""
+    tokens, a likely token that begins another one (1 and 10), verdicts that are not listed and might have over UNSEEN."""
     verdicts, text, likely = [prompts.spelled(verdict) for verdict in item.verdicts], "", {}
     verdict = None if row.verdict is None else prompts.spelled(row.verdict)
     for token, logprob, others in tokens:
@@ -252,7 +249,8 @@ def _distribution(tokens: list[Token], item: Item, row: Judgment) -> dict[str, A
         text += token
     p = {token: math.exp(logprob) for token, logprob in likely.items() if logprob <= 0}
     mass = [sum(q for token, q in p.items() if token.strip() == verdict) for verdict in verdicts]
-    begins = any(a != b and b.startswith(a) for a in verdicts for b in verdicts)
+    starts = {*verdicts, *(token.strip() for token, q in p.items() if q > UNSEEN)} - {""}
+    begins = any(a != b and b.startswith(a) for a in starts for b in verdicts)
     if not any(mass) or begins or (not all(mass) and 1 - sum(p.values()) > UNSEEN):
         return {}
     with np.errstate(divide="ignore"):

@@ -4,11 +4,7 @@ Shared  one copy of the prompt for all its judgments (prefix.py)
 Copies  a copy of the prompt, in the model's own cache, for each judgment
 Plain   no cache: the whole text again for every token, which is right for any causal model
 
-Each model is tried once, on two short prompts. A way slower than Shared is named in one line.
-
-    with reading(model, prompts, owner=[0, 0, 1, 1], longest=320) as past:  # two prompts, two rows each
-        logits = past.read(ids, positions)  # (4, T), (4, T) -> (4, T, V)
-        past.keep(rows)  # the other rows have ended"""
+Each model is tried once, on two short prompts. A way slower than Shared is named in one line."""
 
 import contextlib
 import inspect

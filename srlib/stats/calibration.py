@@ -32,7 +32,8 @@ def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, gr
     calibrated = np.random.default_rng(seed).random((n_boot, n)) < confidence
     by_chance = np.abs((confidence - calibrated) @ bins).sum(1) / n
     least = 0.0 if value <= np.quantile(by_chance, TAILS[1]) else low
-    return Interval(value, max(0.0, min(least, 2 * value - high)), max(high, 2 * value - least), n)
+    low, high = np.maximum(0, np.minimum(least, 2 * value - high)), np.maximum(high, 2 * value - least)  # NaN stays
+    return Interval(value, float(low), float(high), n)
 
 
 def curve(confidence: Array, correct: Array) -> Curve:

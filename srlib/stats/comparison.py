@@ -57,7 +57,8 @@ def bradley_terry(wins: Array) -> Floats:
 def permutation_test(a: Array, b: Array, *, group: Keys = None, n_permutations: int = 9999, seed: int = 0) -> float:
     """Two-sided p value of "a and b (n,) can be exchanged", by item or by group: from all exchanges if there are at
     most `n_permutations`, else from so many and the data (Ernst 2004). Of 5 items 5 better: 2 / 2**5."""
-    index = range(len(a)) if group is None else np.unique(group, return_inverse=True)[1]
+    place = {key: i for i, key in enumerate(sorted(set(group or ())))}
+    index = range(len(a)) if group is None else [place[key] for key in group]
     a, b, _ = columns(a=a, b=b, group=index)
     sums = np.bincount(index, a - b)
     sums = sums[sums != 0]  # exchanging equal values changes nothing

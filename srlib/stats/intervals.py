@@ -40,8 +40,7 @@ def mean(values: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -
     cells, counts, units = resample(values, n_boot, seed, group, jackknife=group is not None)
     with np.errstate(invalid="ignore", divide="ignore"):  # without a single item there is none
         without = [] if group is not None else (values.sum() - cells) / (len(values) - 1)
-        found = interval(np.append(counts @ cells / counts.sum(1), without), len(values), units)
-    return Interval(found.value, n=found.n) if group is not None and len(units) < 2 else found  # nothing to vary
+        return interval(np.append(counts @ cells / counts.sum(1), without), len(values), units)
 
 
 def seeds(values: Array) -> Interval:
@@ -61,7 +60,8 @@ def resamples(n: int, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> 
 
 def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackknife: bool = False) -> tuple:
     """Distinct outcomes (cells,) of items (n,), `[4, 4, 2] -> [2, 4]`; how often each is in the data, each resample and
-    (`jackknife`) the data without each unit, an item or a group (1 + n_boot + U, cells); units that leave each table (U,)."""
+    (`jackknife`) the data without each unit, an item or a group (1 + n_boot + U, cells); units that leave each table (U,).
+    A single group does not tell how others would be: its resamples are NaN."""
     if n_boot < 1 or not len(outcomes):
         raise ValueError(f"{len(outcomes)} items and n_boot {n_boot}: a metric needs at least one of each")
     rng = np.random.default_rng(seed)
@@ -73,7 +73,9 @@ def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackkn
         columns(items=index, group=rows)
         units, table = np.ones(rows.max() + 1), np.zeros((rows.max() + 1, n))
         np.add.at(table, (rows, index), 1)
-        draws = rng.multinomial(len(units), units / len(units), size=n_boot) @ table
+        draws = rng.multinomial(len(units), units / len(units), size=n_boot) @ (
+            table if len(units) > 1 else NAN * table
+        )
     elif n == len(outcomes):  # every outcome is distinct: counting draws is faster
         draws = rng.integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
         draws = np.bincount(draws.ravel(), minlength=n_boot * n).reshape(n_boot, n)

@@ -53,6 +53,7 @@ class Label(BaseModel, strict=True, allow_inf_nan=False):
 class Judged(Label):
     id: Id | None  # null if `srlib judge` could not read the row
     expected_score: float | None = None
+    preference: str | None = None  # of a comparison, which is no part of a mean score
     failure: str | None = None
 
 
@@ -60,7 +61,8 @@ def of_files(judged: Path | str, labels: Path | str, level: float = 0.95) -> tup
     """The estimate for a file of judgments and one of labels, matched by id; how many scores are missing, by reason.
     A judgment without a score predicts the mean of the judge's other scores, as dropping its row would change what the
     mean is about. Raises RowError for a label whose id was not judged, and if no judgment has a score."""
-    rows, people = files.read_rows(judged, Judged), files.read_rows(labels, Label)
+    read, people = files.read_rows(judged, Judged), files.read_rows(labels, Label)
+    rows = [row for row in read if row.preference is None]
     scores = [row.score if row.expected_score is None else row.expected_score for row in rows]
     known = [score for score in scores if score is not None]
     if not known:
@@ -69,6 +71,7 @@ def of_files(judged: Path | str, labels: Path | str, level: float = 0.95) -> tup
         hint = f"such as {files.shorten(min(unknown))}; judge these rows as well, or remove their labels"
         raise files.RowError(f"{labels}: {len(unknown)} labels are for ids that were not judged, {hint}")
     missing = Counter(row.failure or "no_score" for row, score in zip(rows, scores, strict=True) if score is None)
+    missing.update("comparison" for row in read if row.preference is not None)
     missing.update("label_null" for label in people if label.score is None)
     gold = {label.id: label.score for label in people if label.score is not None}
     times = Counter(row.id for row in rows)
