@@ -7,7 +7,7 @@
 # make lint   formatting, linting, imports, notebooks          make clean       remove .venv
 # make clean-notebooks   outputs of a session in JupyterLab out of the notebooks, before a commit
 # make lock   requirements.lock: all versions, with hashes      make sbom        licences and a bill of materials
-# make campaign   kills, shortages and hostile texts, many of each (hours, as root), into docs/results/campaign
+# make campaign   shortages, hostile texts, and the kills that docs/results/campaign lacks (hours, as root)
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python

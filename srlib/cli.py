@@ -155,7 +155,7 @@ def compare(
 @app.command()
 def judge(
     judge: JudgeName,
-    rows: Annotated[Path, typer.Argument(help="what to judge: .jsonl or .jsonl.gz")],
+    rows: Annotated[Path, typer.Argument(help="what to judge: JSON lines, JSON, CSV, Parquet or a folder of them")],
     out: Annotated[Path, typer.Option("--out", "-o", help="where the judgments go, .jsonl, or a pipe")],
     limit: Annotated[int | None, typer.Option(min=1, help="judge only the first rows")] = None,
     model: Model = "",

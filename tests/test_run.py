@@ -35,7 +35,7 @@ def finish(notebook, **changes):
 
 
 def why(root, name, *overrides):
-    cfg, run = config.load(None, overrides), root / "runs" / "tiny"
+    cfg, run = config.load(None, overrides), root / "runs" / "notes"
     chosen = next(one for one in stages.of(cfg) if one.name == name)
     return stages.reason(run / chosen.output, stages.parts(chosen, cfg, run))
 
@@ -73,8 +73,8 @@ def test_only_the_stages_that_the_arms_need():
 
 
 def test_a_stage_is_partial_until_it_is_finished(root, capsys):
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "iterations: 3\nmicro_batch_size: 4\n")
-    one, run = opened("01_data"), root / "runs" / "tiny"
+    files.write_text(root / "runs" / "notes" / "params.yaml", "iterations: 3\nmicro_batch_size: 4\n")
+    one, run = opened("01_data"), root / "runs" / "notes"
     assert (one.cfg.iterations, one.cfg.seed) == (3, 0)
     assert (one.path, one.done, one.run, one.facts) == (run / "data.partial", False, run, {})
     one.finish(rows=3)
@@ -93,11 +93,11 @@ def test_a_stage_is_partial_until_it_is_finished(root, capsys):
 
 def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, capsys):
     """So a notebook that is opened and run loads what the run has made, whatever its YAML file or seed."""
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nsft_steps: 9\n")
+    files.write_text(root / "runs" / "notes" / "params.yaml", "seed: 7\nsft_steps: 9\n")
     cell = {name: config.FIELDS[name].default for name in config.declared_in("01_data")}
     one = open_stage("01_data", cell)
     assert (one.cfg.seed, cell["seed"]) == (7, 7), "the cells below read the same value"
-    assert capsys.readouterr().out.startswith("runs/tiny/params.yaml sets seed = 7\n")
+    assert capsys.readouterr().out.startswith("runs/notes/params.yaml sets seed = 7\n")
     assert open_stage("01_data", cell | {"seed": 3}).cfg.seed == 3, "the cell was edited"
     assert open_stage("01_data", cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]}).cfg.seed == 0, (
         "papermill said so"
@@ -105,11 +105,11 @@ def test_a_parameters_cell_left_at_its_defaults_takes_those_of_the_run(root, cap
 
 
 def test_so_does_a_notebook_that_is_no_stage(root, capsys):
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "seed: 7\nmodel: runs\nbeta: 0.3\nn_boot: 300\n")
-    cell = {"run_dir": "runs/tiny", "seed": 0, "beta": 0.1, "n_boot": 100, "model": config.FIELDS["model"].default}
+    files.write_text(root / "runs" / "notes" / "params.yaml", "seed: 7\nmodel: runs\nbeta: 0.3\nn_boot: 300\n")
+    cell = {"run_dir": "runs/notes", "seed": 0, "beta": 0.1, "n_boot": 100, "model": config.FIELDS["model"].default}
     open_run(cell)
-    assert cell == {"run_dir": "runs/tiny", "seed": 7, "beta": 0.3, "n_boot": 100, "model": "runs"}
-    assert capsys.readouterr().out == "runs/tiny/params.yaml sets seed = 7, model = 'runs', beta = 0.3\n"
+    assert cell == {"run_dir": "runs/notes", "seed": 7, "beta": 0.3, "n_boot": 100, "model": "runs"}
+    assert capsys.readouterr().out == "runs/notes/params.yaml sets seed = 7, model = 'runs', beta = 0.3\n"
     open_run(cell := cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]})
     assert cell["seed"] == 0, "papermill said so"
 
@@ -125,7 +125,7 @@ def test_a_notebook_uses_the_first_of_the_gpus_that_it_may_see(root, monkeypatch
 
 def test_a_changed_parameter_goes_down_the_chain(root):
     finish("01_data")
-    assert finish("02_sft").inputs == {"data": root / "runs" / "tiny" / "data"}
+    assert finish("02_sft").inputs == {"data": root / "runs" / "notes" / "data"}
     assert why(root, "sft") is None, "notebook and pipeline compute the same key"
     assert why(root, "sft", "sft_steps=3") == "sft_steps 360 -> 3"
     assert why(root, "sft", "margin=7", "run_dir=runs/b", "wandb_mode=offline") is None
@@ -147,24 +147,24 @@ def finished(root, *notebooks):
 
 
 def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, capsys):
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "iterations: 1\narms: [base, sft, sre_1]\n")
+    files.write_text(root / "runs" / "notes" / "params.yaml", "iterations: 1\narms: [base, sft, sre_1]\n")
     finished(root)
     finished(root, "06_eval")
     assert capsys.readouterr().out.splitlines()[-1] == "eval: cached"
     finish("04_curate", margin=1.0)
     printed = capsys.readouterr().out.splitlines()
-    command = "srlib run runs/tiny/params.yaml --run-dir runs/tiny"
+    command = "srlib run runs/notes/params.yaml --run-dir runs/notes"
     assert printed[0] == "curate_1: runs (margin 2.0 -> 1.0)"
     assert (
         printed[1] == f"After that, run again what came from pairs/1: dpo_1, eval, or all with `{command} -p margin=1`"
     )
     assert (
         printed[2]
-        == "To keep runs/tiny as it is, stop here: `cp -r runs/tiny runs/tiny-2`, and set run_dir to runs/tiny-2"
+        == "To keep runs/notes as it is, stop here: `cp -r runs/notes runs/notes-2`, and set run_dir to runs/notes-2"
     )
     with pytest.raises(
         RunError,
-        match=rf"judges/sre_1 of run tiny is stale, for pairs/1 has changed since.*notebook 02, 05 or 13.*{command}`",
+        match=rf"judges/sre_1 of run notes is stale, for pairs/1 has changed since.*notebook 02, 05 or 13.*{command}`",
     ):
         finished(root, "06_eval")
     finish("05_dpo")
@@ -172,13 +172,13 @@ def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, cap
     assert "eval: runs (input judges/sre_1 changed)" in capsys.readouterr().out
     one = opened("01_data")  # once more with the same parameters, but another result, as a server may give
     shutil.rmtree(one.path)
-    (root / "runs" / "tiny" / "sample").mkdir()
+    (root / "runs" / "notes" / "sample").mkdir()
     one = opened("01_data")
     (one.path / "out.txt").write_text("other rows")
     one.finish()
     assert why(root, "sft") == "input data changed"
-    shutil.rmtree(root / "runs" / "tiny" / "judgments" / "1")
-    with pytest.raises(RunError, match="judges/sft of run tiny is stale, for data has changed"):
+    shutil.rmtree(root / "runs" / "notes" / "judgments" / "1")
+    with pytest.raises(RunError, match="judges/sft of run notes is stale, for data has changed"):
         finished(root, "06_eval")
 
 
@@ -193,10 +193,10 @@ def test_a_mistyped_strategy_is_refused_before_training(root):
     for bad in ["", *"meta_jugde short rules.py:min rules.py:mine2 rule.py:mine rules.py:meta_judge return".split()]:
         with pytest.raises(SrlibError, match=rf"^strategy {bad}: .* defines no function .*; built-in rules: correct"):
             stages.check_strategy(bad)
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: meta_jugde\n")
+    files.write_text(root / "runs" / "notes" / "params.yaml", "strategy: meta_jugde\n")
     with pytest.raises(SrlibError, match="strategy meta_jugde"):
         opened("01_data")
-    files.write_text(root / "runs" / "tiny" / "params.yaml", "strategy: rules.py:mine\n")
+    files.write_text(root / "runs" / "notes" / "params.yaml", "strategy: rules.py:mine\n")
     for notebook in ("01_data", "02_sft", "03_sample", "04_curate"):
         finish(notebook)
     assert why(root, "curate_1", "strategy=rules.py:mine") is None
@@ -247,7 +247,7 @@ def test_code_follows_imports_through_packages(tmp_path):
 
 
 def test_a_killed_stage_resumes_where_it_was(root):
-    one, run = opened("01_data"), root / "runs" / "tiny"
+    one, run = opened("01_data"), root / "runs" / "notes"
     (one.path / "rows").write_text("half")
     one.checkpoints.mkdir(parents=True)
     assert why(root, "data") == "incomplete"
@@ -266,26 +266,26 @@ def test_a_killed_stage_resumes_where_it_was(root):
 
 def test_a_missing_input_names_the_notebook_that_makes_it(root):
     finish("01_data")
-    with pytest.raises(RunError, match=r"judges/sft is missing in run tiny: run notebook 02, 05 or 13"):
+    with pytest.raises(RunError, match=r"judges/sft is missing in run notes: run notebook 02, 05 or 13"):
         opened("03_sample")
-    with pytest.raises(RunError, match="eval is missing in run tiny: run notebook 06"):
+    with pytest.raises(RunError, match="eval is missing in run notes: run notebook 06"):
         open_run({}, needs=("data", "eval"))
-    assert open_run({"run_dir": "runs/tiny"}, needs=("data",)) == root / "runs" / "tiny"
+    assert open_run({"run_dir": "runs/notes"}, needs=("data",)) == root / "runs" / "notes"
 
 
 def test_a_stage_is_open_in_one_process(root, monkeypatch):
-    lock, acquire = root / "runs" / "tiny" / ".locks" / "data", files.acquire
+    lock, acquire = root / "runs" / "notes" / ".locks" / "data", files.acquire
     files.write_text(lock, "4711")
     monkeypatch.setattr(files, "acquire", lambda path, timeout: acquire(path, 0.1))
     with open(lock) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="stage data of tiny is open in process 4711"):
+        with pytest.raises(RunError, match="stage data of notes is open in process 4711"):
             opened("01_data")
     assert not opened("01_data").done
 
 
 def test_the_judge_to_take_home(root, monkeypatch):
-    run, best, last = root / "runs" / "tiny", config.load(None, ["keep=best"]), config.load(None, ["arms=sft"])
+    run, best, last = root / "runs" / "notes", config.load(None, ["keep=best"]), config.load(None, ["arms=sft"])
     for accuracy, kept in (((0.4, 0.6, 0.5), "sre_1"), ((0.6, 0.6, 0.6), "sft"), ((None, None, 0.1), "sre_2")):
         scores = dict(zip(("sft", "sre_1", "sre_2", "rft"), (*accuracy, 0.9), strict=True))
         rows = [{"arm": arm, "split": "validation", "metric": "accuracy", "value": v} for arm, v in scores.items()]
@@ -324,9 +324,9 @@ def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):
         run.log({"loss": 0.5})
         stage.log_rows(run, "judgments/sft", [{"id": "e1", "score": 4.0}, {"score": None, "id": "e2"}])
         stage.log_rows(None, "judgments", [{"id": "e1"}])
-        assert (run.group, run.job_type, run.name, run.config["beta"]) == ("tiny", "data", "tiny/data", 0.1)
+        assert (run.group, run.job_type, run.name, run.config["beta"]) == ("notes", "data", "notes/data", 0.1)
     [kept] = tracked(one.run / "wandb")
-    assert (kept["group"], kept["job_type"], kept["history"][0]["loss"]) == ("tiny", "data", 0.5)
+    assert (kept["group"], kept["job_type"], kept["history"][0]["loss"]) == ("notes", "data", 0.5)
     assert kept["tables"]["judgments/sft"]["data"] == [["e1", 4.0], ["e2", None]]
     assert not [path for path in root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     monkeypatch.setattr("wandb.init", lambda **options: modes.append(options["mode"]))

@@ -168,7 +168,7 @@ def join(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise RunError("--cluster needs Ray: pip install 'srlib[cluster]', here and on every node") from None
+        raise RunError("--cluster needs Ray on every node: `uv pip install -e '.[cluster]'` in the clone") from None
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     options |= {"_node_ip_address": "127.0.0.1"} if loopback else {}
     options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20} if address == "local" else {}

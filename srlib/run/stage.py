@@ -158,12 +158,12 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
 
 def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> Path:
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
-    leaves at the default come from params.yaml there. Before the first run, runs/last is runs/tiny. Raises RunError if a
+    leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises RunError if a
     directory that the notebook needs is not complete."""
     os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
     last = config.project_root() / "runs" / "last"
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
-    run = last.with_name("tiny") if run == last and not last.exists() else run.resolve()
+    run = last.with_name("notes") if run == last and not last.exists() else run.resolve()
     files.make_dir(run)
     for name in needs:
         if not stages.manifest(run / name):
