@@ -61,7 +61,7 @@ def run(
     run_dir: Annotated[Path | None, typer.Option(help="run directory (default: runs/<name of YAML>)")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
     workers: Annotated[int, typer.Option(min=0, help="stages side by side; 0: as the machine allows")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="run every stage again")] = False,
+    force: Annotated[bool, typer.Option("--force", help="run every stage again; to resume, leave it out")] = False,
     cluster: Annotated[str, typer.Option(help="all runs at once on Ray: local, auto, or HOST:PORT")] = "",
     anyway: Annotated[bool, typer.Option("--anyway", help="even if the forecast says that it cannot fit")] = False,
 ) -> None:
@@ -74,7 +74,7 @@ def run(
     for suffix, overrides in swept:
         cfg = config.load(yaml, overrides)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
-        directory = run_dir or config.project_root() / named
+        directory = (run_dir or config.project_root() / Path(named).expanduser()).expanduser()
         runs[directory.with_name(directory.name + suffix)] = cfg
         if not anyway and (reason := plan.refusal(cfg)) is not None:
             raise RunError(reason)

@@ -197,7 +197,7 @@ def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Param
 
 def spelled(value: Any) -> str:
     """A value as `-p` takes it: `["base", "sft"] -> "base,sft"`, `2.0 -> "2"`."""
-    return ",".join(value) if isinstance(value, list) else str(value).removesuffix(".0")
+    return ",".join(value) if isinstance(value, list) else f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def sweep(overrides: Sequence[str], seeds: str | None = None) -> list[tuple[str, list[str]]]:

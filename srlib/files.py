@@ -214,7 +214,7 @@ def sync(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Delete what killed processes were about to write in a folder: the temporary folders of `write_text`."""
-    for left in folder.glob(".*.????????/"):
+    for left in (path for path in folder.glob(".*.????????/") if {*os.listdir(path)} <= {path.name[1:-9]}):
         shutil.rmtree(left, ignore_errors=True)
 
 

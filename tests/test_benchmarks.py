@@ -103,6 +103,19 @@ def test_a_blank_response_is_a_failure_that_no_judge_is_asked_about(tmp_path):
     assert told(blank, tmp_path)[0] == ({"": None}, {"": "empty_response"})
 
 
+def test_rows_without_a_right_answer_are_refused_before_anything_is_judged(tmp_path):
+    with pytest.raises(SrlibError, match="holds no item of feedback_bench with a gold answer"):
+        load(tmp_path, "feedback_bench", FEEDBACK | {"orig_score": None})
+    found = load(tmp_path, "biggen_bench", ROWS["biggen_bench"] | {"gpt4_score": None})
+    assert {
+        row["part"]
+        for row in benchmarks.score(
+            named("biggen_bench"), write(tmp_path / "j.jsonl", []), data=tmp_path / "rows.jsonl"
+        )
+    } == {"human"}
+    assert list(found[0].gold.values()).count(None) == 1
+
+
 def test_a_row_that_does_not_fit_is_refused_with_its_line(tmp_path):
     cases = [
         ("llmbar", {"label": True}, "not a row of llmbar .KeyError: 'True'"),
@@ -308,7 +321,8 @@ def test_judged_resumed_and_scored_again(base_dir, one_thread, tmp_path):
     whole = kept.read_text()
     assert (found[-1]["n"], len(whole.splitlines())) == (3, 6)
     kept.write_text("".join(whole.splitlines(keepends=True)[:2]))
-    assert (benchmarks.evaluate(base_dir, benchmark, out, data=data), kept.read_text()) == (found, whole)
+    spelled = os.path.relpath(base_dir)  # the same judge
+    assert (benchmarks.evaluate(spelled, benchmark, out, data=data), kept.read_text()) == (found, whole)
     other = replace(benchmark, criterion="Is it short?")
     for asked, how in ((benchmark, {"compare": True}), (other, {})):
         with pytest.raises(SrlibError, match="of another judge, or of other rows or prompts"):

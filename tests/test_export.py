@@ -101,6 +101,10 @@ def test_the_gate_holds_every_score_and_every_item():
 def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, tmp_path, monkeypatch):
     out, adapter_run = tmp_path / "out", make_run(tmp_path / "elsewhere", adapter_judge)
     other, empty = make_run(tmp_path / "other", adapter_judge), make_run(tmp_path / "empty", adapter_judge)
+    newer, changed = make_run(tmp_path / "newer", adapter_judge), make_run(tmp_path / "changed", adapter_judge)
+    files.write_json(newer / "judges" / "sre_2" / "manifest.json", {"key": "2", "stage": "dpo_2"})
+    files.write_json(changed / "judge" / "manifest.json", {"key": "1", "parts": {"input data": "0"}})
+    files.write_json(changed / "data" / "manifest.json", {"key": "0", "content": "0", "params": {"care": 1.0}})
     shutil.rmtree(empty / "data")
     files.write_json(other / "judge" / "manifest.json", {"params": {"beta": 0.1, "iteration": 2}})
     (tmp_path / "full").mkdir()
@@ -113,6 +117,8 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
         (merged_run, out, "", "me/judge", "", "--push needs a token that may write: set HF_TOKEN in the environment"),
         (adapter_run, out, "adapter", "me/judge", "hf_none", "nobody else has the base of this adapter"),
         (other, out, "", "", "", r"other parameters \(beta 0.1 -> 0.3\); run it to its end first"),
+        (newer, out, "", "", "", "has a newer judge than .*judge; run it to its end first"),
+        (changed, out, "", "", "", r"other parameters \(care 1.0 -> 0.5\); run it to its end first"),
         (adapter_run, tmp_path / "full", "", "", "", "is there already; name a new directory"),
         (adapter_run, tmp_path / "no" / "out", "", "", "", "its folder does not exist; make the folder first"),
         (adapter_run, adapter_run / "judge" / "out", "", "", "", "lies inside the judge that is exported"),

@@ -308,9 +308,11 @@ def test_what_a_killed_writer_began_is_deleted_and_nothing_else(tmp_path):
     """A kill between the temporary file and its name leaves a folder; the next process of the run deletes it."""
     code = "import os, sys; os.replace = lambda *_: os._exit(9); from srlib import files; files.write_text(sys.argv[1], 'x')"
     subprocess.run([sys.executable, "-c", code, tmp_path / "manifest.json"], timeout=60)
-    (tmp_path / ".progress").mkdir()
+    for name in (".progress", ".backup.20260101"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".backup.20260101" / "answers.jsonl").touch()
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    assert len(list(tmp_path.iterdir())) == 3, "the kill left nothing to delete"
+    assert len(list(tmp_path.iterdir())) == 4, "the kill left nothing to delete"
     files.sweep(tmp_path)
     files.sync(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".progress", "rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".backup.20260101", ".progress", "rows.jsonl"]

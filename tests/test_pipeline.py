@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,13 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
         go(root, SHORT, "strategy=majority")
     with pytest.raises(SrlibError, match="pair_mix verdicts:1 is not KIND:WEIGHT"):
         go(root, SHORT, "pair_mix=verdicts:1")
+    mine = root / "runs" / "essays"
+    for name in ("data", "judge"):
+        files.write_text(mine / name / "graded.csv", "mine")
+        with pytest.raises(RunError, match=f"{name}: is there, and no stage has made it; set another run_dir"):
+            pipeline.run(config.load(None, [SHORT]), mine)
+        assert (mine / name / "graded.csv").read_text() == "mine"
+        shutil.rmtree(mine / name)
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
         pipeline.run(config.load(), root / "file" / "r")

@@ -112,6 +112,8 @@ def test_heatmaps_count_and_leave_the_unknown_blank():
     assert labels(axes)[1].endswith("… (n\xa083)")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["sft", "sre_1"]
     assert [text.get_text() for text in axes.texts] == ["70", "60", "5"]
+    alike = [dict(slice="x" * 90 + end, n=25, arm="sft", error=0.5) for end in "ab"]
+    assert len(plots.error_heatmap(alike).axes[0].get_yticklabels()) == 2, "two slices that begin alike"
 
 
 def test_calibration_and_coverage():

@@ -136,7 +136,7 @@ def test_compare_refuses_what_is_no_comparison_of_seeds(runs, tmp_path):
         tables.compare([*runs, make_run(tmp_path / "tiny-b")])
     made = files.read_json(runs[1] / "judges" / "sre_2" / "manifest.json")
     files.write_json(runs[1] / "judges" / "sre_2" / "manifest.json", made | {"content": "trained again"})
-    with pytest.raises(SrlibError, match=r"tiny-1: judges/sre_2 is newer than the results"):
+    with pytest.raises(SrlibError, match=r"tiny-1: judges/sre_2 is newer than eval"):
         tables.compare(runs)
     assert not (tmp_path / "compare-tiny").exists()
 
@@ -177,6 +177,13 @@ def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):
     assert page.write_report(run).read_text() == "as it was"
     os.utime(run / "notebooks" / "eval.ipynb", (report.stat().st_mtime + 10,) * 2)
     assert "kept eval" in page.write_report(run).read_text()
+    read = {"parts": {"input eval": "the eval before"}}  # a diagnosis of other settings is no part of this report
+    files.write_json(run / "eval" / "manifest.json", {"content": "this eval"})
+    files.write_json(run / "diagnose" / "manifest.json", read)
+    files.write_json(run / "results.json", [])  # as notebook 06 by hand leaves it
+    os.utime(run / "results.json", (report.stat().st_mtime + 10,) * 2)
+    html = page.write_report(run).read_text()
+    assert ("kept eval" in html, "kept diagnose" in html) == (True, False)
 
 
 def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):

@@ -114,6 +114,7 @@ class Question(NamedTuple):
 def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tuple[list[Question], str, dict[str, int]]:
     """The questions, from a file or folder, otherwise from the hub; their origin (a hub set at a commit, or a file and its
     hash); the number of rows left out, by reason. Raises files.RowError on a row that does not fit."""
+    data = Path(data).expanduser() if data else ""
     source, revision = str(data or benchmark.hub), revision or ("" if data else benchmark.revision)
     if not data and not (benchmark.hub and revision):
         advice = f"give its rows with --data FILE (they are at {benchmark.where})"
@@ -138,8 +139,8 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
                     raise RowError(f"{where}: id {files.shorten(given)} is that of {seen[name]}; make ids unique")
             questions.append(question)
             left_out.update(f"without a gold score {p}".strip() for p, gold in question.gold.items() if gold is None)
-    if not questions:
-        raise RowError(f"{source}: holds no item of {benchmark.name}")
+    if not any(gold is not None for question in questions for gold in question.gold.values()):
+        raise RowError(f"{source}: holds no item of {benchmark.name} with a gold answer")
     on_hub = sources.is_hub_id(source)
     commit = sources.fetch(source, revision).name if on_hub else files.sha256(source)[:16]
     return questions, f"{source}@{commit}" if on_hub else f"{Path(source).name} sha256:{commit}", dict(+left_out)

@@ -1,8 +1,5 @@
 """Ask a judge the questions of a benchmark, keep its judgments, and compute every figure from them.
 
-    rows = evaluate("runs/notes/judge", named("llmbar"), Path("llmbar.json"), data="llmbar.jsonl")
-    rows = score(named("llmbar"), "llmbar.judgments.jsonl", data="llmbar.jsonl")     # the same rows
-
 `score` also reads the answers of other programs: `{"id": "17", "order": "BA", "verdict": "A"}` says that B was shown first,
 and that A is better (docs/guides/benchmarks.md)."""
 
@@ -68,7 +65,7 @@ def evaluate(
         files.output(made, [NOTE], inputs, record=beside)
     questions, origin, _ = protocol.load(benchmark, data, revision)
     items = protocol.items(questions, compare)
-    name = " ".join(filter(None, dict.fromkeys((str(judge), model, identity(judge, model)))))
+    name = " ".join(dict.fromkeys((Path(model or judge).name, identity(judge, model))))
     # What every item says, in one template: the judge's own follows from the judge
     asked = hashlib.sha256("".join(prompts.request(item, "prometheus") for item in items).encode()).hexdigest()
     note = {"judge": name, "revision": origin, "compare": compare, "sampling": GREEDY, "prompts": asked}
@@ -114,7 +111,7 @@ def score(
     }
     rows: Rows = []
     sizes = {**Counter(question.subset for question in questions), "all": len(questions)}
-    for part in benchmark.parts or [""]:
+    for part in dict.fromkeys(part for q in questions for part, gold in q.gold.items() if gold is not None):
         head = {"benchmark": benchmark.name, "revision": origin, "judge": note["judge"], "part": part}
         for row in benchmark.rule(judged(questions, answers, part)):
             published = benchmark.published.get(f"{part} {row['metric']} {row['subset']}".strip(), [])

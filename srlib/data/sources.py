@@ -1,7 +1,6 @@
 """Rows of a file (JSON lines, JSON, CSV, Parquet, each also .gz), a folder, a saved dataset or a set on the hub, as plain dicts.
 
-Memory holds one row or one small batch, so a file may be larger than memory; only an object around the rows is read whole.
-"""
+Memory holds one row or one small batch, so a file may be larger than memory; only an object around the rows is read whole."""
 
 import codecs
 import contextlib

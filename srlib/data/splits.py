@@ -1,7 +1,6 @@
 """Which split a row goes to, samples of splits, and their gold scores in numbers.
 
-Hashes of ids, instructions and the seed decide, so the same rows make the same splits on every machine and in any order.
-"""
+Hashes of ids, instructions and the seed decide, so the same rows make the same splits on every machine and in any order."""
 
 import hashlib
 import math

@@ -3,8 +3,7 @@
     {arm, split, metric, value, ci_low, ci_high, n, seed, iteration, protocol}
 
 A judgment without a score is wrong, is left out of correlations and errors, and shows in parse_rate. Comparisons are
-two splits: `pairwise` compares the scores of both responses, `pairwise_compared` shows the judge both, in both orders.
-"""
+two splits: `pairwise` compares the scores of both responses, `pairwise_compared` shows the judge both, in both orders."""
 
 import functools
 import itertools

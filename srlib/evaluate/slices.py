@@ -34,7 +34,7 @@ class Slice(NamedTuple):
         """The conditions in words: `gold score is 2 and length in words above 31`."""
         said = []
         for name, relation, value in self.conditions:
-            shown = f"{value:g}" if isinstance(value, float) else value
+            shown = f"{value:.12g}" if isinstance(value, float) else value
             said.append(f"{SAID.get(name, name)} {SAID.get(relation, relation)} {shown}")
         return " and ".join(said) or "all items"
 

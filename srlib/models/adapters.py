@@ -1,8 +1,7 @@
 """LoRA: the adapter that is trained, and the judge that it becomes.
 
 A judge is kept `merged`, complete weights with the adapter added in, which is exact in fp32; or as its `adapter` alone. A
-merge rounded to 16 or 4 bit is no longer the judge that was trained. J(t) trains the adapter of J(t-1) on; none is stacked.
-"""
+merge rounded to 16 or 4 bit is no longer the judge that was trained. J(t) trains the adapter of J(t-1) on; none is stacked."""
 
 import contextlib
 import errno

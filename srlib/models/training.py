@@ -1,12 +1,7 @@
 """What SFT, DPO and GRPO share around TRL's trainers: the order of the rows, settings of the machine, progress, checkpoints.
 
 A training is laid out as a whole before it begins: `order` names the row of every position in every step. So it is the
-same on every machine, and the trainer resumes at any step from a checkpoint without drawing anything again.
-
-    rows = [rows[i] for i in training.order(lengths, batch_size=16, steps=120, seed=0)]
-    args = SFTConfig(output_dir, max_steps=120, **training.arguments(cfg, batch_size=16))
-    trainer = SFTTrainer(model, args=args, train_dataset=Dataset.from_list(rows), callbacks=[training.Progress("train sft")])
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(args.output_dir))"""
+same on every machine, and the trainer resumes at any step from a checkpoint without drawing anything again."""
 
 import contextlib
 import math

@@ -1,8 +1,7 @@
 """Take a judge out of its run, as an adapter or as merged 16-bit weights, through a gate.
 
 The gate: the judge of the run and the exported one judge the same 32 items greedily. Every score has to be the same and the
-log-probability of each judgment within TOLERANCE; else nothing is left behind. Rounding passes, a wrong merge does not.
-"""
+log-probability of each judgment within TOLERANCE; else nothing is left behind. Rounding passes, a wrong merge does not."""
 
 import hashlib
 import os
@@ -19,7 +18,8 @@ from huggingface_hub import HfApi
 
 from srlib import config, files, models, prompts, sample
 from srlib.models import adapters, loading
-from srlib.report import card
+from srlib.report import card, tables
+from srlib.run import stage, stages
 from srlib.schema import Example, Judgment, SrlibError
 
 ITEMS, TOLERANCE = 32, 0.02  # nats a token, in each of the judgments
@@ -60,13 +60,14 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
 
 
 def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -> None:
-    manifest, now = judge / "manifest.json", cfg.model_dump(mode="json", exclude={"arm", "iteration"})
-    trained = files.read_json(manifest).get("params", {}) if manifest.is_file() else {}
+    run, now = judge.parent, cfg.model_dump(mode="json", exclude={"arm", "iteration"})
+    trained, last = tables.parameters(run, "judge")[1], stages.manifest(run / stage.kept(run, cfg))
     differ = [f"{name} {value} -> {now[name]}" for name, value in trained.items() if now.get(name, value) != value]
     base, token = models.base_of(judge), os.environ.get("HF_TOKEN")
     local, free = Path(base or judge / "none").is_dir(), not to.exists() or (to.is_dir() and not any(to.iterdir()))
     for holds, problem in [
         (differ, f"{judge} was made with other parameters ({', '.join(differ)}); run it to its end first"),
+        (last not in ({}, stages.manifest(judge)), f"{run} has a newer judge than {judge}; run it to its end first"),
         (how not in ("adapter", "merged"), f"--format {how!r} is not one of adapter, merged"),
         (not free, f"{to}: is there already; name a new directory, or delete it"),
         (not to.parent.is_dir(), f"{to}: its folder does not exist; make the folder first, or name another"),

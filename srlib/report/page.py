@@ -25,10 +25,12 @@ SCROLLS = r'<div class="scroll" tabindex="0" role="region" aria-label="table or 
 
 
 def write_report(run: Path) -> Path:
-    """Write report.html and judgments.html of a run; if they are newer than its executed notebooks, they stay as they are."""
+    """Write report.html and judgments.html of a run; if they are newer than its results, they stay as they are."""
     notebooks, report = sorted((run / "notebooks").glob("*.ipynb")), run / "report.html"
-    if not report.exists() or any(path.stat().st_mtime > report.stat().st_mtime for path in notebooks):
-        body = "".join(_rendered(path) for path in reversed(notebooks) if path.stem in ("eval", "diagnose"))
+    made = [*notebooks, *run.glob("results.json")]
+    if not report.exists() or any(path.stat().st_mtime > report.stat().st_mtime for path in made):
+        current = [p for p in notebooks[::-1] if p.stem in ("eval", "diagnose") and not stages.outdated(run, p.stem)]
+        body = "".join(map(_rendered, current))
         body, head = re.sub(r"(?s)<table\b.*?</table>|<img\b[^>]*>", SCROLLS, body), None
         if (run / "params.yaml").exists() and (found := browse.judgments(run, cfg := config.load(run / "params.yaml"))):
             browse.write_viewer(run / "judgments.html", found)

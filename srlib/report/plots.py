@@ -119,7 +119,8 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
             if name in (reference, CEILING):
                 axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if name == reference else ":")
             axes.plot([low, high], [place, place], color=color, linewidth=2.5, alpha=0.55)
-            axes.plot(value, place, "o", color=color, markersize=8, mfc=color if arm(name).plain else "white")
+            filled = arm(name.split(", ")[0]).plain  # of a comparison, the name goes on with the setting
+            axes.plot(value, place, "o", color=color, markersize=8, mfc=color if filled else "white")
             text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=INK)
     return figure
@@ -150,12 +151,12 @@ def confusion(gold: Sequence[float], scores: Sequence[float], scale: Sequence[fl
 
 def error_heatmap(cells: Rows, title: str = "Wrong in %, by slice") -> plt.Figure:
     """Error rates, slices against arms: `[{"slice": ..., "n": 32, "arm": "sft", "error": 0.6}]`."""
-    rows = [textwrap.fill(f"{plain(cell['slice'], 80)} (n\xa0{cell['n']})", 32) for cell in cells]
-    arms, errors = ([cell[key] for cell in cells] for key in ("arm", "error"))
-    table = 100 * pd.Series(errors, index=[rows, arms], dtype=float).unstack().reindex(dict.fromkeys(rows))
-    height = 0.16 * (1.2 + max((row.count("\n") + 1 for row in rows), default=1))  # of the longest label
+    labels = {cell["slice"]: textwrap.fill(f"{plain(cell['slice'], 80)} (n\xa0{cell['n']})", 32) for cell in cells}
+    names, arms, errors = ([cell[key] for cell in cells] for key in ("slice", "arm", "error"))
+    table = 100 * pd.Series(errors, index=[names, arms], dtype=float).unstack().reindex(labels)
+    height = 0.16 * (1.2 + max((text.count("\n") + 1 for text in labels.values()), default=1))  # of the longest label
     size = (max(3.6, 2.1 + 0.5 * len(table.columns)), 1.0 + height * len(table))
-    table = table[in_order(table.columns)].rename(columns=plain)
+    table = table[in_order(table.columns)].rename(index=labels, columns=plain)
     return _heatmap(table, title, size, annot=True, vmin=0, vmax=100)
 
 

@@ -93,7 +93,7 @@ def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = 
     """The directory for a comparison, `compare-<common stem>` beside the runs by default; SrlibError if it cannot take one."""
     paths = [Path(path) for path in run_dirs]
     stem = os.path.commonprefix([path.name for path in paths]).rstrip("-_.=0123456789")  # noqa: RUF071
-    out = Path(out_dir) if out_dir else paths[0].parent / f"compare-{stem or 'runs'}"
+    out = Path(out_dir).expanduser() if out_dir else paths[0].parent / f"compare-{stem or 'runs'}"
     for path in [out / f"compare.{kind}" for kind in ("json", "md", "png")] if out.is_dir() else [out]:
         files.output(path, [{"runs", "arms", "differences"}], paths, record=out / "compare.json")
     return out
@@ -102,7 +102,7 @@ def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = 
 def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
     """Name of a setting, `"margin=1"`, -> seed -> run directory. The name holds what differs; the only setting has none."""
     settings: dict[str, tuple[dict, dict, dict]] = {}
-    found = {path: _parameters(path) for path in paths}
+    found = {path: parameters(path) for path in paths}
     anywhere = {name for values, _ in found.values() for name in values}
     for path, (values, shown) in found.items():
         if (recorded := path / "params.yaml").exists():  # a run without pairs has no DPO, and yet a beta
@@ -122,15 +122,14 @@ def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
     return {name: dict(sorted(by_seed.items())) for name, by_seed in zip(names, runs, strict=True)}
 
 
-def _parameters(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters behind a run's results, from the manifests of eval and of all that it was computed from: as their
-    stages count them (a model by its content), and as they were set."""
-    if outdated := stages.outdated(run, "eval"):
-        raise SrlibError(f"{run}: {outdated[1]} is newer than the results; run it to its end first")
-    values, shown, queue = {}, {}, ["eval"]
+def parameters(run: Path, of: str = "eval") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters behind a run's results, or its "judge", from the manifests of that and of all that it was computed
+    from: as their stages count them (a model by its content), and as they were set."""
+    if outdated := stages.outdated(run, of):
+        raise SrlibError(f"{run}: {outdated[1]} is newer than {of}; run it to its end first")
+    values, shown, queue = {}, {}, [of]
     for name in queue:  # it grows by all that is behind the results
-        manifest = files.read_json(run / name / "manifest.json")
-        parts = manifest["parts"]
+        parts = (manifest := stages.manifest(run / name)).get("parts", {})
         sources = [part.removeprefix("input ") for part in parts if part.startswith("input ")]
         queue += [source for source in sources if source not in queue]
         values |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}

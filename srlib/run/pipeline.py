@@ -129,7 +129,7 @@ def run_all(
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}
     how = (workers, force, bars, place, len(runs) > 1)
-    going = {path: _steps(cfg, path.absolute(), *how) for path, cfg in runs.items()}
+    going = {path: _steps(cfg, path.resolve(), *how) for path, cfg in runs.items()}
     try:
         with bars:
             while len(done) < len(going):
@@ -158,7 +158,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
     for job in jobs:
-        stages.parts(job.stage, cfg, run)  # a notebook that cannot be read is refused now, not after an hour
+        stages.reason(run / job.stage.output, stages.parts(job.stage, cfg, run))  # refuse now, not after an hour
+    stages.check_own(run / "judge", (run / ".judge.tmp").exists())
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
     yield
@@ -180,7 +181,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                     linked = True
                     with contextlib.suppress(OSError):  # some file systems have no links, or it is a directory
                         last.unlink(missing_ok=True)
-                        last.symlink_to(os.path.relpath(run, last.parent))
+                        last.symlink_to(os.path.relpath(run, last.parent.resolve()))
                 if ready and not failed and len(running) < workers:
                     if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
                         ready[0].status = "skipped"

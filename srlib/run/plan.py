@@ -74,7 +74,8 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
         advice += [] if cfg.gradient_checkpointing else ["set gradient_checkpointing: true"]
         advice += ["lower micro_batch_size"] if cfg.micro_batch_size > 1 else []
     else:
-        advice += ["lower sample_batch_size"] + ["lower workers"] * (stage == "eval" and plan.workers > 1)
+        fewer = "lower grpo_batch_size" if stage == "grpo" else f"set sample_batch_size below {plan.jobs[stage].rows}"
+        advice += [fewer] + ["lower workers"] * (stage == "eval" and plan.workers > 1)
     return (
         f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
         f"has {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}; "

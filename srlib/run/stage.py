@@ -7,6 +7,7 @@ stage.finish(pairs=412)                   # write the manifest, give the directo
 import contextlib
 import datetime
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -131,7 +132,8 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     inputs = [name for name in stage.inputs if name not in skipped]
     open_run(namespace, inputs)
     changed = [name for name, value in cfg if value != getattr(of_run, name) and name not in {"run_dir", *stage.fixed}]
-    again, path = "".join(f" -p {name}={config.spelled(getattr(cfg, name))}" for name in changed), os.path.relpath(run)
+    again = "".join(f" -p {name}={shlex.quote(config.spelled(getattr(cfg, name)))}" for name in changed)
+    path = shlex.quote(os.path.relpath(run))
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
     for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
@@ -196,6 +198,7 @@ def take_home(run: Path, cfg: config.Parameters) -> Path:
     """Copy the judge that is `kept` to <run>/judge, unless it is there already."""
     source, target, temporary = run / kept(run, cfg), run / "judge", run / ".judge.tmp"
     if stages.manifest(source) != stages.manifest(target):
+        stages.check_own(target, temporary.exists())
         with files.writing(target):
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.copytree(source, temporary)

@@ -149,12 +149,19 @@ def key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def check_own(output: Path, replacing: bool) -> None:
+    """RunError if a stage would replace a directory that none has made; `replacing`: one was killed while it did so."""
+    if output.is_dir() and not (replacing or manifest(output)) and any(output.iterdir()):
+        raise RunError(f"{output}: is there, and no stage has made it; set another run_dir, or move it away")
+
+
 def reason(output: Path, now: dict[str, Any]) -> str | None:
     """Why a stage has to run, None if it is current: "beta 0.1 -> 0.3", "code of srlib.dpo changed", "new"."""
-    before = manifest(output)
+    before, partial = manifest(output), manifest(output.with_name(f"{output.name}.partial"))
+    check_own(output, "content" in partial)
     if before.get("key") == key(now):
         return None
-    if manifest(output.with_name(f"{output.name}.partial")).get("key") == key(now) or (output.exists() and not before):
+    if partial.get("key") == key(now) or (output.exists() and not before):
         return "incomplete"
     old, changes = before.get("parts", {}), []
     for name in sorted(name for name in {*old, *now} if old.get(name) != now.get(name)):
@@ -220,7 +227,7 @@ def content(value: str, root: Path) -> str:
     path = root / Path(value).expanduser()
     if not value or not path.exists():
         return value
-    return f"sha256:{_sha256(path, max(p.stat().st_mtime_ns for p in [path, *path.rglob('*')]))}"
+    return f"sha256:{_sha256(path, max(p.stat().st_mtime_ns for p in [path, *path.rglob('*')] if p.exists()))}"
 
 
 _sha256 = cache(lambda path, modified: files.sha256(path))
