@@ -75,7 +75,7 @@ def test_compare_writes_means_and_paired_differences(runs):
     assert gain["by_seed"] == pytest.approx({"0": 0.10, "1": 0.16, "2": 0.13})
     assert [pearson[name] for name in ("arm", "metric", "value", "n")] == ["base", "pearson", None, 0]
     page = (out / "compare.md").read_text()
-    assert re.match(r"# 3 seeds .*interval over seeds\n\nShares in %.*\n\n!\[.*\]\(compare.png\)\n\n\| arm ", page)
+    assert re.match(r"# seeds .*interval over seeds\n\nShares in %.*\n\n!\[.*\]\(compare.png\)\n\n\| arm ", page)
     assert "| sre_10 − sft | +13.0 ± 7.5 | – | – | – | – | – | – |\n" in page
     files.write_json(runs[2] / "results.json", [row for row in tables.load(runs[2]) if row["arm"] != "sft"])
     got = cells(tables.compare(runs))

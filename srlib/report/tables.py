@@ -75,7 +75,7 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     texts = [_show(cell, title, most) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
     lines = [[" − ".join(filter(None, name)), *texts[7 * i : 7 * i + 7]] for i, name in enumerate(names)]
     seeds = ", ".join(str(seed) for _, seed, _ in runs)
-    title = f"{len(settings)} settings, {len(runs)} runs" if others else f"{len(runs)} seeds ({seeds})"
+    title = f"{len(settings)} settings, {len(runs)} runs" if others else f"seed{'s' * (len(runs) > 1)} {seeds}"
     title += ": mean, 95% t interval over seeds"
     named = {f"{name}, seed={seed}" if name else str(seed): path.name for name, seed, path in runs}
     record = {"arms": cells[: 7 * len(line)], "differences": cells[7 * len(line) :]}
