@@ -258,10 +258,12 @@ class Campaign:
             self.note(run, f"{limit} MB of memory", process, r"Free memory.*the same command then resumes", 1)
         process = self.go(run.name)
         self.until(process, run / "judges" / "sft.partial" / "manifest.json")
-        resident = {pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes(run)}
+        resident = {
+            pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in processes(run) if pid != process.pid
+        }
         os.kill(max(resident, key=resident.get), signal.SIGKILL)
         says = r"Free memory.*the same command then resumes"
-        self.note(run, "the largest process killed, as for lack of memory", process, says, 1)
+        self.note(run, "the largest process of a stage killed, as for lack of memory", process, says, 1)
         mounted("ro")
         self.note(
             run, "read-only, half done", self.go(run.name), "Read-only file system.*choose another run directory", 1
