@@ -215,9 +215,8 @@ class Campaign:
         usual = r"(?m)^\S+ +(runs: .*|cached|done in .*|train \S+ \d.*|sample \d.*)\n"
         said = re.sub(usual, "", process.said).replace(str(self.project), "PROJECT").strip()
         fine = status in statuses and re.search(says, said) is not None and "Traceback" not in said
-        alive = (
-            [one for one in leftovers(run) if one.startswith("process")] if status != 2 else []
-        )  # 2: another run is there
+        left = leftovers(run) if status != 2 else []  # 2: refused, as another run is there
+        alive = [one for one in left if one.startswith("process")]
         row = {"run": run.name, "what": what, "exit status": status, "says": said[-600:], "left alive": alive}
         self.faults.append(row | {"as it should": fine and not alive})
         print(json.dumps(self.faults[-1]), flush=True)
