@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -105,3 +106,10 @@ def test_parameter_files_load_and_the_defaults_are_those_of_make_run():
     loaded = {path.stem: config.load(path) for path in (ROOT / "params").glob("*.yaml")}
     assert loaded.pop("notes") == config.load()
     assert "answers" in loaded
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "warmup" in "".join(code_of(name))])
+def test_a_training_of_one_step_has_its_learning_rate(name):
+    """A warm-up that is as long as the training starts and ends at 0."""
+    [warmup] = {text for code in code_of(name) for text in re.findall(r"math\.ceil\(0\.1 [^,\n]*", code)}
+    assert [eval(warmup, {"math": math, "steps": n, "n_steps": n}) for n in (1, 2, 25)] == [0, 1, 3]

@@ -145,7 +145,8 @@ def merge_adapters(
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    names, weights, scale = ["pointwise", "pairwise"], [1 - pairwise_weight, pairwise_weight], alpha / rank
+    names, scale, whole = ["pointwise", "pairwise"], alpha / rank, 2 if method == "ties" else 1  # PEFT's ties is a mean
+    weights = [whole * (1 - pairwise_weight), whole * pairwise_weight]
     if loading.base_of(base) is not None:
         raise ModelError(f"sft_mode merge starts from a base, and {base} is an adapter; set sft_mode to mix")
     model = loading.load_transformers(str(base), dtype=torch.float32, device="cpu")

@@ -17,8 +17,8 @@ from jupyter_client import AsyncKernelManager  # noqa: E402
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402
 
 ROOM = ". Free memory (--workers 1) or space; the same command then resumes"
-# Of Python, of the system, of its loader of libraries, and of a kernel that had none left to say more
-NO_MEMORY = "MemoryError", "allocate memory", "map segment", "CellExecutionError: "
+# Of Python, the system, its loader of libraries, a kernel with none left to say more; of a full disk in safetensors
+NO_MEMORY = "MemoryError", "allocate memory", "map segment", "CellExecutionError: ", "(os error 28)"
 
 
 class Kernel(AsyncKernelManager):
