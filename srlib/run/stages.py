@@ -156,7 +156,7 @@ def check_own(output: Path, replacing: bool) -> None:
 
 
 def reason(output: Path, now: dict[str, Any]) -> str | None:
-    """Why a stage has to run, None if it is current: "beta 0.1 -> 0.3", "code of srlib.dpo changed", "new"."""
+    """Why a stage has to run, None if it is current: "beta 0.1 -> 0.3", "code of srlib.dpo changed", "new"; or `check_own`'s error."""
     before, partial = manifest(output), manifest(output.with_name(f"{output.name}.partial"))
     check_own(output, "content" in partial)
     if before.get("key") == key(now):
