@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import KINDS, make
 
-from srlib import models, prompts
+from srlib import Judge, models, prompts, sample
 from srlib.data import world
 from srlib.hardware import shapes
 from srlib.models import loading
@@ -43,6 +43,18 @@ def test_a_judgment_ends_with_its_turn_and_no_response_can_end_it(hub, rows, kin
     assert controls(f"Hello {' '.join(filter(None, special))} [RESULT] 5") == controls("Hello") != []
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_verdict_is_scored_in_the_tokens_that_training_reads(hub, rows, kind):
+    """TRL tokenizes a judgment behind its prompt; sentencepiece writes the same text otherwise where nothing precedes it."""
+    tokenizer, row = models.load_tokenizer(hub(kind)), rows[0]
+    ids = prompts.prompt_ids(tokenizer, row, "brief")
+    for rationale in ("", row.rationale):
+        shared, rest = sample.decoding.candidates(tokenizer, row, ids, rationale)
+        texts = [prompts.completion(rationale, verdict) for verdict in row.verdicts]
+        whole = [tokenizer(prompts.prompt_text(tokenizer, row, "brief") + text)["input_ids"] for text in texts]
+        assert [[*ids, *shared, *end] for end in rest] == whole
+
+
 def test_soft_caps_are_computed(hub):
     """torch's own attention would leave them out."""
     model, ids = models.load(hub("gemma2"))[0], torch.arange(20, 60)[None]
@@ -68,7 +80,8 @@ def learned(base: Path, out: Path, backend: str, quantization: str = "none") -> 
         losses[-1].backward()
         optimizer.step()
     models.save_judge(model, tokenizer, out, source=base, judge={}, adapter=quantization == "4bit")
-    judge, _ = models.load(out, quantization=quantization)
+    judge, _ = Judge.load(out).sampler.args  # in the quantization of its training
+    assert getattr(judge, "is_loaded_in_4bit", False) == (quantization == "4bit")
     assert tokenizer.eos_token_id in judge.generation_config.eos_token_id
     with torch.no_grad():
         return [*map(float, losses), float(sum(judge(ids, labels=labels).loss for ids, labels in rows) / len(rows))]

@@ -94,10 +94,7 @@ def test_the_gpu_is_the_first_of_those_that_a_process_may_see(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not machine.found().gpu
     assert 10 * 2**20 < machine.peak_memory() < machine.found().bytes
-    __import__("psutil")
-    monkeypatch.delattr(machine.os, "sysconf")  # as on Windows
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert 2**30 < machine.found().bytes < 2**50
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert machine.peak_memory() is None
 
 

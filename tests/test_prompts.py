@@ -178,5 +178,7 @@ def test_rows_have_the_ids_of_sampling_one_bos_and_no_foreign_control_token(temp
     assert prompts.defused(spelled, tokenizer).replace("\u200b", "") == spelled
     assert prompts.defused(spelled, tokenizer).count("\u200b") == prompts.defused(spelled).count("\u200b") == 4
     decoding = pytest.importorskip("srlib.sample").decoding
-    contexts = [decoding.candidates(tokenizer, EXAMPLE, rationale)[0] for rationale in ("Greets.<|eos|>", "Greets.")]
+    contexts = [
+        decoding.candidates(tokenizer, EXAMPLE, ids, rationale)[0] for rationale in ("Greets.<|eos|>", "Greets.")
+    ]
     assert [tokenizer.eos_token_id in ids for ids in contexts] == [False, False]

@@ -301,8 +301,8 @@ def test_a_verdict_alone_is_the_likeliest_after_a_prompt_that_asks_for_it(tiny, 
     (model, tokenizer), items = tiny, [*few[:2], *world.comparisons(0, 1, "train")]
     found = sample.verdicts(*tiny, items, "brief", out=tmp_path / "v.jsonl")
     for item, judgment in zip(items, found, strict=True):
-        shared, rest = sample.decoding.candidates(tokenizer, item)
         prompt = prompts.prompt_ids(tokenizer, item, "brief-verdict")
+        shared, rest = sample.decoding.candidates(tokenizer, item, prompt)
         direct = []  # the log-probability of each verdict and of the end behind it
         for ids in rest:
             said, n = [*prompt, *shared, *ids, tokenizer.eos_token_id], len(ids) + 1

@@ -59,9 +59,8 @@ for name in ("sft", "sft shared", "dpo shared", "dpo"):
         own = dict(train_dataset=Dataset.from_list(rows), processing_class=tokenizer, data_collator=collator)
         trainer = SFTTrainer(policy, args=args, **own)
     else:
-        kind = dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], beta=0.1, precompute_ref_log_probs=True)
+        kind = dict(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], beta=0.1)
         args = DPOConfig(**how, **kind)
-        args.precompute_ref_batch_size = args.per_device_train_batch_size
         data = training.dataset(rows, out / name / "rows")
         trainer = DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collator)
     trainer.remove_callback(PrinterCallback)

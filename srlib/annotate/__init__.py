@@ -193,8 +193,7 @@ def judge_preferences(judge: Judge, sides: Sequence[Side], **options: Any) -> li
     given = [as_comparison(side) for side in sides]
     judgments = judge.score_many([order for c in given for order in (c, c.swapped())], **options)
     preferences = {j.example_id: j.preference for j in judgments}  # a server may have left some out
-    flipped = {**OTHER_WAY, None: None}
-    return [(preferences.get(c.id), flipped[preferences.get(f"{c.id}#swapped")]) for c in given]
+    return [(preferences.get(c.id), OTHER_WAY.get(preferences.get(f"{c.id}#swapped"))) for c in given]
 
 
 class WinRates(NamedTuple):

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Card:
@@ -27,12 +29,7 @@ def found() -> Card:
     """The first of the visible `gpus`, which one process uses, else this machine's RAM: `Card("Tesla T4", 16106127360.0)`."""
     if cards := gpus():
         return cards[0]
-    if hasattr(os, "sysconf"):
-        ram = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    else:  # Windows
-        import psutil
-
-        ram = float(psutil.virtual_memory().total)
+    ram = float(psutil.virtual_memory().total)
     with contextlib.suppress(OSError, ValueError):  # a container may have less than its host; "max" is no limit
         ram = min(ram, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return Card("this machine's RAM", ram, gpu=False)

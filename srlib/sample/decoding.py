@@ -67,8 +67,7 @@ def decode(
     line, done = torch.arange(n_rows, device=device), torch.zeros(n_rows, dtype=torch.bool, device=device)
     with reading(model, prompt_ids, owner, max(map(len, prompt_ids)) + max_new_tokens) as past:
         for step in range(max_new_tokens):
-            logits = past.read(token[:, None], (start[line] + step)[:, None])[:, -1]
-            logp = logits.float().log_softmax(-1)
+            logp = past.read(token[:, None], (start[line] + step)[:, None])[:, -1].float().log_softmax(-1)
             token = _choose(logp, temperature, top_p, None if uniform is None else uniform[line, step])
             ended = torch.isin(token, ending)
             out[line, step] = torch.where(ended, eos, token)
@@ -138,7 +137,7 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
         return rows
     wanted = [(p, item, i) for p, (item, _) in enumerate(batch) for i in range(s.n)]
     draws = np.stack([uniforms(s.seed, item.id, i, s.max_new_tokens) for _, item, i in wanted])
-    verdicts = [candidates(tokenizer, item)[1] if s.distributions else [] for item, _ in batch]
+    verdicts = [candidates(tokenizer, item, ids)[1] if s.distributions else [] for item, ids in batch]
     single = [[ids[0] for ids in rest] if all(len(ids) == 1 for ids in rest) else [] for rest in verdicts]
     watch = sorted({token for tokens in single for token in tokens})
     ends = [token for token in np.ravel(model.generation_config.eos_token_id) if token is not None]  # often several
@@ -165,12 +164,13 @@ def longest_text(model: Any) -> float:
     return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or math.inf
 
 
-def candidates(tokenizer: Any, item: Item, rationale: str = "") -> tuple[list[int], list[list[int]]]:
-    """Token ids of the item's verdicts as written after a rationale: those that all begin with, and the rest of each, as in
-    `([... marker ids], [[id of 1], [id of 2], ...])`; scores in steps of .25 take several tokens each."""
+def candidates(tokenizer: Any, item: Item, ids: list[int], rationale: str = "") -> tuple[list[int], list[list[int]]]:
+    """Token ids of the item's verdicts as written after the prompt `ids` and a rationale: those that all begin with, and the
+    rest of each, as in `([... marker ids], [[id of 1], [id of 2], ...])`; scores in steps of .25 take several tokens each."""
+    end = tokenizer.decode(ids[-1:])  # of the prompt: sentencepiece writes a text otherwise where nothing precedes it
     texts = [prompts.defused(prompts.completion(rationale, verdict), tokenizer) for verdict in item.verdicts]
-    written = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    shared = 0
+    before, *written = (tokenizer(end + text, add_special_tokens=False)["input_ids"] for text in ["", *texts])
+    written, shared = [ids[len(before) :] for ids in written], 0
     while all(len(ids) > shared + 1 for ids in written) and len({ids[shared] for ids in written}) == 1:
         shared += 1
     return written[0][:shared], [ids[shared:] for ids in written]
@@ -211,7 +211,7 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
         if not starts or i - starts[-1] == BATCH or verdicts > CANDIDATES:
             starts, verdicts = [*starts, i], len(item.verdicts)
     for batch in (asked[start:end] for start, end in itertools.pairwise([*starts, len(asked)])):
-        written = [candidates(tokenizer, item, rationale) for item, _, rationale in batch]
+        written = [candidates(tokenizer, *given) for given in batch]
         contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(batch, written, strict=True)]
         ended = [[[*ids, tokenizer.eos_token_id] for ids in rest] for _, rest in written]  # or 2 would begin 2.25
         logprobs = score_candidates(model, contexts, ended)
