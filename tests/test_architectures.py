@@ -55,6 +55,25 @@ def test_a_verdict_is_scored_in_the_tokens_that_training_reads(hub, rows, kind):
         assert [[*ids, *shared, *end] for end in rest] == whole
 
 
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_two_equal_adapters_merge_into_each_of_them(hub, tmp_path, method):
+    model, tokenizer = models.load(hub("llama"), training=True)
+    part = models.add_lora(model, rank=4, alpha=8)
+    for name, weights in part.named_parameters():
+        weights.data.normal_(0, 0.1) if "lora_B" in name else None
+    part.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    both = {"pointwise": tmp_path, "pairwise": tmp_path}
+    merged, _ = models.merge_adapters(
+        hub("llama"), both, method, pairwise_weight=0.5, density=1.0, rank=8, alpha=16, seed=0
+    )
+    layers = [module for module in merged.modules() if hasattr(module, "get_delta_weight")]
+    for layer in layers:
+        assert torch.allclose(layer.get_delta_weight("default"), layer.get_delta_weight("pointwise"), atol=1e-5)
+    assert len(layers) == 14
+    assert max(float(layer.get_delta_weight("default").abs().max()) for layer in layers) > 0.1
+
+
 def test_soft_caps_are_computed(hub):
     """torch's own attention would leave them out."""
     model, ids = models.load(hub("gemma2"))[0], torch.arange(20, 60)[None]

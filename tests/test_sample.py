@@ -351,6 +351,18 @@ def test_the_distribution_of_verdicts_that_take_several_tokens(tiny, rows, monke
         assert found.on_scale == pytest.approx(sum(math.exp(p[shared:].sum()) for p in direct), abs=1e-3)
 
 
+def test_a_score_of_4_0_is_no_score_of_0(tiny, rows, monkeypatch):
+    rubric = Rubric(criterion="Kind?", levels={score: f"level {score}" for score in range(5)})
+    item = rows[0].model_copy(update={"rubric": rubric, "score": None})
+    ids = tiny[1]("Fine. [RESULT] 4.0", add_special_tokens=False)["input_ids"] + [tiny[1].eos_token_id]
+    draw = decoding.Draw(ids, True, -0.1, np.zeros((len(ids), 5)))  # all scores alike, if its last token were the score
+    monkeypatch.setattr(decoding, "decode", lambda *_, **__: [draw])
+    [found] = judge(tiny, [item])
+    [wanted] = decoding.score_distributions(*tiny, [(item, prompts.prompt_ids(tiny[1], item), "Fine.")])
+    assert found.verdict == 4.0
+    assert found.distribution == pytest.approx(wanted["distribution"], abs=1e-5) != dict.fromkeys(range(5), 0.2)
+
+
 def test_a_batch_of_several_scales(tiny, few):
     """Rubrics of one batch need not agree: a token watched for one is no score of another."""
     rubrics = [
