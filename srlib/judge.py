@@ -47,9 +47,8 @@ class Judge:
     def load(cls, path: str | Path, *, model: str = "", **options: Any) -> Judge:
         """Load a judge from its directory (or any causal language model), or from the URL of an OpenAI-compatible
         server. `model` is the judge's name on the server, or its directory if the server has it under that: then the
-        directory says how its prompts are written. `options` go to `models.load` (dtype, ...; an adapter is loaded in the
-        quantization of its training, unless they say another) or to `sample.Server` (concurrency, api, ...). Raises
-        ModelError or DrawsError with the reason."""
+        directory says how its prompts are written. `options` go to `models.load` (dtype, ...; an adapter has by default
+        the quantization of its training) or to `sample.Server` (concurrency, ...). Raises ModelError or DrawsError."""
         if not is_served(path):
             info = models.judge_info(path)
             bits = {k: info[k] for k in ("quantization", "quant_type") if k in info and models.base_of(path)}
@@ -171,9 +170,8 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
             gold, said = [row.gold for row in rows], [judged[row.id].verdict for row in rows]
             gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
             group = [row.cluster for row in rows] if len({row.cluster for row in rows}) > 1 else None
-            found[kind] = agreement.measure(gold, said, group=group) | {
-                "independent": len({*(group or range(len(rows)))})
-            }
+            independent = len({*(group or range(len(rows)))})
+            found[kind] = agreement.measure(gold, said, group=group) | {"independent": independent}
     return found
 
 

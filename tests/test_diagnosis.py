@@ -161,6 +161,7 @@ def test_advice_names_the_attribute_its_size_its_error_and_interval():
     assert slices.advice([unsure, good]) == [
         "None of 2 is worse than the rest beyond chance: more of everything is as good as more of one."
     ]
+    assert "nothing is known" in slices.advice([])[0]
 
 
 def write_errors(run):
@@ -206,7 +207,7 @@ def test_notebook_15_finds_the_attribute_that_errs_and_does_without_a_writer(
     run_cells("15_attributes", **own)
     said = capsys.readouterr().out
     assert "This writer proposes none: criteria stand in for them." in said
-    assert "None of 0 is worse" in said
+    assert "nothing is known of any" in said
 
 
 def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():

@@ -143,12 +143,13 @@ def _score_test(inside: np.ndarray, errors: np.ndarray, group: Keys) -> float:
 
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
     """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
+    none = f"None of {len(table)} is worse than the rest beyond chance: more of everything is as good as more of one."
     return [
         f"{row['slice']}: {row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items are "
         f"wrong, {row['rest']:.0%} of the rest. Add graded answers of this kind, or sample more of these prompts."
         for row in table
         if row["p_holm"] <= level and row["error"] > row["rest"]
-    ] or [f"None of {len(table)} is worse than the rest beyond chance: more of everything is as good as more of one."]
+    ] or [none if table else "None has enough items, with it and without, to be measured: nothing is known of any."]
 
 
 def focus(leaves: Sequence[Slice], rows: Sequence[Features], errors: Mapping[int, float]) -> np.ndarray:

@@ -112,8 +112,6 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
     or does not name, comes from params.yaml of the run. Raises ParamError; RunError if inputs lack or another has it open."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
-    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     config.in_namespace(notebook, namespace)
     run, values = open_run(namespace), config.in_namespace(notebook, namespace)
     recorded = run / "params.yaml"
@@ -162,6 +160,8 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
     leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises RunError if a
     directory that the notebook needs is not complete."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
     last = config.project_root() / "runs" / "last"
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
