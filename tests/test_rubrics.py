@@ -22,7 +22,7 @@ choose = definition("14_rubric", "choose", np=np, ORIGINAL="original")
      ("My rubric:\nscore 3: c\nscore 1: a\nscore 2: b", Rubric(criterion="Is it polite?", levels=["a", "b", "c"])),
      ("Score 1: a\nScore 2: b\nScore 3: c\nScore 4: d", "another scale"), ("Score 1: a\nScore 3: c", "another scale"),
      ("Score 1: a\nScore 2: b\nScore 2: b2\nScore 3: c", "a score twice"), ("It is polite. [RESULT] 3", "no levels"), ("", "no levels"),
-     (THREE.text, "nothing new")],
+     (THREE.text, "nothing new"), ("Score 1: Bella\nScore 2: ...\nScore 3: ...", "no levels")],
 )  # fmt: skip
 def test_a_draft_is_a_rubric_on_the_same_scale_or_named_by_what_is_wrong(text, found):
     assert read_draft(text, THREE) == found

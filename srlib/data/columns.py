@@ -47,11 +47,11 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
 
 
 def read_draft(text: str, original: Rubric) -> Rubric | str:
-    """The original with the levels of a writer's text, lines such as `Score 1: ...`, or what is wrong with them: "no levels",
+    """The original with the levels of a writer's text, lines such as `Score 1: rude`, or what is wrong with them: "no levels",
     "a score twice", "another scale", "nothing new". The criterion and the scale stay (AutoCalibrate, arXiv 2309.13308)."""
     plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
     found = [(float(score), " ".join(level.split())) for score, level in _DRAFTED.findall(plain)]
-    if not found:
+    if not found or not all(re.search(r"\w", level) for _, level in found):  # the form's own "Score 1: ..."
         return "no levels"
     if len(dict(found)) < len(found):
         return "a score twice"
