@@ -164,7 +164,7 @@ class Parameters(BaseModel):
     sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
     workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
     endpoint: str = _p("", "URL of an OpenAI-compatible server with the current judge; empty: sample here")
-    endpoint_model: str = _p("", "name of the judge on the server; empty: its directory")
+    endpoint_model: str = _p("", "name of the judge on the server ({judge}: sft, sre_1, ...); empty: its directory")
     endpoint_concurrency: int = _p(8, "requests to the server at a time", ge=1)
     endpoint_left_out: float = _p(0.0, "share of prompts that may stay without samples if the server fails", ge=0, le=1)
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = _p("auto", "auto: online with WANDB_API_KEY")

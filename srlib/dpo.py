@@ -36,8 +36,6 @@ class StartsAtLn2(TrainerCallback):
         margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 0.1 if args.bf16 or args.fp16 else 1e-5
         allowed *= max(1.0, args.beta / 0.1)
         if state.global_step == 1 and not abs(margin) <= allowed:
-            raise ModelError(
-                f"at the first step the reward margin is {margin:.3g}, not 0 within {allowed:g}: the reference is not the "
-                "model that this training starts from. Delete the judge's directory and start from the judge that wrote "
-                "the judgments of these pairs"
-            )
+            problem = f"at the first step the reward margin is {margin:.3g}, not within {allowed:g} of 0"
+            advice = "delete the judge's directory and start from the judge that wrote the judgments of these pairs"
+            raise ModelError(f"{problem}: the reference is another model; {advice}")

@@ -110,7 +110,7 @@ def rendered(tokenizer: Any, text: str, before: Sequence[tuple[str, str]] = ()) 
         return "".join(f"{user}\n{own}\n\n" for user, own in before) + text + "\n"
     texts = [*itertools.chain.from_iterable(before), text]
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(texts)]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 

@@ -40,10 +40,8 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
         sides = [text for name, text in row.items() if name != "prompt"]
         whole = [tokenizer(row["prompt"] + text + tokenizer.eos_token)["input_ids"] for text in sides]
         if any(ids[: len(prompt)] != prompt for ids in whole):
-            raise ModelError(
-                "a prompt is tokenized differently alone and before a judgment, so a judge would read another prompt than "
-                f"it was trained on; use a chat template that ends on a token boundary. The prompt ends in {row['prompt'][-40:]!r}"
-            )
+            problem = "a prompt has other tokens alone and before a judgment, so its judge would read another one"
+            raise ModelError(f"{problem}; its template has to end on a token boundary, not in {row['prompt'][-40:]!r}")
         length = max(map(len, whole))
         if length > max_length:
             dropped += 1

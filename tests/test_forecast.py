@@ -61,6 +61,7 @@ def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
             ["sft_mode=mix"],
             {},
         ),
+        ("endpoint_model j is one judge, and each iteration samples the newest", ["endpoint_model=j"], {}),
     ],
 )
 def test_what_cannot_end_well_is_refused(reason, overrides, changes):
@@ -86,6 +87,7 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
             {"rationale": None},
         ),
         ("40 of 40 training rows have no rationale: the writer W writes", ["writer=W"], {"rationale": ""}),
+        ("40 of 40 gold judgments have more than max_new_tokens (4), and a judge", ["max_new_tokens=4"], {}),
         ("the arm sft_careful_only is left out", ["arms=sft,sft_careful_only"], {}),
     ],
 )
@@ -93,6 +95,14 @@ def test_what_is_less_than_hoped_for_is_noted(note, overrides, changes):
     foreseen = foresee(*overrides, **changes)
     assert [text[: len(note)] for text in foreseen.notes] == [note]
     assert foreseen.refusals == []
+
+
+def test_a_server_may_have_a_name_for_each_judge():
+    assert (
+        foresee("endpoint_model=j-{judge}")
+        == foresee("endpoint_model=j", "iterations=1", "arms=sft,sre_1")
+        == forecast.Forecast([], [])
+    )
 
 
 def test_a_margin_counts_only_where_pairs_are_made():

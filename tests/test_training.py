@@ -92,6 +92,9 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     (tmp_path / "checkpoint-50" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-100" / "trainer_state.json").write_text('{"log_his')
     assert training.last_checkpoint(tmp_path).endswith("checkpoint-50")
+    skipped = '{"log_history": [{"step": 1, "loss": 0.5, "grad_norm": Infinity}]}'  # by the scaler of fp16
+    (tmp_path / "checkpoint-50" / "trainer_state.json").write_text(skipped)
+    assert training.last_checkpoint(tmp_path).endswith("checkpoint-50")
 
 
 def test_an_adapter_keeps_its_values_while_a_trainer_is_made():
@@ -248,7 +251,7 @@ def test_a_response_cannot_end_the_turn(tiny):
 
 def test_log_holds_steps_with_a_loss_only():
     history = [
-        {"step": 1, "loss": "0.5"},
+        {"step": 1, "loss": "0.5", "grad_norm": float("inf")},
         {"step": 2, "loss": 0.25},
         {"step": 2, "train_runtime": 1.0},
         {"step": 3, "loss": 0.1},

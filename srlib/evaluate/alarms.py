@@ -86,10 +86,8 @@ def sentences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def stop(rows: Sequence[Mapping[str, Any]]) -> None:
     """Raise SrlibError if an alarm fired."""
     if fired := [f"alarm_{row['alarm']}" for row in rows if row["fired"]]:
-        raise SrlibError(
-            f"{' '.join(sentences(rows))} stop_on_alarm stops the run before the next iteration. To go on, set it to "
-            f"false or raise {', '.join(fired)}, and run again: what is drawn is kept."
-        )
+        advice = f"To go on, set it to false or raise {', '.join(fired)}, and run again: what is drawn is kept."
+        raise SrlibError(f"{' '.join(sentences(rows))} stop_on_alarm stops the run before the next iteration. {advice}")
 
 
 def _row(alarm: str, value: float, iteration: int, n: int, protocol: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ base, and a judge.json. Functions import transformers and peft themselves: if Un
 import contextlib
 import datetime
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -65,6 +66,7 @@ def load(
     weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for rows of that length and cuts longer ones."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
+    gc.collect()  # models that nobody needs any more: in 4 bit their layers hold each other
     model = gguf.directory(model)
     unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)

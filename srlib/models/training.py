@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from srlib import config, files
@@ -129,8 +129,8 @@ def last_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint, None if there is none. One that a killed process was writing is deleted, and so is TRL's
     reference in it: transformers 5.17 would load that adapter in place of the policy's, and the training would be lost."""
     while newest := Path(folder).is_dir() and get_last_checkpoint(str(folder)):
-        with contextlib.suppress(files.RowError):
-            files.read_json(Path(newest) / "trainer_state.json")  # the trainer writes this file last
+        with contextlib.suppress(OSError, ValueError):
+            TrainerState.load_from_json(str(Path(newest) / "trainer_state.json"))  # the trainer writes this file last
             shutil.rmtree(Path(newest) / "ref", ignore_errors=True)
             return newest
         with contextlib.suppress(FileNotFoundError):  # another process of this training deletes it, too
@@ -149,7 +149,7 @@ def exact_adapter(model: Any) -> Iterator[None]:
 
 
 def log_of(trainer: Any) -> list[dict[str, float]]:
-    """What the trainer logged, one dict a step: `[{"step": 1, "loss": 0.75, "rewards/margins": 0.0, ...}, ...]`."""
+    """What the trainer logged, a dict a step: `[{"step": 1, "loss": 0.75, "rewards/margins": 0.0, ...}, ...]`; no inf or NaN."""
     history, last = trainer.state.log_history, trainer.args.max_steps
     entries = [entry for entry in history if "loss" in entry and entry["step"] <= last]
-    return [{name: float(value) for name, value in entry.items()} for entry in entries]
+    return [{name: float(n) for name, n in entry.items() if math.isfinite(float(n))} for entry in entries]

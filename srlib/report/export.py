@@ -140,8 +140,7 @@ def compare(before: Judged, after: Judged) -> Gate:
     changed = [f"{name}: {a} -> {b}" for name, a, b in outcomes if a != b]
     differences = [abs(a - b) for a, b in zip(before[1], after[1], strict=True)]
     if changed or not all(difference <= TOLERANCE for difference in differences):  # NaN is not
-        raise GateError(
-            f"the exported judge is not the judge of the run, and was deleted: {len(changed)} of {len(ids)} greedy scores "
-            f"changed ({', '.join(changed[:3])}); log-probabilities differ by up to {max(differences):.3g} nats a token"
-        )
+        text = f"the exported judge is not the judge of the run, and was deleted: {len(changed)} of {len(ids)} greedy scores"
+        apart = f"log-probabilities differ by up to {max(differences):.3g} nats a token"
+        raise GateError(f"{text} changed ({', '.join(changed[:3])}); {apart}")
     return Gate(len(ids), len(ids), round(max(differences), 6), TOLERANCE, ids)

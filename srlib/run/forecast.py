@@ -45,6 +45,9 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if train and len({e.score for e in train}) == 1:
         score = f"all {len(train)} training scores are {format_score(train[0].score)}"
         refusals.append(f"{score}, so there is nothing to learn; add answers with other scores")
+    if cfg.endpoint_model and "{judge}" not in cfg.endpoint_model and cfg.iterations > 1:
+        text = f"endpoint_model {cfg.endpoint_model} is one judge, and each iteration samples the newest: write {{judge}} for"
+        refusals.append(f"{text} its name (sft, sre_1, ...) and serve them under such names, or set -p iterations=1")
     _measure(test, notes, refusals)
     _lengths([*train, *rows["train_pairwise"]], cfg, tokenizer, notes, refusals)
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
@@ -55,10 +58,8 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     _pairs(train, cfg, notes, refusals)
     if without := sum(not e.rationale for e in train):
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
-        notes.append(
-            f"{without} of {len(train)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each, and "
-            "those that end in the right score are learned from (notebook 09)"
-        )
+        text = f"{without} of {len(train)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each"
+        notes.append(f"{text} (notebook 09). Rows without a right one teach no sft, but the loop reads their scores")
     if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
         notes.append("the arm sft_careful_only is left out: no training row says that its annotator is careful")
     return forecast
@@ -83,6 +84,10 @@ def _lengths(items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, note
     texts = [text + prompts.completion(item.rationale, item.gold) for text, item in zip(asked, items, strict=True)]
     lengths = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]] if texts else []  # the end-of-sequence token
     longer = [n for n in lengths if n > cfg.max_length]
+    ids = tokenizer([prompts.completion(item.rationale, item.gold) for item in items])["input_ids"] if texts else []
+    if cut := sum(len(own) >= cfg.max_new_tokens for own in ids):
+        text = f"{cut} of {len(items)} gold judgments have more than max_new_tokens ({cfg.max_new_tokens}), and a judge that"
+        notes.append(f"{text} learns to write so much is cut off: set -p max_new_tokens={max(map(len, ids)) + 1}")
     if not longer:
         return
     text = f"{len(longer)} of {len(items)} training rows are longer than max_length ({cfg.max_length} tokens)"
