@@ -30,11 +30,11 @@ def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], te
 class StartsAtLn2(TrainerCallback):
     """Stop a training whose first reward margin is not zero, that is, whose sigmoid loss does not start at ln 2. Before
     the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference). Allowed is
-    at beta 0.1 1e-5 in fp32 and 1e-2 in 16 bit, or 0.1 if precomputed, without autocast; a margin grows with beta."""
+    1e-5 in fp32, and 1e-2 in 16 bit, where kernels may round differently, at beta 0.1; a margin grows with beta."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        margin, half = float((logs or {}).get("rewards/margins", 0.0)), 0.1 if args.precompute_ref_log_probs else 1e-2
-        allowed = max(1.0, args.beta / 0.1) * (half if args.bf16 or args.fp16 else 1e-5)
+        margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
+        allowed *= max(1.0, args.beta / 0.1)
         if state.global_step == 1 and not abs(margin) <= allowed:
             problem = f"at the first step the reward margin is {margin:.3g}, not within {allowed:g} of 0"
             advice = "delete the judge's directory and start from the judge that wrote the judgments of these pairs"

@@ -98,7 +98,8 @@ def learned(base: Path, out: Path, backend: str, quantization: str = "none") -> 
         losses.append(sum(model(ids, labels=labels).loss for ids, labels in rows) / len(rows))
         losses[-1].backward()
         optimizer.step()
-    models.save_judge(model, tokenizer, out, source=base, judge={}, adapter=quantization == "4bit")
+    about = {"quantization": quantization}  # as notebook 02 says of every judge
+    models.save_judge(model, tokenizer, out, source=base, judge=about, adapter=quantization == "4bit")
     judge, _ = Judge.load(out).sampler.args  # in the quantization of its training
     assert getattr(judge, "is_loaded_in_4bit", False) == (quantization == "4bit")
     assert tokenizer.eos_token_id in judge.generation_config.eos_token_id

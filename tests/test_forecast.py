@@ -61,7 +61,11 @@ def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
             ["sft_mode=mix"],
             {},
         ),
-        ("endpoint_model j is one judge, and each iteration samples the newest", ["endpoint_model=j"], {}),
+        (
+            "endpoint_model j is one judge, and each iteration samples the newest",
+            ["endpoint=http://h/v1", "endpoint_model=j"],
+            {},
+        ),
     ],
 )
 def test_what_cannot_end_well_is_refused(reason, overrides, changes):
@@ -98,11 +102,9 @@ def test_what_is_less_than_hoped_for_is_noted(note, overrides, changes):
 
 
 def test_a_server_may_have_a_name_for_each_judge():
-    assert (
-        foresee("endpoint_model=j-{judge}")
-        == foresee("endpoint_model=j", "iterations=1", "arms=sft,sre_1")
-        == forecast.Forecast([], [])
-    )
+    server = "endpoint=http://h/v1"
+    for fine in (["endpoint_model=j-{judge}"], ["endpoint_model=j", "iterations=1", "arms=sft,sre_1"], []):
+        assert foresee(server, *fine) == forecast.Forecast([], [])
 
 
 def test_a_margin_counts_only_where_pairs_are_made():

@@ -262,7 +262,6 @@ def test_the_judge_on_disk_is_the_one_that_was_trained(ids, tiny, tmp_path, quan
     torch.testing.assert_close(logits(loaded, ids), expected, atol=1e-4, rtol=0)
     assert own_tokenizer.chat_template == tokenizer.chat_template
     info = {"template": "prometheus", "vocabulary": loading.vocabulary(tokenizer), "base": str(BASE)}
-    info |= {"quantization": "4bit", "quant_type": "nf4"} if adapter and quantization == "4bit" else {}
     assert models.judge_info(tmp_path) == loading.DEFAULTS | info
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".jinja"}
     assert bool(list(tmp_path.rglob("adapter*"))) == adapter == (models.base_of(tmp_path) is not None)

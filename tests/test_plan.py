@@ -95,6 +95,7 @@ def test_the_gpu_is_the_first_of_those_that_a_process_may_see(monkeypatch):
     assert not machine.found().gpu
     assert 10 * 2**20 < machine.peak_memory() < machine.found().bytes
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert 2**30 < machine.found().bytes < 2**50
     assert machine.peak_memory() is None
 
 

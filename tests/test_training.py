@@ -107,18 +107,17 @@ def test_an_adapter_keeps_its_values_while_a_trainer_is_made():
 
 
 def test_dpo_stops_where_it_does_not_start_at_ln_2():
-    check, args = dpo.StartsAtLn2(), SimpleNamespace(bf16=False, fp16=False, beta=0.1, precompute_ref_log_probs=False)
+    check, args = dpo.StartsAtLn2(), SimpleNamespace(bf16=False, fp16=False, beta=0.1)
     check.on_log(args, SimpleNamespace(global_step=1), None, logs={"rewards/margins": 1e-6})
     check.on_log(args, SimpleNamespace(global_step=2), None, logs={"rewards/margins": 3.0})
     for margin in (2e-5, -0.5, float("nan")):
         with pytest.raises(models.ModelError, match="first step"):
             check.on_log(args, SimpleNamespace(global_step=1), None, logs={"rewards/margins": margin})
-    for before, beta, margin in ((False, 0.05, 5e-3), (False, 0.3, 2e-2), (True, 0.05, 0.09), (True, 0.3, 0.2)):
-        # a margin is beta times a difference of log-ratios
-        half = SimpleNamespace(bf16=True, fp16=False, beta=beta, precompute_ref_log_probs=before)
+    for beta, margin in ((0.05, 5e-3), (0.3, 2e-2)):  # a margin is beta times a difference of log-ratios
+        half = SimpleNamespace(bf16=True, fp16=False, beta=beta)
         check.on_log(half, SimpleNamespace(global_step=1), None, logs={"rewards/margins": margin})
         with pytest.raises(models.ModelError, match="first step"):
-            check.on_log(half, SimpleNamespace(global_step=1), None, logs={"rewards/margins": 0.4})
+            check.on_log(half, SimpleNamespace(global_step=1), None, logs={"rewards/margins": 5e-2})
 
 
 reward = definition("13_grpo", "reward", prompts=prompts, PLACES=definition("13_grpo", "PLACES"))

@@ -104,8 +104,6 @@ def save_judge(model: Any, tokenizer: Any, out: Path, *, source: Any, judge: Map
             stop_at_end_of_turn(model, tokenizer).save_pretrained(out)
         tokenizer.save_pretrained(out)
     facts = {"vocabulary": loading.vocabulary(tokenizer), "base": loading.judge_info(source).get("base", str(source))}
-    bits = model.config.quantization_config if getattr(model, "is_loaded_in_4bit", False) else None
-    facts |= {"quantization": "4bit", "quant_type": bits.bnb_4bit_quant_type} if bits else {}
     files.write_json(out / "judge.json", {**loading.DEFAULTS, **judge, **facts})
 
 

@@ -45,7 +45,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if train and len({e.score for e in train}) == 1:
         score = f"all {len(train)} training scores are {format_score(train[0].score)}"
         refusals.append(f"{score}, so there is nothing to learn; add answers with other scores")
-    if cfg.endpoint_model and "{judge}" not in cfg.endpoint_model and cfg.iterations > 1:
+    if cfg.endpoint and cfg.endpoint_model and "{judge}" not in cfg.endpoint_model and cfg.iterations > 1:
         text = f"endpoint_model {cfg.endpoint_model} is one judge, and each iteration samples the newest: write {{judge}} for"
         refusals.append(f"{text} its name (sft, sre_1, ...) and serve them under such names, or set -p iterations=1")
     _measure(test, notes, refusals)
