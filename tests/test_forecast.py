@@ -11,6 +11,7 @@ from srlib.schema import Comparison, Example, Rubric
 
 pytestmark = pytest.mark.torch
 RUBRIC = Rubric(criterion="Is it polite?", levels={1: "rude", 2: "neutral", 3: "kind"})
+FROM_0 = Rubric(criterion="Is it polite?", levels={0: "an insult", 1: "rude", 2: "neutral", 3: "kind"})
 TWO = dict(id="c", instruction="Greet.", response_a="Hi", response_b="Oi", preference="A", rubric=RUBRIC)
 PAIRED = {"train_pairwise": [Comparison(**TWO)]}
 
@@ -82,6 +83,11 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("test has 9 rows: an accuracy near 50% will have an interval of ±33 points", [], {"test": rows(9)}),
         ("test has 2 instructions", [], {"test": rows(instruction=lambda i: f"Greet {i % 2}.")}),
         ("all test scores are 3", [], {"test": rows(score=3)}),
+        (
+            "test has 2 scales; mae and correlations pool them",
+            [],
+            {"test": rows(rubric=lambda i: (RUBRIC, FROM_0)[i % 2])},
+        ),
         ("meta_equal needs a judge that compares", ["strategy=meta_equal"], {}),
         ("4 of 40 training rows are longer", [], {"response": lambda i: "very " * 600 if i % 10 == 0 else "Hi."}),
         ("13 of 40 training rows cannot give a pair", ["margin=2"], {}),

@@ -255,6 +255,7 @@ def test_a_killed_stage_resumes_where_it_was(root):
     assert (again.path / "rows").read_text() == "half"
     again.finish()
     assert not again.checkpoints.exists()
+    assert files.read_json(run / "data" / "manifest.json")["seconds"] is None, "the killed session's are not known"
     (run / "data").rename(run / "data.partial")  # a kill after the manifest, before the renaming
     (run / "data").mkdir()
     opened("01_data").finish()

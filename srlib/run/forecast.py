@@ -74,17 +74,18 @@ def _measure(test: Sequence[Example], notes: Texts, refusals: Texts) -> None:
         notes.append(f"test has {len(test)} rows: an accuracy near 50% will have an interval of ±{points:.0f} points")
     if (instructions := len({e.cluster for e in test})) < min(FEW_TEST_ITEMS, len(test)):
         notes.append(f"test has {instructions} instructions, and intervals resample instructions: they will be wide")
+    if (scales := len({(e.rubric.scale[0], e.rubric.scale[-1]) for e in test})) > 1:
+        notes.append(f"test has {scales} scales; mae and correlations pool them: read accuracies, or split it")
     if len({e.score for e in test}) == 1:
         notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them do not exist")
 
 
 def _lengths(items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: Texts, refusals: Texts) -> None:
     """Tokens of prompt and gold judgment, against max_length."""
-    asked = [prompts.prompt_text(tokenizer, item, cfg.template) for item in items]
-    texts = [text + prompts.completion(item.rationale, item.gold) for text, item in zip(asked, items, strict=True)]
-    lengths = [len(ids) + 1 for ids in tokenizer(texts)["input_ids"]] if texts else []  # the end-of-sequence token
-    longer = [n for n in lengths if n > cfg.max_length]
-    ids = tokenizer([prompts.completion(item.rationale, item.gold) for item in items])["input_ids"] if texts else []
+    answers = [prompts.completion(item.rationale, item.gold) for item in items]
+    texts = [prompts.prompt_text(tokenizer, e, cfg.template) + text for e, text in zip(items, answers, strict=True)]
+    whole, ids = (tokenizer(some)["input_ids"] if items else [] for some in (texts, answers))
+    longer = [len(own) + 1 for own in whole if len(own) >= cfg.max_length]  # the end-of-sequence token
     if cut := sum(len(own) >= cfg.max_new_tokens for own in ids):
         text = f"{cut} of {len(items)} gold judgments have more than max_new_tokens ({cfg.max_new_tokens}), and a judge that"
         notes.append(f"{text} learns to write so much is cut off: set -p max_new_tokens={max(map(len, ids)) + 1}")

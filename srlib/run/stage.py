@@ -45,8 +45,8 @@ class OpenStage:
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
-        begun = not force and stages.manifest(self.path).get("key") == self._head["key"]  # by a session that was killed
-        if self._first and not begun:
+        self._begun = not force and stages.manifest(self.path).get("key") == self._head["key"]  # by a killed session
+        if self._first and not self._begun:
             shutil.rmtree(self.path, ignore_errors=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             files.write_json(self.path / "manifest.json", self._head)
@@ -64,7 +64,7 @@ class OpenStage:
             "params": {k: v for k, v in self.cfg.model_dump(mode="json").items() if k in self._head["parts"]},
             "versions": {"python": sys.version.split()[0], **packages},
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),  # tells two runs apart
-            "seconds": round(time.monotonic() - self._started, 3),  # of a resumed stage, those of its last session
+            "seconds": None if self._begun else round(time.monotonic() - self._started, 3),  # not known after a kill
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
