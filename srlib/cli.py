@@ -123,9 +123,9 @@ def params(name: Annotated[str, typer.Argument(help="a notebook (05), or part of
     if not name:
         rest = list(config.FIELDS)
         for stem in [*notebooks, "machine"]:
-            own = [field for field in rest if stem == "machine" or field in config.declared_in(stem)]
-            rest = [field for field in rest if field not in own]
-            shown.add_row(stem, ", ".join(own))
+            declared = [field for field in rest if stem == "machine" or field in config.declared_in(stem)]
+            rest = [field for field in rest if field not in declared]
+            shown.add_row(stem, ", ".join(declared))
         _console().print(shown, "`srlib params 05` or `srlib params lora`: type, default, allowed values and help")
         return
     for title in ("name", "type", "default", "allowed", "help"):

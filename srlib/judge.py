@@ -163,7 +163,7 @@ def judge_file(
 def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[str, dict[str, Any]]:
     """How judgments, by id, agree with the gold verdicts of their items: the metrics of `agreement.measure` for "scores", and
     for "preferences" with A, tie and B as 1, 0 and -1; `independent` counts the instructions, unless all have the same."""
-    found, number = {}, {"A": 1, "tie": 0, "B": -1}
+    metrics, number = {}, {"A": 1, "tie": 0, "B": -1}
     for kind, makes in (("scores", Example), ("preferences", Comparison)):
         rows = [item for item in items if isinstance(item, makes) and item.gold is not None and item.id in judged]
         if rows:
@@ -171,31 +171,31 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
             gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
             group = [row.cluster for row in rows] if len({row.cluster for row in rows}) > 1 else None
             independent = len({*(group or range(len(rows)))})
-            found[kind] = agreement.measure(gold, said, group=group) | {"independent": independent}
-    return found
+            metrics[kind] = agreement.measure(gold, said, group=group) | {"independent": independent}
+    return metrics
 
 
 def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
     """Mean NLL, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
-    found, longest = [], int(min(1024, sample.decoding.longest_text(model)))
+    nll, longest = [], int(min(1024, sample.decoding.longest_text(model)))
     for item in items[:: max(1, len(items) // 32)][:32]:
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
         with torch.inference_mode():
-            found.append(float(model(input_ids=ids, labels=ids).loss))
-    return [nll for nll in found if math.isfinite(nll)]
+            nll.append(float(model(input_ids=ids, labels=ids).loss))
+    return [value for value in nll if math.isfinite(value)]
 
 
 def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], judged: Sequence[Judgment]) -> list[str]:
     """How these rows are unlike the validation split of the judge, as far as its judge.json knows that."""
-    known, found = models.judge_info(path).get("validation"), []
+    known, facts = models.judge_info(path).get("validation"), []
     if known and judged:
         readable, usual = intervals.mean([j.verdict is not None for j in judged]), known["parse_rate"]
         if readable.high < usual:
-            found.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
+            facts.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
         nll = [] if judge.server else prompt_nll(*judge.sampler.args, items, judge.template)
         if nll and fmean(nll) > (usual := known["prompt_nll_highest"]) + FAR:
-            found.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
-    return [f"This judge was trained on another kind of text: {fact}" for fact in found]
+            facts.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
+    return [f"This judge was trained on another kind of text: {fact}" for fact in facts]
 
 
 def summary(done: Mapping[str, Any]) -> str:
@@ -203,11 +203,11 @@ def summary(done: Mapping[str, Any]) -> str:
     failures = ", ".join(f"{name} {n}" for name, n in sorted(done["failures"].items())) or "none"
     rates = f"parse rate {done['parse_rate']:.1%} of the judged, {done['judgments_per_second']:.1f} judgments/s"
     lines = [f"{done['rows']} rows, {done['scored']} with a score; {rates}; failures: {failures}", done["server"]]
-    for kind, found in done["gold"].items():
-        lines.append(f"Against {found['accuracy'].n} gold {kind}, with 95% intervals (no verdict counts as wrong):")
-        for name, (value, low, high, n) in ((name, found[name]) for name in METRICS):
+    for kind, metrics in done["gold"].items():
+        lines.append(f"Against {metrics['accuracy'].n} gold {kind}, with 95% intervals (no verdict counts as wrong):")
+        for name, (value, low, high, n) in ((name, metrics[name]) for name in METRICS):
             lines.append(f"  {name:<18}{value:6.3f} [{low:.3f}, {high:.3f}]  n {n}".replace("nan", "–"))
-        if (n := found["independent"]) < FEW:
+        if (n := metrics["independent"]) < FEW:
             lines.append(f"  {n} independent rows are few, and the intervals wide: label {FEW} or more to rely on this")
     lines += [] if done["scored"] else ["No row got a score: each line of the output says why"]
     return "\n".join(filter(None, [*lines, *done["warnings"]]))

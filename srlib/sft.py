@@ -88,10 +88,10 @@ def too_few(n_rows: int, n_rationales: int) -> list[str]:
 def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:
     """(items with a rationale, where the rationales come from in words); `written` maps ids to rationales of a writer.
     Items without one are left out. If too few have one, all items stay as they are, with their verdicts alone."""
-    own = sum(bool(item.rationale) for item in items)
+    given = sum(bool(item.rationale) for item in items)
     items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
     having = [item for item in items if item.rationale]
     if problem := too_few(len(items), len(having)):
         return items, problem[0]
     out = len(items) - len(having)
-    return having, f"rationales: {own} came with the data, {len(having) - own} were written; rows left out: {out}"
+    return having, f"rationales: {given} came with the data, {len(having) - given} were written; rows left out: {out}"

@@ -50,14 +50,14 @@ def read_draft(text: str, original: Rubric) -> Rubric | str:
     """The original with the levels of a writer's text, lines such as `Score 1: rude`, or what is wrong with them: "no levels",
     "a score twice", "another scale", "nothing new". The criterion and the scale stay (AutoCalibrate, arXiv 2309.13308)."""
     plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
-    found = [(float(score), " ".join(level.split())) for score, level in _DRAFTED.findall(plain)]
-    if not found or not all(re.search(r"\w", level) for _, level in found):  # the form's own "Score 1: ..."
+    levels = [(float(score), " ".join(level.split())) for score, level in _DRAFTED.findall(plain)]
+    if not levels or not all(re.search(r"\w", level) for _, level in levels):  # the form's own "Score 1: ..."
         return "no levels"
-    if len(dict(found)) < len(found):
+    if len(dict(levels)) < len(levels):
         return "a score twice"
-    if dict(found).keys() != original.levels.keys():
+    if dict(levels).keys() != original.levels.keys():
         return "another scale"
-    return "nothing new" if dict(found) == original.levels else original.model_copy(update={"levels": dict(found)})
+    return "nothing new" if dict(levels) == original.levels else original.model_copy(update={"levels": dict(levels)})
 
 
 def _plain(node: Any) -> Any:
@@ -70,30 +70,30 @@ def _plain(node: Any) -> Any:
     return [*map(_plain, node.value)] if isinstance(node, yaml.SequenceNode) else getattr(node, "value", None)
 
 
-def expand(row: Mapping[str, Any], found: Match, where: str, shared: Shared = None) -> Iterator[Part]:
+def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = None) -> Iterator[Part]:
     """The row, once or for each dimension: a name in `scores`, or a column called like a `shared` rubric.
     RowError if a dimension has no rubric. `shared` may also be the one rubric of all rows without any."""
-    cells = (_object(row.get(c), f"{where}: field {c}") for c in map(found.name, ("scores", "rubrics")))
+    cells = (_object(row.get(c), f"{where}: field {c}") for c in map(match.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
-        scores = scores or {name: row.get(name) for name in shared if name in found.present}
-        scores = scores or dict.fromkeys(shared if row.get(found.name("rubric")) is None else ())
+        scores = scores or {name: row.get(name) for name in shared if name in match.present}
+        scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
-    if _is_pair(row, found) or row.get(found.name("score")) is not None:
+    if _is_pair(row, match) or row.get(match.name("score")) is not None:
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
         advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"
-        raise RowError(f"{where}: field {found.name('scores')}: no rubric for {absent}; {advice}")
+        raise RowError(f"{where}: field {match.name('scores')}: no rubric for {absent}; {advice}")
     for name, score in scores.items():
-        column = name if name in found.present or "scores" not in found.columns else f"{found.name('scores')}.{name}"
-        columns = found.columns | {"score": column, "rubric": f"rubrics.{name}"}
-        yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, found._replace(columns=columns)
+        column = name if name in match.present or "scores" not in match.columns else f"{match.name('scores')}.{name}"
+        columns = match.columns | {"score": column, "rubric": f"rubrics.{name}"}
+        yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, match._replace(columns=columns)
     if not scores:
-        if isinstance(shared, Rubric) and row.get(found.name("rubric")) is None:
-            found = found._replace(columns=found.columns | {"rubric": "(rubric file)"})
+        if isinstance(shared, Rubric) and row.get(match.name("rubric")) is None:
+            match = match._replace(columns=match.columns | {"rubric": "(rubric file)"})
             row = {**row, "(rubric file)": shared}
-        yield "", row, found
+        yield "", row, match
 
 
 def convert(
@@ -101,7 +101,7 @@ def convert(
     where: str,
     number: int,
     *,
-    found: Match | None = None,
+    match: Match | None = None,
     dimension: str = "",
     training: bool = False,
     source: str = "",
@@ -109,27 +109,27 @@ def convert(
     score_step: float = 0.25,
 ) -> Item:
     """A row as an Example or a Comparison. Raises RowError, beginning with `where`, at the first field that does not
-    fit. `found` and `dimension` are those of `expand`; without them, columns have our names or a collection's. A row
+    fit. `match` and `dimension` are those of `expand`; without them, columns have our names or a collection's. A row
     for `training` needs a gold verdict. `number` makes an absent id; `source` and `split` go to meta if absent."""
-    found = found or fields.match(row, synonyms=False)
-    pair = _is_pair(row, found)
+    match = match or fields.match(row, synonyms=False)
+    pair = _is_pair(row, match)
     makes, gold, texts = (Comparison, "preference", PAIR_TEXTS) if pair else (Example, "score", TEXTS)
-    fields.check(found, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training)
-    values = {field: row.get(found.name(field)) for field in makes.model_fields}
-    values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if found.is_prompt else {}
-    values["meta"] = _object(values["meta"], f"{where}: field {found.name('meta')}")
-    said = _object(values["rationale"], f"{where}: field {found.name('rationale')}") if dimension else None
+    fields.check(match, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training)
+    values = {field: row.get(match.name(field)) for field in makes.model_fields}
+    values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if match.is_prompt else {}
+    values["meta"] = _object(values["meta"], f"{where}: field {match.name('meta')}")
+    said = _object(values["rationale"], f"{where}: field {match.name('rationale')}") if dimension else None
     if isinstance(said, Mapping):
         values["rationale"] = said.get(dimension)
     values = {field: value for field, value in values.items() if value is not None and value != ""}
-    known = {f: row.get(found.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
-    _check_cells(values | known, found, where)
-    own = values.get("meta", {})
-    known = {n: value for n, value in known.items() if value and own.get(n) is None}
-    meta = known | {n: value for n, value in own.items() if value is not None or n not in known}
+    known = {f: row.get(match.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
+    _check_cells(values | known, match, where)
+    stated = values.get("meta", {})
+    known = {n: value for n, value in known.items() if value and stated.get(n) is None}
+    meta = known | {n: value for n, value in stated.items() if value is not None or n not in known}
     names = values.get("id", f"{'pair' if pair else 'row'}-{number}"), values.get("group")
     name, group = (str(int(n)) if isinstance(n, int) or (isinstance(n, float) and n.is_integer()) else n for n in names)
-    rubric = _rubric(values.get("rubric"), row, found, pair, where, score_step)
+    rubric = _rubric(values.get("rubric"), row, match, pair, where, score_step)
     values |= {"id": f"{name}#{dimension}" if dimension else name, "group": group, "meta": meta, "rubric": rubric}
     if pair:
         said = values.get("preference")
@@ -137,38 +137,38 @@ def convert(
         scores = [_number(row.get(column), column, where) for column in ("orig_score_A", "orig_score_B")]
         meta |= {} if None in scores else {"scores": scores}
     else:
-        score = values["score"] = _number(values.get("score"), found.name("score"), where)
+        score = values["score"] = _number(values.get("score"), match.name("score"), where)
         scale = rubric.scale if isinstance(rubric, Rubric) else ()
         if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:
             near = min(scale, key=lambda s: (round(abs(s - score), 9), -s))  # half up, as graders round
             is_noise = abs(near - score) <= 1e-6 * max(1, abs(score))  # of 32-bit numbers
             values["score"] = near if is_noise or rubric.step else score
             meta |= {} if is_noise or not rubric.step else {"score_given": rounded(score)}
-    item = files.validate(where, values, makes, found.columns)
+    item = files.validate(where, values, makes, match.columns)
     if training and item.gold is None:
-        raise RowError(f"{where}: field {found.name(gold)} is missing; a training row needs one")
+        raise RowError(f"{where}: field {match.name(gold)} is missing; a training row needs one")
     for verdict, text in [(item.gold, item.rationale), *item.annotated] if training else ():
         failure = prompts.parse(prompts.completion(text, verdict), item).failure if text else None
         if failure is not None:
             problem = f"with its verdict behind it, it reads as {failure}; take {prompts.MARKER} out of it"
-            raise RowError(f"{where}: field {found.name('rationale' if text == item.rationale else 'meta')}: {problem}")
+            raise RowError(f"{where}: field {match.name('rationale' if text == item.rationale else 'meta')}: {problem}")
     said = [text for verdict, text in sorted(item.annotated, key=lambda one: one[0] != item.gold) if text]
     return item if item.rationale or not (training and said) else item.model_copy(update={"rationale": said[0]})
 
 
-def _is_pair(row: Mapping[str, Any], found: Match) -> bool:
-    return row.get("type") == "pairwise" or any(row.get(found.name(f"response_{side}")) is not None for side in "ab")
+def _is_pair(row: Mapping[str, Any], match: Match) -> bool:
+    return row.get("type") == "pairwise" or any(row.get(match.name(f"response_{side}")) is not None for side in "ab")
 
 
-def _check_cells(values: Mapping[str, Any], found: Match, where: str) -> None:
+def _check_cells(values: Mapping[str, Any], match: Match, where: str) -> None:
     """RowError at a value that is no JSON (NaN, bytes, half a surrogate pair), or of the wrong kind."""
     for field, value in values.items():
-        place = f"{where}: field {found.name(field)}"
+        place = f"{where}: field {match.name(field)}"
         if isinstance(value, list) and field in (*TEXTS, *PAIR_TEXTS):
             raise RowError(f"{place}: a list (of chat messages?) is no text; write what the judge shall read")
         if field == "meta" and not isinstance(value, dict):
             raise RowError(f"{place}: {files.shorten(value)} is no object; correct it")
-        is_gold = field == "reference_answer" and found.name(field).lower() == "gold" and field not in found.given
+        is_gold = field == "reference_answer" and match.name(field).lower() == "gold" and field not in match.given
         if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
             advice = "set columns=score:gold, or columns=reference_answer:gold"
             raise RowError(f"{place} is {files.shorten(value)}: {advice}")
@@ -193,18 +193,18 @@ def _parse_prompt(row: Mapping[str, Any], where: str) -> dict[str, str]:
     return values | {"rubric": re.split(r"(?m)^###", values["rubric"])[0]}
 
 
-def _rubric(value: Any, row: Mapping[str, Any], found: Match, pair: bool, where: str, step: float) -> Any:
+def _rubric(value: Any, row: Mapping[str, Any], match: Match, pair: bool, where: str, step: float) -> Any:
     """A Rubric, one object for all equal ones; or the malformed value, for the schema to refuse with its field. `value` is
     the cell of the rubric or the criterion; levels or a range may be in other columns."""
     if isinstance(value, Rubric):
         return value
-    column = found.name("rubric")
+    column = match.name("rubric")
     rubric = _object(value, f"{where}: field {column}")
     if rubric is None:
         raise RowError(f"{where}: field {column} is missing; a judge needs a criterion and the meaning of the scores")
     if isinstance(rubric, dict) and isinstance(rubric.get("levels"), dict):  # in Arrow with the levels of all rows
         rubric = rubric | {"levels": {n: text for n, text in rubric["levels"].items() if text is not None}}
-    columns = {f.rpartition(".")[2]: name for f, name in found.columns.items() if f.startswith("rubric.levels.")}
+    columns = {f.rpartition(".")[2]: name for f, name in match.columns.items() if f.startswith("rubric.levels.")}
     levels = {n: row.get(name) for n, name in columns.items() if row.get(name) is not None or name.startswith("orig_")}
     if isinstance(rubric, str) and any(levels.values()):
         rubric = {"criterion": rubric, "levels": levels}
@@ -216,7 +216,7 @@ def _rubric(value: Any, row: Mapping[str, Any], found: Match, pair: bool, where:
         criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
         rubric = {"criterion": criterion, "levels": levels}
     if isinstance(rubric, dict) and rubric.get("levels") == {}:
-        names = [found.name("score_min"), found.name("score_max")]
+        names = [match.name("score_min"), match.name("score_max")]
         low, high = (_number(row.get(name), name, where) for name in names)
         if pair and low is None and high is None:  # no scale is needed, except to score both sides
             low, high, step = 1, 5, 1

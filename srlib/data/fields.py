@@ -71,25 +71,25 @@ def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collect
     columns, doubtful = dict(given), {}
     free = [name for name in present if name not in columns.values()]
     for field, name in (COLLECTIONS if collection else FIELDS).items():
-        found = [column for column in free if synonyms and _plain(column) in _spellings(field)]
-        if name in free and not (field == "instruction" and "input" in found):  # which Alpaca's `input` completes
-            found = [name]
-        if found and field not in columns:
-            columns[field] = found[0]
-            doubtful |= {field: found} if len(found) > 1 else {}
+        fitting = [column for column in free if synonyms and _plain(column) in _spellings(field)]
+        if name in free and not (field == "instruction" and "input" in fitting):  # which Alpaca's `input` completes
+            fitting = [name]
+        if fitting and field not in columns:
+            columns[field] = fitting[0]
+            doubtful |= {field: fitting} if len(fitting) > 1 else {}
     levels = {column: _LEVEL.fullmatch(column) for column in free}
     columns |= {f"rubric.levels.{m[1] or m[2]}": column for column, m in levels.items() if m}
     return Match(columns, present, doubtful, dict(given))
 
 
-def check(found: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool = False) -> None:
+def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool = False) -> None:
     """RowError, with the map of columns to write, if a needed field has no column or one of `fields` has several."""
-    missing = [field for field in needed if field not in found.columns]
-    doubtful = {field: names for field, names in found.doubtful.items() if field in (*fields, *OTHERS)}
+    missing = [field for field in needed if field not in match.columns]
+    doubtful = {field: names for field, names in match.doubtful.items() if field in (*fields, *OTHERS)}
     if not missing and not doubtful:
         return
-    unused = {_plain(column): column for column in found.present if column not in found.columns.values()}
-    named = {**found.given, **{field: names[0] for field, names in doubtful.items()}}
+    unused = {_plain(column): column for column in match.present if column not in match.columns.values()}
+    named = {**match.given, **{field: names[0] for field, names in doubtful.items()}}
     for field in (field for field in missing if field != "rubric"):
         near = [name for text in _spellings(field) for name in difflib.get_close_matches(text, unused, n=1)]
         named[field] = unused[near[0]] if near else "COLUMN"
@@ -98,7 +98,7 @@ def check(found: Match, fields: Iterable[str], needed: Sequence[str], where: str
     problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]
     advice = [f"name columns: {columns}{shorten(','.join(map(':'.join, named.items())), 200)[1:-1]}"] if named else []
     advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []
-    there = ", ".join(shorten(column, 30) for column in found.present[:12])
+    there = ", ".join(shorten(column, 30) for column in match.present[:12])
     raise RowError(f"{where}: {'; '.join(problems)}. The columns are {there or 'none'}; {'; '.join(advice)}")
 
 

@@ -58,18 +58,18 @@ def read_rows(
     options = {"source": name, "score_step": score_step, "training": training}
     first, seen = {}, set() if seen is None else seen  # ids with their first row; columns
     for raw in sources.rows(source, revision):
-        found = fields.match(raw.values or {}, raw.header, given)
-        seen.update(found.present)
+        match = fields.match(raw.values or {}, raw.header, given)
+        seen.update(match.present)
         try:
-            parts, problem = [*expand(raw.values or {}, found, raw.where, shared)], raw.problem
+            parts, problem = [*expand(raw.values or {}, match, raw.where, shared)], raw.problem
         except RowError as error:
-            parts, problem = [("", raw.values, found)], str(error)
+            parts, problem = [("", raw.values, match)], str(error)
         for dimension, values, match in parts:
             where = f"{raw.where}, {dimension}" if dimension else raw.where
             try:
                 if problem is not None:
                     raise RowError(problem)
-                row = convert(values, where, raw.number, found=match, dimension=dimension, split=raw.split, **options)
+                row = convert(values, where, raw.number, match=match, dimension=dimension, split=raw.split, **options)
                 if (before := first.setdefault(row.id, where)) != where:
                     raise RowError(f"{where}: id {files.shorten(row.id)} is already in {before}; ids must be unique")
                 if training and (hint := values.get(match.name("split_hint"))) and not splits.hinted(hint):

@@ -57,8 +57,8 @@ def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
 
 def dialects(source: str | Path, revision: str = "") -> list[str]:
     """What was taken for the separator and the encoding of each CSV file: `["a.csv: ';', windows-1252"]`."""
-    found = [(file.name, *_dialect(file)) for _, file in _files(source, revision) if _kind(file) == "csv"]
-    return [f"{name}: separator {mark!r}, encoding {encoding.removesuffix('-sig')}" for name, encoding, mark in found]
+    tables = [(file.name, *_dialect(file)) for _, file in _files(source, revision) if _kind(file) == "csv"]
+    return [f"{name}: separator {mark!r}, encoding {encoding.removesuffix('-sig')}" for name, encoding, mark in tables]
 
 
 def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
@@ -73,11 +73,11 @@ def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
     from datasets import load_dataset_builder
 
     try:
-        found = load_dataset_builder(str(folder)).config.data_files or {}
+        splits = load_dataset_builder(str(folder)).config.data_files or {}
     except Exception as error:  # datasets has no common class for its errors
         problem = str(error).partition("\n")[0]
         raise RowError(f"{source}: no rows found in it ({problem}); name one of its files instead") from None
-    return [(str(split) if len(found) > 1 else "", Path(file)) for split, names in found.items() for file in names]
+    return [(str(split) if len(splits) > 1 else "", Path(file)) for split, names in splits.items() for file in names]
 
 
 def is_hub_id(source: str | Path) -> bool:

@@ -100,8 +100,8 @@ def _measure(items: Sequence[Item], judgments: Draws) -> dict[str, Any]:
     for judgment in judgments:
         draws.get(judgment.example_id, []).append(judgment)
     flat = [(item, j) for item in items for j in draws[item.id]]
-    distinct = [distinct_n([j.text.split() for j in own], 2) for own in draws.values()]
-    counts = [Counter(j.verdict for j in own if j.verdict is not None) for own in draws.values()]
+    distinct = [distinct_n([j.text.split() for j in several], 2) for several in draws.values()]
+    counts = [Counter(j.verdict for j in several if j.verdict is not None) for several in draws.values()]
     return {
         "verdicts": Counter((item.verdicts, j.verdict) for item, j in flat if j.verdict is not None),
         "top": _mean([j.score == item.rubric.scale[-1] for item, j in flat if j.score is not None]),

@@ -135,31 +135,32 @@ def results(
     arms: Sequence[Arm], judged: Passes, splits: Splits, out: Path, *, draw: Options, seed: int, n_boot: int = 2000
 ) -> list[dict[str, Any]]:
     """All rows of results.json, from the value of `judge_all`."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for split, items in splits.items():
         options = dict(n_boot=n_boot, group=groups(items))
         sft = next((read(a, judged[a.judged_in][split]) for a in arms if a.name == "sft"), None)
         for a in arms if items else ():
-            judgments, how = judged[a.judged_in][split], protocol(a, split, draw)
+            judgments, words = judged[a.judged_in][split], protocol(a, split, draw)
             if a.prompting in ("few_shot", "best_prompt"):
-                how += f"; prompt of {files.read_json(out / a.judged_in / 'prompts.json')['chosen']}, as on validation"
+                chosen = files.read_json(out / a.judged_in / "prompts.json")["chosen"]
+                words += f"; prompt of {chosen}, as on validation"
             if split == COMPARED:
-                found = compared(read(a, judgments), items, options)
+                metrics = compared(read(a, judgments), items, options)
             elif split == "pairwise":
-                found = _pairwise(a, judgments, items, options)
+                metrics = _pairwise(a, judgments, items, options)
             else:
-                found = _pointwise(read(a, judgments), sft, items, options)
-            base = dict(arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=how)
-            rows += as_rows(base, found)
+                metrics = _pointwise(read(a, judgments), sft, items, options)
+            base = dict(arm=a.name, split=split, seed=seed, iteration=a.iteration, protocol=words)
+            rows += as_rows(base, metrics)
             cost = files.read_json(out / a.judged_in / f"{split}.done")
             base |= dict(ci_low=None, ci_high=None, n=len(to_judge(split, items)))
             rows += [base | dict(metric=metric, value=value) for metric, value in cost.items()]
     return rows
 
 
-def as_rows(base: Options, found: Mapping[str, Interval]) -> list[dict[str, Any]]:
+def as_rows(base: Options, metrics: Mapping[str, Interval]) -> list[dict[str, Any]]:
     """Rows of results.json from arm, split, seed, iteration and protocol, and the metrics' intervals by name."""
-    return [dict(base) | dict(metric=name, **intervals.fields(interval)) for name, interval in found.items()]
+    return [dict(base) | dict(metric=name, **intervals.fields(interval)) for name, interval in metrics.items()]
 
 
 def groups(items: Split) -> list[str] | None:
@@ -168,30 +169,30 @@ def groups(items: Split) -> list[str] | None:
     return clusters if 1 < len(set(clusters)) < len(clusters) * 0.9 else None
 
 
-def _pointwise(own: Judged, sft: Judged | None, items: Sequence[Example], options: dict) -> dict[str, Interval]:
-    found = _agreement(items, scores(own), options)
-    if any(j is not None and j.rationale for j in own) and (mine := quality(items, own)) is not None:
-        found["rationale_accuracy"] = intervals.mean(mine[:, 0], **options)
+def _pointwise(judged: Judged, sft: Judged | None, items: Sequence[Example], options: dict) -> dict[str, Interval]:
+    metrics = _agreement(items, scores(judged), options)
+    if any(j is not None and j.rationale for j in judged) and (mine := quality(items, judged)) is not None:
+        metrics["rationale_accuracy"] = intervals.mean(mine[:, 0], **options)
         if sft is not None:
-            found["rationale_win_rate"] = comparison.win_rate(mine, quality(items, sft), **options)
-    sure = confidence(own)
+            metrics["rationale_win_rate"] = comparison.win_rate(mine, quality(items, sft), **options)
+    sure = confidence(judged)
     kept = np.flatnonzero(np.isfinite(sure))
     if len(kept):
-        right = [own[i].score == items[i].score for i in kept]
+        right = [judged[i].score == items[i].score for i in kept]
         options = options | {"group": intervals.pick(options["group"], kept)}
-        found["ece"] = calibration.ece(sure[kept], right, **options)
-        found |= calibration.summary(sure[kept], right, **options)
-    return found
+        metrics["ece"] = calibration.ece(sure[kept], right, **options)
+        metrics |= calibration.summary(sure[kept], right, **options)
+    return metrics
 
 
 def _agreement(items: Sequence[Example], values: np.ndarray, options: dict) -> dict[str, Interval]:
     """Accuracies are of the nearest score of the scale, errors and correlations of the value itself, such as a mean."""
     gold, rounded = [item.score for item in items], on_scale(items, values)
-    found = agreement.measure(gold, values, **options)
+    metrics = agreement.measure(gold, values, **options)
     if not np.array_equal(values, rounded, equal_nan=True):
         nearest = agreement.measure(gold, rounded, **options)
-        found |= {name: nearest[name] for name in ("accuracy", "balanced_accuracy")}
-    return found
+        metrics |= {name: nearest[name] for name in ("accuracy", "balanced_accuracy")}
+    return metrics
 
 
 def quality(rows: Sequence[Example], judgments: Judged) -> np.ndarray | None:
@@ -204,19 +205,19 @@ def quality(rows: Sequence[Example], judgments: Judged) -> np.ndarray | None:
 
 def _pairwise(a: Arm, judgments: Sequence[Judgment], items: Sequence[Comparison], options: dict) -> dict[str, Interval]:
     """Expected scores compared; of N draws the mean, as a majority would tie more often."""
-    own = read(replace(a, read="mean") if a.read == "majority" else a, judgments)
-    values = np.array([None if j is None else j.expected_score for j in own], dtype=float)
+    judged = read(replace(a, read="mean") if a.read == "majority" else a, judgments)
+    values = np.array([None if j is None else j.expected_score for j in judged], dtype=float)
     accuracy = agreement.pairwise_accuracy(values[::2], values[1::2], [c.preference for c in items], **options)
     both = options["group"] and [name for name in options["group"] for _ in "AB"]
     return {"accuracy": accuracy, "parse_rate": intervals.mean(np.isfinite(values), **(options | {"group": both}))}
 
 
-def compared(own: Judged, items: Sequence[Comparison], options: dict) -> dict[str, Interval]:
+def compared(judged: Judged, items: Sequence[Comparison], options: dict) -> dict[str, Interval]:
     """Both orders of each item: accuracy in each, how often they agree (two equal verdicts), and `position_bias`, how
     much more often the first response is preferred than the second: 0 is no bias, 1 is always the first."""
     if unknown := next((c.id for c in items if c.gold is None), None):
         raise ValueError(f"comparison {unknown} has no gold preference to hold a verdict against; remove it")
-    said = np.array([(j and j.preference) or "" for j in own], dtype=object).reshape(-1, 2)  # as given, swapped
+    said = np.array([(j and j.preference) or "" for j in judged], dtype=object).reshape(-1, 2)  # as given, swapped
     meant = np.array([(a, OTHER_WAY.get(b, "")) for a, b in said])  # both in the given order
     credit = np.where(meant == [[c.gold] for c in items], 1.0, np.where(meant == "tie", 0.5, 0.0))
     values = {
@@ -235,9 +236,9 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
     rows = []
     for split, items in splits.items():
         for name, values in data.baselines(train, items) if items and isinstance(items[0], Example) else ():
-            found = _agreement(items, np.array(values), dict(n_boot=n_boot, group=groups(items)))
+            metrics = _agreement(items, np.array(values), dict(n_boot=n_boot, group=groups(items)))
             base = dict(arm=name, split=split, seed=seed, iteration=0, protocol="no judge; see srlib.data.baselines")
-            rows += as_rows(base, found)
+            rows += as_rows(base, metrics)
     return rows
 
 
@@ -250,10 +251,10 @@ def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[st
         pairs = [(e.cluster, a, b) for e in rated for a, b in itertools.permutations(e.ratings, 2)]
         if rated:
             questions, one, other = zip(*pairs, strict=True)
-            found = agreement.measure(one, other, n_boot=n_boot, group=questions)
-            found = {name: interval._replace(n=len(rated)) for name, interval in found.items()}
-            how = f"one annotator's rating against another's, {len(pairs) // 2} pairs; resampled by question"
-            rows += as_rows(dict(arm="annotators", split=split, seed=seed, iteration=0, protocol=how), found)
+            metrics = agreement.measure(one, other, n_boot=n_boot, group=questions)
+            metrics = {name: interval._replace(n=len(rated)) for name, interval in metrics.items()}
+            words = f"one annotator's rating against another's, {len(pairs) // 2} pairs; resampled by question"
+            rows += as_rows(dict(arm="annotators", split=split, seed=seed, iteration=0, protocol=words), metrics)
     return rows
 
 
@@ -261,14 +262,14 @@ def protocol(a: Arm, split: str, draw: Options) -> str:
     """How a number came about, in words."""
     top_p = f", top_p={draw['top_p']:g}" if draw.get("top_p", 1) < 1 else ""
     draws = f"{draw['n']} draws at T={draw['temperature']:g}{top_p}"
-    how = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
-    how = how.get(a.read, f"{a.read} of {draws}")
+    reading = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
+    reading = reading.get(a.read, f"{a.read} of {draws}")
     if a.prompting == "verdict_only":
-        how = "the likeliest verdict after a prompt that asks for it alone"
+        reading = "the likeliest verdict after a prompt that asks for it alone"
     if split == COMPARED:
-        return f"both orders, {how}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
+        return f"both orders, {reading}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":
         value = "expected score" if a.read in ("greedy", "likelihood") else "mean or median of the draws"
-        return f"pointwise on both responses, {how}; compares the {value}; tie 0.5, no score 0"
+        return f"pointwise on both responses, {reading}; compares the {value}; tie 0.5, no score 0"
     rounded = "; accuracies of the nearest score of the scale" if a.read in ("mean", "median") else ""
-    return f"pointwise, {how}, parsed score; no score counts as wrong{rounded}"
+    return f"pointwise, {reading}, parsed score; no score counts as wrong{rounded}"

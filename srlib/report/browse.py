@@ -44,8 +44,8 @@ def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
             score, failure = (None, "no_verdict") if j is None else (j.score, j.failure)
             row["judged"][name] = dict(score=score, failure=failure, text=text, right=is_right)
     about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=arms.arm(n).plain) for n in judged]
-    found = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
-    return found | {"pairs": _pairs(run, cfg.iterations)} if judged else {}
+    view = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
+    return view | {"pairs": _pairs(run, cfg.iterations)} if judged else {}
 
 
 def _shown(item: Item) -> dict[str, Any]:
@@ -65,12 +65,12 @@ def _pairs(run: Path, iterations: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_viewer(path: Path, found: Mapping[str, Any]) -> None:
+def write_viewer(path: Path, view: Mapping[str, Any]) -> None:
     """Write judgments.html. Its content policy allows its own script, by hash, and no request."""
     script = Path(__file__).with_name("viewer.js").read_text()
-    data = json.dumps({name: value for name, value in found.items() if name != "groups"}).replace("<", "\\u003c")
+    data = json.dumps({name: value for name, value in view.items() if name != "groups"}).replace("<", "\\u003c")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    files.write_text(path, page("viewer.html", run=found["run"], script=script, data=data, hash=allowed))
+    files.write_text(path, page("viewer.html", run=view["run"], script=script, data=data, hash=allowed))
 
 
 def page(template: str, **values: Any) -> str:

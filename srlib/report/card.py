@@ -14,12 +14,12 @@ from srlib.run import stages
 ELSEWHERE = ("run_dir", "workers", "wandb", "endpoint", "alarm_", "stop_on", "diagnose")  # of a run, not of its judge
 
 
-def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, gate: Any) -> ModelCard:
-    """README.md of the judge of a run, exported as `how`; `info` is its judge.json, `gate` how near the export is."""
+def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], form: str, gate: Any) -> ModelCard:
+    """README.md of the judge of a run, exported as `form`; `info` is its judge.json, `gate` how near the export is."""
     base, fields = str(info.get("base", cfg.model)), config.FIELDS
     local = next((path for path in (Path(base).expanduser(), config.project_root() / base) if path.is_dir()), None)
     licence, on_hub = licence_of(local or base), local is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base)
-    front = dict(license=licence or "other", library_name="peft" if how == "adapter" else "transformers")
+    front = dict(license=licence or "other", library_name="peft" if form == "adapter" else "transformers")
     front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])
     stage = stages.manifest(run / "judge").get("stage", "unknown")
     data = stages.manifest(run / "data").get("facts", {})
@@ -28,7 +28,7 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], how: str, g
         ModelCardData(base_model=base if on_hub else None, **front),
         template_path=str(Path(__file__).with_name("card.md")),
         **dict(base=_cell(base), data=_cell(cfg.data or "world"), run=_cell(run.resolve().name), licence=licence),
-        **dict(how=how, gate=gate, arm=stage.replace("dpo_", "sre_"), best=cfg.keep == "best"),
+        **dict(form=form, gate=gate, arm=stage.replace("dpo_", "sre_"), best=cfg.keep == "best"),
         counts={**data.get("rows", {}), "pairwise": data.get("pairwise", 0)},
         recipe=[(name, _cell(value), _cell(fields[name].description)) for name, value in changed],
         results=files.read_json(path) if (path := run / "results.json").is_file() else [],

@@ -33,25 +33,25 @@ class GateError(SrlibError):
     exit_status = 1
 
 
-def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
-    """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `how` is
+def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
+    """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `form` is
     adapter or merged, by default as the run keeps it. Raises SrlibError before anything is written, and GateError,
     which leaves nothing at `to`: `export(Path("runs/tiny"), Path("my-judge"), "merged")`."""
     judge, to = run / "judge", to.expanduser().resolve()
     if not judge.is_dir() or not (run / "params.yaml").is_file():
         raise SrlibError(f"{run}: holds no judge; give the directory of a finished run, such as runs/tiny")
     cfg = config.load(run / "params.yaml")
-    how = how or ("adapter" if models.base_of(judge) else "merged")
-    _check(judge, cfg, to, how, push)
+    form = form or ("adapter" if models.base_of(judge) else "merged")
+    _check(judge, cfg, to, form, push)
     info, items = models.judge_info(judge), gate_items(run)
     weights = dict(quantization=cfg.quantization, quant_type=cfg.quant_type, dtype=cfg.dtype)
     before = judged(models.load(judge, **weights), items, info)
     with files.writing(to), tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
-        write(judge, partial := Path(folder) / to.name, how, **weights)
-        how_loaded = weights if how == "adapter" else {"dtype": cfg.dtype}
-        gate = compare(before, judged(models.load(partial, **how_loaded), items, info, before))
-        files.write_json(partial / "export.json", {"format": how, **gate._asdict()})
-        files.write_text(partial / "README.md", str(card.card(run, cfg, info, how, gate)))
+        write(judge, partial := Path(folder) / to.name, form, **weights)
+        loading = weights if form == "adapter" else {"dtype": cfg.dtype}
+        gate = compare(before, judged(models.load(partial, **loading), items, info, before))
+        files.write_json(partial / "export.json", {"format": form, **gate._asdict()})
+        files.write_text(partial / "README.md", str(card.card(run, cfg, info, form, gate)))
         shutil.rmtree(to, ignore_errors=True)  # it was empty
         partial.rename(to)
     if push:
@@ -59,7 +59,7 @@ def export(run: Path, to: Path, how: str = "", push: str = "") -> Gate:
     return gate
 
 
-def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -> None:
+def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) -> None:
     run, now = judge.parent, cfg.model_dump(mode="json", exclude={"arm", "iteration"})
     trained, last = tables.parameters(run, "judge")[1], stages.manifest(run / stage.kept(run, cfg))
     differ = [f"{name} {value} -> {now[name]}" for name, value in trained.items() if now.get(name, value) != value]
@@ -68,22 +68,22 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, how: str, push: str) -
     for holds, problem in [
         (differ, f"{judge} was made with other parameters ({', '.join(differ)}); run it to its end first"),
         (last not in ({}, stages.manifest(judge)), f"{run} has a newer judge than {judge}; run it to its end first"),
-        (how not in ("adapter", "merged"), f"--format {how!r} is not one of adapter, merged"),
+        (form not in ("adapter", "merged"), f"--format {form!r} is not one of adapter, merged"),
         (not free, f"{to}: is there already; name a new directory, or delete it"),
         (not to.parent.is_dir(), f"{to}: its folder does not exist; make the folder first, or name another"),
         (to.is_relative_to(judge.resolve()), f"{to}: lies inside the judge that is exported; name another directory"),
-        (how == "adapter" and base is None, "this run keeps no adapter: export it as merged"),
+        (form == "adapter" and base is None, "this run keeps no adapter: export it as merged"),
         (push and push.count("/") != 1, f"--push {push!r}: write ORG/NAME"),
         (push and not token, "--push needs a token that may write: set HF_TOKEN in the environment, and only there"),
-        (push and how == "adapter" and local, "nobody else has the base of this adapter: push it merged"),
+        (push and form == "adapter" and local, "nobody else has the base of this adapter: push it merged"),
     ]:
         if holds:
             raise SrlibError(problem)
 
 
-def write(judge: Path, out: Path, how: str, quantization: str, quant_type: str, dtype: str) -> None:
+def write(judge: Path, out: Path, form: str, quantization: str, quant_type: str, dtype: str) -> None:
     """The judge's files in one of the formats; merged are the weights that it computes with, rounded once, at the end."""
-    if how == "adapter":
+    if form == "adapter":
         with files.writing(out):
             shutil.copytree(judge, out, ignore=shutil.ignore_patterns("manifest.json", "train.json", "alarms.json"))
         return

@@ -32,22 +32,22 @@ def write_report(run: Path) -> Path:
         current = [p for p in notebooks[::-1] if p.stem in ("eval", "diagnose") and not stages.outdated(run, p.stem)]
         body = "".join(map(_rendered, current))
         body, head = re.sub(r"(?s)<table\b.*?</table>|<img\b[^>]*>", SCROLLS, body), None
-        if (run / "params.yaml").exists() and (found := browse.judgments(run, cfg := config.load(run / "params.yaml"))):
-            browse.write_viewer(run / "judgments.html", found)
-            head = _head(run, cfg, found)
+        if (run / "params.yaml").exists() and (view := browse.judgments(run, cfg := config.load(run / "params.yaml"))):
+            browse.write_viewer(run / "judgments.html", view)
+            head = _head(run, cfg, view)
         names = dict(title=run.resolve().name, notebooks=[path.name for path in notebooks])
         files.write_text(report, browse.page("report.html", body=body, head=head, **names))
     return report
 
 
-def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[str, Any]:
+def _head(run: Path, cfg: config.Parameters, view: Mapping[str, Any]) -> dict[str, Any]:
     """What the first screen of report.html says: the last judge against the others, item by item, and where it comes from."""
-    names, items, root = [of["name"] for of in found["arms"]], found["items"], config.project_root()
+    names, items, root = [of["name"] for of in view["arms"]], view["items"], config.project_root()
     chain = [name for name in names if arm(name).plain and (name == "sft" or arm(name).iteration)]
     last, right = [*names, *chain][-1], {name: [row["judged"][name]["right"] for row in items] for name in names}
     pairs = [(last, "sft"), (last, "base"), (CEILING, "sft"), ("base", "sft")]
     pairs = [pair for pair in pairs if right.keys() >= {*pair} and pair[0] != pair[1]]
-    better = {(a, b): comparison.paired_difference(right[a], right[b], group=found["groups"]) for a, b in pairs}
+    better = {(a, b): comparison.paired_difference(right[a], right[b], group=view["groups"]) for a, b in pairs}
     commit, describe = "unknown, no git repository", ["describe", "--always", "--dirty=, with changes", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         told = subprocess.run(["git", "-C", str(root), *describe], capture_output=True, text=True, check=True)
@@ -55,10 +55,10 @@ def _head(run: Path, cfg: config.Parameters, found: Mapping[str, Any]) -> dict[s
     facts = dict(cfg=cfg, model=shown(cfg.model), commit=commit, path=os.path.relpath(run, root))
     facts |= {stage: stages.manifest(run / stage) for stage in ("data", "eval")} | dict(source=shown(cfg.data))
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
-    main = [of for of in found["arms"] if of["name"] in ("base", "sft", last, CEILING)]
+    main = [of for of in view["arms"] if of["name"] in ("base", "sft", last, CEILING)]
     ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # picked by nobody
     facts |= dict(last=last, rounds=arm(last).iteration, ceiling=CEILING, better=better, rows=rows, main=main, ten=ten)
-    return found | facts
+    return view | facts
 
 
 def _rendered(path: Path) -> str:

@@ -102,9 +102,9 @@ def comparison_dir(run_dirs: Sequence[Path | str], out_dir: Path | str | None = 
 def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
     """Name of a setting, `"margin=1"`, -> seed -> run directory. The name holds what differs; the only setting has none."""
     settings: dict[str, tuple[dict, dict, dict]] = {}
-    found = {path: parameters(path) for path in paths}
-    anywhere = {name for values, _ in found.values() for name in values}
-    for path, (values, shown) in found.items():
+    by_run = {path: parameters(path) for path in paths}
+    anywhere = {name for values, _ in by_run.values() for name in values}
+    for path, (values, shown) in by_run.items():
         if (recorded := path / "params.yaml").exists():  # a run without pairs has no DPO, and yet a beta
             asked = config.load(recorded).model_dump(mode="json")
             values |= {name: asked[name] for name in (anywhere & asked.keys()) - values.keys()}

@@ -117,17 +117,17 @@ class Process:
         task, gpus, parts = self.task, self.gpus, [self.task]
         self.group = self.place.room(task.threads, min(gpus, 1)) if task.draws else None
         if self.group is None:
-            how = dict(num_cpus=task.threads * task.processes, num_gpus=gpus, max_retries=RETRIES)
+            options = dict(num_cpus=task.threads * task.processes, num_gpus=gpus, max_retries=RETRIES)
         else:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Within
 
-            how = dict(num_cpus=task.threads, num_gpus=min(gpus, 1), scheduling_strategy=Within(self.group))
+            options = dict(num_cpus=task.threads, num_gpus=min(gpus, 1), scheduling_strategy=Within(self.group))
             n, launch = self.group.bundle_count, uuid.uuid4().hex
             for k in range(n):
                 said = {"TORCHELASTIC_RUN_ID": launch, "RANK": str(k), "WORLD_SIZE": str(n)}  # as torchrun says it
                 log = task.log.with_suffix(f".{k}.txt") if k else task.log
                 parts[k:] = [task._replace(environment=task.environment | said, log=log, processes=1)]
-        run = self.place.ray.remote(**{"max_calls": 1, "max_retries": 0, "name": str(task.log)} | how)(_execute)
+        run = self.place.ray.remote(**{"max_calls": 1, "max_retries": 0, "name": str(task.log)} | options)(_execute)
         self.refs = [run.remote(part) for part in parts]
         self.place.refs += self.refs
 

@@ -85,8 +85,8 @@ def _lengths(items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, note
     answers = [prompts.completion(item.rationale, item.gold) for item in items]
     texts = [prompts.prompt_text(tokenizer, e, cfg.template) + text for e, text in zip(items, answers, strict=True)]
     whole, ids = (tokenizer(some)["input_ids"] if items else [] for some in (texts, answers))
-    longer = [len(own) + 1 for own in whole if len(own) >= cfg.max_length]  # the end-of-sequence token
-    if cut := sum(len(own) >= cfg.max_new_tokens for own in ids):
+    longer = [len(tokens) + 1 for tokens in whole if len(tokens) >= cfg.max_length]  # the end-of-sequence token
+    if cut := sum(len(tokens) >= cfg.max_new_tokens for tokens in ids):
         text = f"{cut} of {len(items)} gold judgments have more than max_new_tokens ({cfg.max_new_tokens}), and a judge that"
         notes.append(f"{text} learns to write so much is cut off: set -p max_new_tokens={max(map(len, ids)) + 1}")
     if not longer:

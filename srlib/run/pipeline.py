@@ -128,8 +128,8 @@ def run_all(
     console = console or Console(highlight=False)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}
-    how = (workers, force, bars, place, len(runs) > 1)
-    going = {path: _steps(cfg, path.resolve(), *how) for path, cfg in runs.items()}
+    options = (workers, force, bars, place, len(runs) > 1)
+    going = {path: _steps(cfg, path.resolve(), *options) for path, cfg in runs.items()}
     try:
         with bars:
             while len(done) < len(going):

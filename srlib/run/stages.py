@@ -123,14 +123,14 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
 def outdated(run: Path, name: str) -> tuple[str, str] | None:
     """Whether a directory of a run, `"eval"`, or one behind it was computed from something that has been replaced since:
     (directory, input), `("judges/sre_1", "pairs/1")`, or None. An input that was deleted is not replaced."""
-    queue, found = [name], None
+    queue, older = [name], None
     for reader in queue:  # it grows by all that is behind the directory
         parts = manifest(run / reader).get("parts", {})
         for source in [part.removeprefix("input ") for part in parts if part.startswith("input ")]:
             read = parts[f"input {source}"]
-            found = (reader, source) if manifest(run / source).get("content", read) != read else found
+            older = (reader, source) if manifest(run / source).get("content", read) != read else older
             queue += [] if source in queue else [source]
-    return found
+    return older
 
 
 def check_strategy(strategy: str) -> None:

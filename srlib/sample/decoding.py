@@ -141,9 +141,9 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
     single = [[ids[0] for ids in rest] if all(len(ids) == 1 for ids in rest) else [] for rest in verdicts]
     watch = sorted({token for tokens in single for token in tokens})
     ends = [token for token in np.ravel(model.generation_config.eos_token_id) if token is not None]  # often several
-    how = dict(eos=tokenizer.eos_token_id, ends=ends, max_new_tokens=s.max_new_tokens, watch=watch, draws=draws)
-    how |= dict(temperature=s.temperature, top_p=s.top_p)
-    drawn = decode(model, [ids for _, ids in batch], [p for p, _, _ in wanted], **how)
+    settings = dict(eos=tokenizer.eos_token_id, ends=ends, max_new_tokens=s.max_new_tokens, watch=watch, draws=draws)
+    settings |= dict(temperature=s.temperature, top_p=s.top_p)
+    drawn = decode(model, [ids for _, ids in batch], [p for p, _, _ in wanted], **settings)
     for (p, item, i), draw in zip(wanted, drawn, strict=True):
         text, n = tokenizer.decode(draw.token_ids, skip_special_tokens=True), len(draw.token_ids)
         facts = dict(tokens=n, prompt_tokens=len(batch[p][1]), logprob=round(draw.logprob, 6))
@@ -205,7 +205,7 @@ def score_candidates(model: Any, contexts: Prompts, continuations: Sequence[Prom
 def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, list[int], str]]) -> list[dict]:
     """Probability of each verdict after an item's prompt (token ids) and a rationale, as fields of a judgment
     (arXiv 2312.09300): `[(example, ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
-    found, starts, verdicts = [], [], 0
+    fields, starts, verdicts = [], [], 0
     for i, (item, _, _) in enumerate(asked):
         verdicts += len(item.verdicts)
         if not starts or i - starts[-1] == BATCH or verdicts > CANDIDATES:
@@ -215,8 +215,8 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
         contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(batch, written, strict=True)]
         ended = [[[*ids, tokenizer.eos_token_id] for ids in rest] for _, rest in written]  # or 2 would begin 2.25
         logprobs = score_candidates(model, contexts, ended)
-        found += [verdict_fields(item, values) for (item, _, _), values in zip(batch, logprobs, strict=True)]
-    return found
+        fields += [verdict_fields(item, values) for (item, _, _), values in zip(batch, logprobs, strict=True)]
+    return fields
 
 
 def verdicts(

@@ -58,9 +58,9 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
     if out is None or wanted.keys() <= have.keys():
         k, together = 0, 1  # there is nothing to share
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "")  # a process of an earlier one, thought dead, may still write
-    own = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
+    target = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
     for path in parts(out):
-        if path == own or f".{launch}." not in path.name or together == 1:  # which the others write now
+        if path == target or f".{launch}." not in path.name or together == 1:  # which the others write now
             have |= _read(path)
     work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
     missing = sum(len(indices) for _, indices in work)
@@ -68,8 +68,8 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
         bar.update(len(items) * n - missing)
         for rows in source(work, k, together) if missing else ():
             new = {(row.example_id, row.index): row for row in rows if (row.example_id, row.index) not in have}
-            if own is not None and new:
-                files.append_rows(own, list(new.values()))
+            if target is not None and new:
+                files.append_rows(target, list(new.values()))
             have |= new
             bar.update(len(new) * together)
 
@@ -102,8 +102,8 @@ def parts(out: Path | None) -> list[Path]:
 def tokens_of(*made: Sequence[Judgment]) -> dict[str, int | None]:
     """Tokens of some passes of judgments, as a stage records them: `{"prompt_tokens": 90, "drawn_tokens": 50}`. A pass reads each
     prompt once; None if a server did not count."""
-    read = sum(sum({j.example_id: j.prompt_tokens for j in own}.values()) for own in made)
-    written = sum(j.tokens for own in made for j in own)
+    read = sum(sum({j.example_id: j.prompt_tokens for j in several}.values()) for several in made)
+    written = sum(j.tokens for several in made for j in several)
     return {"prompt_tokens": read if read or not any(made) else None, "drawn_tokens": written}
 
 

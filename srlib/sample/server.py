@@ -193,12 +193,12 @@ def server_judgments(
     left out, and `server.unfinished` says why. Raises DrawsError if they are more than `server.left_out` allows, or if
     the server is gone: `out` keeps what was drawn, so the same command resumes."""
     s, unfinished = Sampling(**sampling), {}
-    found = collect(lambda work, *_: server.draw(work, s, unfinished), items, s.n, out, desc)
+    rows = collect(lambda work, *_: server.draw(work, s, unfinished), items, s.n, out, desc)
     server.unfinished = unfinished
     if len(unfinished) > server.left_out * len(items):
         count = f"{len(unfinished)} of {len(items)} prompts"
         raise DrawsError(f"{count} lack judgments; the same command asks for these alone ({server.summary()})")
-    complete = [row for row in found if row.example_id not in unfinished]
+    complete = [row for row in rows if row.example_id not in unfinished]
     if unfinished and out is not None:
         files.write_rows(out, complete)
     return complete

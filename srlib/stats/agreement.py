@@ -34,17 +34,17 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
             "mae": counts[:, scored] @ np.abs(x - y)[scored] / counts[:, scored].sum(1),
         }
     n = int(kept.sum())
-    found = {name: intervals.interval(v, n if name == "mae" else len(gold), units) for name, v in values.items()}
+    metrics = {name: intervals.interval(v, n if name == "mae" else len(gold), units) for name, v in values.items()}
     names = ("pearson", "spearman", "kendall", "qwk")
     if not n:
-        return found | dict.fromkeys(names, Interval())
+        return metrics | dict.fromkeys(names, Interval())
     # Items without a score are no evidence of how scores go together, so they are no jackknife units either.
     members = intervals.pick(group, np.flatnonzero(kept))
     cells, counts, units = intervals.resample(outcome[kept], 1, 0, members, jackknife=True)
     tables, of = np.unique(np.delete(counts, 1, axis=0), axis=0, return_inverse=True)  # the data, and without each unit
     some = [_correlations(*(np.repeat(v, t.astype(int)) for v in (cells.real, cells.imag))) for t in tables]
     values = np.transpose(some)[:, of.ravel()]
-    return found | {name: intervals.on_z_scale(v, n, units) for name, v in zip(names, values, strict=True)}
+    return metrics | {name: intervals.on_z_scale(v, n, units) for name, v in zip(names, values, strict=True)}
 
 
 def _correlations(x: Floats, y: Floats) -> tuple[float, float, float, float]:

@@ -22,10 +22,10 @@ class Difference(NamedTuple):
 
 def differences(arm: Array, others: Mapping[str, Array], group: Keys = None, **options: Any) -> dict[str, Difference]:
     """Per-item values (n,) of one arm, such as 0 and 1, against those of each other; options of `intervals.mean`."""
-    found = {name: paired_difference(arm, other, group=group, **options) for name, other in others.items()}
+    deltas = {name: paired_difference(arm, other, group=group, **options) for name, other in others.items()}
     p = [permutation_test(arm, other, group=group) for other in others.values()]
-    detectable = [0.714 * (d.high - d.low) or NAN for d in found.values()]  # (1.96 + 0.84) of 2 * 1.96 standard errors
-    rows = zip(found, found.values(), p, holm(p).tolist(), detectable, strict=True)
+    detectable = [0.714 * (d.high - d.low) or NAN for d in deltas.values()]  # (1.96 + 0.84) of 2 * 1.96 standard errors
+    rows = zip(deltas, deltas.values(), p, holm(p).tolist(), detectable, strict=True)
     return {name: Difference(*interval, *rest) for name, interval, *rest in rows}
 
 

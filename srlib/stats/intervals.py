@@ -125,12 +125,12 @@ def on_z_scale(values: Floats, n: int, units: Floats) -> Interval:
 def columns(missing: Collection[str] = (), **arrays: Array) -> list[Floats]:
     """The arrays as floats, None as NaN: `a, b = columns(a=[1, 2], b=[3, 4])`. Raises ValueError naming the first value
     that is infinite, or NaN unless its name is in `missing`, and arrays of different lengths."""
-    found = {name: np.array(values, dtype=float) for name, values in arrays.items()}
-    for name, array in found.items():
+    checked = {name: np.array(values, dtype=float) for name, values in arrays.items()}
+    for name, array in checked.items():
         bad = np.argwhere(np.isinf(array) | (np.isnan(array) & (name not in missing)))
         if len(bad):
             at, hint = ", ".join(map(str, bad[0])), " or NaN" * (name in missing)
             raise ValueError(f"{name}[{at}] is {array[*bad[0]]}; it must be a finite number{hint}")
-    if len({len(array) for array in found.values()}) > 1:
-        raise ValueError(", ".join(f"{name} has {len(array)} items" for name, array in found.items()))
-    return list(found.values())
+    if len({len(array) for array in checked.values()}) > 1:
+        raise ValueError(", ".join(f"{name} has {len(array)} items" for name, array in checked.items()))
+    return list(checked.values())

@@ -82,12 +82,12 @@ def of_files(judged: Path | str, labels: Path | str, level: float = 0.95) -> tup
     return debiased_mean([y for y, _ in pairs], [f for _, f in pairs], rest, level), dict(missing)
 
 
-def told(found: Estimate, missing: Mapping[str, int], level: float) -> str:
+def told(estimate: Estimate, missing: Mapping[str, int], level: float) -> str:
     """The estimate in words, as `srlib ppi` prints it."""
-    n, saved = found.mean.n, 1 - found.mean.n / found.effective_n
-    (value, low, high, _), (mean, lowest, highest, _) = found.mean, found.classical
+    n, saved = estimate.mean.n, 1 - estimate.mean.n / estimate.effective_n
+    (value, low, high, _), (mean, lowest, highest, _) = estimate.mean, estimate.classical
     counts = ", ".join(f"{name} {count}" for name, count in sorted(missing.items())) or "none"
-    return f"""labels and judge: {value:.4f} [{low:.4f}, {high:.4f}]  {100 * level:g}%, {n} labels, {found.rows} rows
+    return f"""labels and judge: {value:.4f} [{low:.4f}, {high:.4f}]  {100 * level:g}%, {n} labels, {estimate.rows} rows
 labels alone:     {mean:.4f} [{lowest:.4f}, {highest:.4f}]
-as narrow as {found.effective_n:.0f} labels alone: the judge saves {saved:.0%}; lambda of PPI++ is {found.weight:.3f}
+as narrow as {estimate.effective_n:.0f} labels alone: the judge saves {saved:.0%}; lambda of PPI++ is {estimate.weight:.3f}
 without a score: {counts}; rows count as independent, and as labelled by chance"""
