@@ -33,7 +33,7 @@ def render(notebook: Path, out: Path) -> None:
     commit = subprocess.run(
         ["git", "log", "-1", "--format=%h"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}, code of {commit}: each cell, then its output."
+    read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}; rendered at commit {commit}: each cell, then its output."
     title, _, rest = text.partition("\n")
     figure = re.search(r"^!\[\w+\]\(\S+\)$", text, re.MULTILINE)
     text = "\n\n".join([title, read, *([figure[0]] if figure else []), rest.lstrip()])

@@ -157,6 +157,8 @@ def judge_file(
     done = {"rows": len(records), "scored": scored, "failures": dict(failures), "gold": against_gold(items, judged)}
     done |= {"parse_rate": scored / max(1, len(judged)), "judgments_per_second": (len(judged) - resumed) / seconds}
     warnings = _unlike_validation(model if loaded.server else judge, loaded, items, list(judged.values()))
+    scales = {item.rubric.scale for item in items if isinstance(item, Example) and item.gold is not None}
+    warnings += ["Gold scores have several scales; mae and correlations pool them: read accuracies"] * (len(scales) > 1)
     return done | {"server": loaded.server.summary() if loaded.server else "", "warnings": warnings}
 
 

@@ -110,7 +110,7 @@ class Rubric(Row):
 
 
 class _ItemFields(Row):
-    """Fields that Example and Comparison share. `meta` keeps other columns; few of its names say something to srlib."""
+    """Fields that Example and Comparison share. `meta` is the row's own object; few of its names say something to srlib."""
 
     id: str = Field(min_length=1)
     instruction: Text
@@ -139,8 +139,8 @@ class _ItemFields(Row):
     def ratings(self) -> list[Verdict]:
         """The verdicts of several annotators, meta["ratings"]; [] if these are not two or more possible verdicts."""
         given = self.meta.get("ratings")
-        several = isinstance(given, list) and len(given) > 1
-        return given if several and all(type(v) is not bool and v in self.verdicts for v in given) else []
+        given = [rounded(v) if isinstance(v, float) else v for v in given] if isinstance(given, list) else []
+        return given if len(given) > 1 and all(type(v) is not bool and v in self.verdicts for v in given) else []
 
     @property
     def annotated(self) -> list[tuple[Verdict, str | None]]:

@@ -438,6 +438,8 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
         for name in ("validation", "test"):
             inside = {e.cluster for e in loaded.splits[name]}
             assert not inside & {e.cluster for e in loaded.splits["train"]}
+    spelled = [row | {"Polite ": 2, "CLEAR": 1} for row in rows[:1]]
+    assert [(e.id, e.score) for e in read(path, spelled, rubric=file)] == [("0#polite", 2), ("0#clear", 1)]
     told = [row | {"rationale": json.dumps({"clear": "So."})} for row in nested[:1]]
     assert [e.rationale for e in read(path, told, rubric=file, training=True)] == [None, "So."]
     assert [e.id for e in read(path, rows[:1], rubric=file)] == ["0#polite", "0#clear"], "every dimension is judged"
@@ -510,6 +512,9 @@ def test_comparisons_that_follow_their_examples_to_a_carved_split_are_kept(tmp_p
 
 
 def test_a_row_has_the_rationale_of_an_annotator_with_its_score():
+    assert convert(OURS | {"orig_id": "7", "orig_score": 1}, training=True) == convert(OURS, training=True), (
+        "a column of somebody's own makes no Feedback Collection"
+    )
     said = {"ratings": [2, 3], "rationales": ["Somewhat cold.", "Warm enough."]}
     assert convert(OURS | {"meta": said}, training=True).rationale == "Warm enough."
     assert convert(OURS | {"meta": said | {"ratings": [1, 2]}}, training=True).rationale == "Somewhat cold.", (

@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch):
 def go(root, *overrides, **options):
     """Run the pipeline; returns [(stage, status, reason), ...] and what was printed."""
     console = Console(file=io.StringIO(), width=200, highlight=False)
-    jobs = pipeline.run(config.load(None, overrides), root / "runs" / "t", console=console, **options)
+    [jobs] = pipeline.run_all({root / "runs" / "t": config.load(None, overrides)}, console=console, **options)
     return [(job.stage.name, job.status, job.reason) for job in jobs], console.file.getvalue()
 
 
@@ -184,12 +184,12 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     for name in ("data", "judge"):
         files.write_text(mine / name / "graded.csv", "mine")
         with pytest.raises(RunError, match=f"{name}: is there, and no stage has made it; set another run_dir"):
-            pipeline.run(config.load(None, [SHORT]), mine)
+            pipeline.run_all({mine: config.load(None, [SHORT])})
         assert (mine / name / "graded.csv").read_text() == "mine"
         shutil.rmtree(mine / name)
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
-        pipeline.run(config.load(), root / "file" / "r")
+        pipeline.run_all({root / "file" / "r": config.load()})
     (root / "notebooks" / "06_eval.ipynb").unlink()
     with pytest.raises(config.ParamError, match=r"06_eval\.ipynb: cannot be read"):
         go(root, SHORT)

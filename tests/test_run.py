@@ -265,6 +265,17 @@ def test_a_killed_stage_resumes_where_it_was(root):
     assert not (run / "data.partial").exists()
 
 
+def test_what_only_other_arms_read_trains_no_arm_again(tmp_path):
+    def changed(name, *overrides):
+        before, after = (config.load(None, ["sft_mode=merge", *some]) for some in ([], overrides))
+        chosen = next(one for one in stages.of(after) if one.name == name)
+        return stages.parts(chosen, before, tmp_path) != stages.parts(chosen, after, tmp_path)
+
+    assert [changed(name, "dpo_epochs=2") for name in ("sft_pointwise", "sft", "sft_continued")] == [False, False, True]
+    assert [changed(name, "merge_method=ties") for name in ("sft_pointwise", "sft")] == [False, True]
+    assert changed("sft_pointwise", "sft_epochs=7")
+
+
 def test_a_missing_input_names_the_notebook_that_makes_it(root):
     finish("01_data")
     with pytest.raises(RunError, match=r"judges/sft is missing in run notes: run notebook 02, 05 or 13"):

@@ -115,6 +115,27 @@ def test_what_datasets_saved_to_disk(tmp_path):
         read(tmp_path / "one")
 
 
+def test_every_file_of_a_folder_is_read_and_its_name_is_a_hint(tmp_path):
+    rows = judged.feedback(40)
+    parts = {
+        "answers_1.csv": rows[:10],
+        "answers_2_test.csv": rows[10:20],
+        "more/ood.jsonl": rows[20:30],
+        "b.parquet": rows[30:],
+    }
+    (tmp_path / "more").mkdir()
+    for name, some in parts.items():
+        judged.write(tmp_path / name, some)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    judged.write(tmp_path / ".ipynb_checkpoints" / "answers_1-checkpoint.csv", rows)
+    (tmp_path / "README.md").write_text("Graded in May.")
+    files = [path for path, _ in sources._files(tmp_path, "")]
+    assert files == ["answers_1.csv", "answers_2_test.csv", "b.parquet", "more/ood.jsonl"]
+    loaded = data.load(tmp_path, n_validation=1)
+    assert loaded.counts["rows"] == 40
+    assert {"ood": len(loaded.splits["ood"]), "test": len(loaded.splits["test"]) >= 10} == {"ood": 10, "test": True}
+
+
 BROKEN = [
     ("rows.json", b'[{"id": "1"}, {"id": 2', "row 2: malformed JSON"),
     ("rows.json", b'[{"id": "1"}, {"id" 2}]', "row 2: malformed JSON"),

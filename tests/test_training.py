@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 
 pytest.importorskip("torch")
 import torch
+import transformers
 from cells import definition, run_cells
 from hypothesis import given
 from hypothesis import strategies as st
 from offline import tracked
+from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
 from srlib import config, dpo, files, models, prompts, sample, sft
 from srlib.data import world
@@ -143,13 +146,41 @@ def test_a_tie_is_half_wrong_for_a_judge_that_compares():
     assert reward(Comparison(**pair, preference="tie"), "[RESULT] B", True) == 0.5
 
 
+def test_a_loss_that_is_no_number_stops_the_training():
+    progress, state = training.Progress("train sft"), SimpleNamespace(global_step=3)
+    progress.on_log(None, state, None, {"loss": 0.5})
+    progress.on_log(None, state, None, {"train_runtime": 1.0})
+    with pytest.raises(models.ModelError, match="step 3: the loss is nan; lower the learning rate"):
+        progress.on_log(None, state, None, {"loss": math.nan})
+    assert training.arguments(config.load(None, ["dtype=float32"]), batch_size=4)["logging_nan_inf_filter"] is False
+
+
+def test_sft_learns_the_probabilities_that_the_model_gives(tmp_path):
+    """TRL's chunked loss knows no `logits_scaling`; for a model that has one, it is another loss than the model's own."""
+    sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ids = torch.arange(3, 43)[None]
+    for scaling, kind in {8.0: "nll", None: "chunked_nll"}.items():
+        name, own = ("Granite", {"logits_scaling": scaling}) if scaling else ("Llama", {})
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes, **own))
+        model.lm_head.weight.data.mul_(50)
+        assert training.sft_loss(model) == kind
+        right = model(input_ids=ids, labels=ids).loss.item()
+        _patch_chunked_ce_lm_head(model, chunk_size=16)
+        chunked = model(input_ids=ids, labels=ids).loss.item()
+        assert (abs(chunked - right) < 1e-4) == (kind == "chunked_nll"), (chunked, right)
+
+
 def test_grpo_stops_behind_the_step_that_spends_its_tokens():
-    stops, log, control = training.StopsAtBudget(1000, rows=10), [], SimpleNamespace(should_training_stop=False)
+    names = dict(n_rows=10, budget=1000)
+    names["sampled_tokens"] = sampled_tokens = definition("13_grpo", "sampled_tokens", **names)
+    stop, log = definition("13_grpo", "stop_at_budget", **names), []
+    control = SimpleNamespace(should_training_stop=False)
     for length in (40.0, 59.9, 0.1):
         assert not control.should_training_stop
         log.append({"completions/mean_length": length})
-        stops.on_log(None, SimpleNamespace(log_history=[*log, {"train_runtime": 3.0}]), control)
-    assert (control.should_training_stop, training.sampled_tokens(log, 10)) == (True, 1000)
+        stop(None, SimpleNamespace(log_history=[*log, {"train_runtime": 3.0}]), control)
+    assert (control.should_training_stop, sampled_tokens(log)) == (True, 1000)
 
 
 @pytest.mark.slow
@@ -172,10 +203,11 @@ def test_notebook_13_spends_the_tokens_of_the_loop_and_saves_a_judge(tiny, rows,
     )
     monkeypatch.setattr("srlib.run.open_stage", lambda notebook, namespace: stage)
     small = dict(n_samples=4, max_new_tokens=60, grpo_batch_size=2, lora_rank=4, grpo_learning_rate=0.01)
-    log = run_cells("13_grpo", **small)["log"]
+    ran = run_cells("13_grpo", **small)
+    log = ran["log"]
     assert facts["budget"] == sum(j.tokens for j in drawn)
     assert facts["steps"] == len(log) <= 5
-    assert facts["drawn_tokens"] == training.sampled_tokens(log, 8)
+    assert facts["drawn_tokens"] == ran["sampled_tokens"](log)
     assert facts["drawn_tokens"] >= facts["budget"] or len(log) >= 4
     assert all(-1 <= step["reward"] <= 1 for step in log)
     trained = models.load(tmp_path / "grpo")[0].state_dict()

@@ -99,12 +99,13 @@ def score(
     answers = read(questions, judgments)
     note = _note(Path(judgments)) or {"judge": Path(judgments).name, "sampling": dict.fromkeys(GREEDY, "unknown")}
     given = [answer for by_order in answers.values() for answer in by_order.values()]
+    orders = {answer.order for answer in given if answer.verdict or answer.order in ("AB", "BA")}
     references = [next(iter(q.items.values())).reference_answer is not None for q in questions if q.items]
     method = {
-        "mode": "pairwise or more" if any(answer.verdict for answer in given) else "pointwise",
+        "mode": "pairwise or more" if orders else "pointwise",
         "reference": f"in {sum(references)} of {len(references)} items",
         **note["sampling"],
-        "orders": ("one response at a time", "one", "both")[len({answer.order for answer in given} & {"AB", "BA"})],
+        "orders": ("not said", "one", "both")[len(orders - {""})] if orders else "one response at a time",
         "ties": benchmark.ties,
         "parse_failures": benchmark.failures,
         "interval": INTERVAL,

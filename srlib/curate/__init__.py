@@ -257,10 +257,11 @@ def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduc
     for pair in (pair for pair in curated.pairs if pair.id in kind_of):
         new = {"kind": kind_of[pair.id]}
         if new["kind"] == "verdict":
-            new["chosen"] = prompts.completion(None, pair.chosen_score)
-            new["rejected"] = prompts.completion(None, pair.rejected_score)
+            both = (prompts.completion(None, score) for score in (pair.chosen_score, pair.rejected_score))
+            new |= dict(zip(("chosen", "rejected"), both, strict=True))
         elif new["kind"] == "deduction":
-            new |= dict(chosen=about[pair.id].response, rejected=deduced[pair.id], rationale=about[pair.id].rationale)
+            e = about[pair.id]
+            new |= dict(chosen=e.response.strip(), rejected=deduced[pair.id], rationale=e.rationale)
         kept.append(pair.model_copy(update=new))
     left = {pair.example_id for pair in curated.pairs} - {pair.example_id for pair in kept}
     return replace(curated, pairs=kept, reasons=curated.reasons | dict.fromkeys(left, "mix"))

@@ -76,7 +76,7 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     cells = (_object(row.get(c), f"{where}: field {c}") for c in map(match.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
-        scores = scores or {name: row.get(name) for name in shared if name in match.present}
+        scores = scores or {n: row.get(c) for n in shared for c in match.present if fields.plain(c) == fields.plain(n)}
         scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}

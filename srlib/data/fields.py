@@ -58,7 +58,7 @@ def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), s
     the user's map. Without `synonyms`, only columns with exactly our names hold fields."""
     present = tuple(c for c in header or row if c != "input" or row.get(c))  # often empty, beside `instruction`
     texts = "\n".join(str(row.get(c)) for c in ("instruction", "output"))
-    collection = any(column.startswith("orig_") for column in row)
+    collection = not {"orig_instruction", "orig_criteria"}.isdisjoint(row)
     ended = "[RESULT]" in texts and "score" not in row
     is_prompt = "output" in row and (ended or f"###{HEADINGS['instruction']}" in texts)
     if is_prompt and not (collection or given or {"response", "response_a", "rubric"} & row.keys()):
@@ -71,7 +71,7 @@ def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collect
     columns, doubtful = dict(given), {}
     free = [name for name in present if name not in columns.values()]
     for field, name in (COLLECTIONS if collection else FIELDS).items():
-        fitting = [column for column in free if synonyms and _plain(column) in _spellings(field)]
+        fitting = [column for column in free if synonyms and plain(column) in _spellings(field)]
         if name in free and not (field == "instruction" and "input" in fitting):  # which Alpaca's `input` completes
             fitting = [name]
         if fitting and field not in columns:
@@ -88,7 +88,7 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
     doubtful = {field: names for field, names in match.doubtful.items() if field in (*fields, *OTHERS)}
     if not missing and not doubtful:
         return
-    unused = {_plain(column): column for column in match.present if column not in match.columns.values()}
+    unused = {plain(column): column for column in match.present if column not in match.columns.values()}
     named = {**match.given, **{field: names[0] for field, names in doubtful.items()}}
     for field in (field for field in missing if field != "rubric"):
         near = [name for text in _spellings(field) for name in difflib.get_close_matches(text, unused, n=1)]
@@ -103,8 +103,9 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
 
 
 def _spellings(field: str) -> list[str]:
-    return [_plain(text) for text in [field, *_TABLES["synonyms"].get(field, "").split()]]
+    return [plain(text) for text in [field, *_TABLES["synonyms"].get(field, "").split()]]
 
 
-def _plain(name: str) -> str:
+@lru_cache(maxsize=4096)
+def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()

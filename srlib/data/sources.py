@@ -62,14 +62,19 @@ def dialects(source: str | Path, revision: str = "") -> list[str]:
 
 
 def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
-    """(split, file) of a source; the split is "" unless there are several. Those of a folder are as save_to_disk wrote it, by
-    the `configs` of its README, or else by file names, as on the hub."""
+    """(split, file) of a source; the split is "" unless there are several. Of a folder it is as save_to_disk wrote it, by the
+    `configs` of its README, or else the name of the file; of a hub set without any, as `datasets` guesses it."""
     folder = fetch(str(source), revision) if is_hub_id(source) else Path(source).expanduser()
     if not folder.is_dir() or (folder / "state.json").is_file():
         return [("", folder)]
     if (folder / "dataset_dict.json").is_file():
         names = files.read_json(folder / "dataset_dict.json")["splits"]
         return [(name if len(names) > 1 else "", folder / name) for name in names]
+    readme = folder / "README.md"
+    if not is_hub_id(source) and not (readme.is_file() and "configs:" in readme.read_text("utf-8", "replace")):
+        names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.name.lower().endswith(FORMATS)]
+        if names := [name for name in names if not re.search(r"(^|/)(\.|dataset_info)", name.as_posix())]:
+            return [(name.as_posix() if len(names) > 1 else "", folder / name) for name in names]
     from datasets import load_dataset_builder
 
     try:

@@ -244,7 +244,7 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
 
 def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[str, Any]]:
     """Rows of how well annotators agree with each other, as the arm `annotators`: each rating of an item (meta["ratings"])
-    against each other one, resampled by question. About as much as a judge can reach on these labels."""
+    against each other one, resampled by question. Judges meet the majority, with which one rating agrees more often."""
     rows = []
     for split, items in splits.items():
         rated = [e for e in items if isinstance(e, Example) and e.ratings]
@@ -263,13 +263,13 @@ def protocol(a: Arm, split: str, draw: Options) -> str:
     top_p = f", top_p={draw['top_p']:g}" if draw.get("top_p", 1) < 1 else ""
     draws = f"{draw['n']} draws at T={draw['temperature']:g}{top_p}"
     reading = {"greedy": "greedy", "likelihood": f"best of {draws} by mean token log-probability"}
-    reading = reading.get(a.read, f"{a.read} of {draws}")
+    reading = reading.get(a.read, f"{'majority' if split == COMPARED else a.read} of {draws}")
     if a.prompting == "verdict_only":
         reading = "the likeliest verdict after a prompt that asks for it alone"
     if split == COMPARED:
         return f"both orders, {reading}; tie 0.5, no verdict 0; position_bias: excess of preferences for the first response"
     if split == "pairwise":
-        value = "expected score" if a.read in ("greedy", "likelihood") else "mean or median of the draws"
+        value = "expected score" if a.read in ("greedy", "likelihood") else "median" if a.read == "median" else "mean"
         return f"pointwise on both responses, {reading}; compares the {value}; tie 0.5, no score 0"
     rounded = "; accuracies of the nearest score of the scale" if a.read in ("mean", "median") else ""
     return f"pointwise, {reading}, parsed score; no score counts as wrong{rounded}"

@@ -50,16 +50,6 @@ def gpus() -> list[Card]:
     return []
 
 
-def environment(threads: int | str | None = None) -> dict[str, str]:
-    """Environment of a process that computes with so many threads (None: torch decides), none of which spins idly. On a CPU
-    glibc keeps freed memory, in large pages: training would give thousands of pages back in every step and ask again."""
-    variables = {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if "GLIBC_TUNABLES" not in os.environ and not found().gpu:
-        keep = ("hugetlb=1", "mmap_max=0", "trim_threshold=100000000000")
-        variables["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{setting}" for setting in keep)
-    return variables if threads is None else variables | {"OMP_NUM_THREADS": str(threads)}
-
-
 def end_with_parent() -> None:
     """Let this process end within a second of its parent: a worker that computes would first come to the end of its batch."""
 

@@ -74,7 +74,7 @@ def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
         gradient_checkpointing=cfg.gradient_checkpointing, train_sampling_strategy="sequential",
         optim="adamw_torch_fused", weight_decay=0.0,  # transformers' defaults; Unsloth has others on a GPU
         remove_unused_columns=False, save_strategy="steps", save_steps=50, save_total_limit=1, logging_steps=1,
-        logging_first_step=True, report_to="none", disable_tqdm=True,
+        logging_first_step=True, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True,
     )  # fmt: skip
 
 
@@ -87,6 +87,12 @@ def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
         Dataset.from_list(list(rows)).save_to_disk(folder)
     PartialState().wait_for_everyone()
     return Dataset.load_from_disk(folder)
+
+
+def sft_loss(model: Any) -> str:
+    """TRL's `loss_type` for SFT: "chunked_nll", or "nll" for a Granite, whose `logits_scaling` the chunks leave out."""
+    scaled = any(hasattr(model.config.get_text_config(), name) for name in ("logits_scaling", "lm_head_multiplier"))
+    return "nll" if scaled else "chunked_nll"
 
 
 class Progress(TrainerCallback):
@@ -102,27 +108,14 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if not math.isfinite(loss := logs.get("loss", 0.0)):  # nothing that follows can be trusted
+            raise ModelError(f"step {state.global_step}: the loss is {loss}; lower the learning rate, or use fp32")
         if (wandb := sys.modules.get("wandb")) and wandb.run is not None:
             values = logs | {"global_step": state.global_step}
             wandb.run.log({f"train/{name}": value for name, value in values.items()})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
-
-
-class StopsAtBudget(TrainerCallback):
-    """Stop TRL's GRPOTrainer behind the step with which it has sampled `tokens` tokens; a step samples `rows` judgments."""
-
-    def __init__(self, tokens: int, rows: int) -> None:
-        self.tokens, self.rows = tokens, rows
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop |= sampled_tokens(state.log_history, self.rows) >= self.tokens
-
-
-def sampled_tokens(log: list[dict[str, float]], rows: int) -> int:
-    """Tokens that a training with `rows` judgments a step has sampled, by its log."""
-    return round(sum(rows * step.get("completions/mean_length", 0) for step in log))
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -230,7 +230,7 @@ def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
 def audits(results: Rows, title: str = "Audits: a judge that does not mind is at 0") -> plt.Figure:
     """Effects of `audit_` rows: shifts as shares of the scale, and the share of scores below the top that reach it."""
     rows = [row for row in results if row["split"].startswith("audit_") and pd.notna(row["value"])]
-    panels = {"shift, in % of the scale": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
+    panels = {"shift, in % of the range": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
     names, splits = in_order([row["arm"] for row in rows]), {row["split"] for row in rows}
     height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
     figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)

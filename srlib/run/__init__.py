@@ -6,7 +6,6 @@ pipeline       all stages of a run, each in a process of its own (execute)
 cluster        the same processes as tasks of a Ray cluster
 plan, colab    memory before a run starts; the second cell of a notebook in Colab"""
 
-from srlib.run.pipeline import run as run
 from srlib.run.stage import open_run as open_run
 from srlib.run.stage import open_stage as open_stage
 from srlib.run.stages import RunError as RunError

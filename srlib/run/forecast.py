@@ -74,7 +74,7 @@ def _measure(test: Sequence[Example], notes: Texts, refusals: Texts) -> None:
         notes.append(f"test has {len(test)} rows: an accuracy near 50% will have an interval of ±{points:.0f} points")
     if (instructions := len({e.cluster for e in test})) < min(FEW_TEST_ITEMS, len(test)):
         notes.append(f"test has {instructions} instructions, and intervals resample instructions: they will be wide")
-    if (scales := len({(e.rubric.scale[0], e.rubric.scale[-1]) for e in test})) > 1:
+    if (scales := len({e.rubric.scale for e in test})) > 1:
         notes.append(f"test has {scales} scales; mae and correlations pool them: read accuracies, or split it")
     if len({e.score for e in test}) == 1:
         notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them do not exist")

@@ -44,7 +44,8 @@ class Task(NamedTuple):
         if self.processes > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost", "--no-python"]
             command = [sys.executable, *torchrun, f"--nproc-per-node={self.processes}", *command]
-        environment = os.environ | machine.environment(self.threads) | self.environment
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        environment = os.environ | quiet | {"OMP_NUM_THREADS": str(self.threads)} | self.environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         with files.writing(self.log), open(self.log, "w") as log:
             return subprocess.Popen(command, cwd=self.root, env=environment, stderr=log, **pipes)
@@ -110,11 +111,6 @@ class Job:
     def say(self, text: str) -> None:
         style = "red" if self.status == "failed" else None
         self.bars.console.print(f"{self.name:<17} {text}", markup=False, style=style, soft_wrap=True)
-
-
-def run(cfg: Parameters, run_dir: Path | str, workers: int = 0, force: bool = False, console: Any = None) -> list[Job]:
-    """Bring every stage of a run up to date; one Job each, inputs first. See `run_all`."""
-    return run_all({Path(run_dir): cfg}, workers, force, console)[0]
 
 
 def run_all(

@@ -111,7 +111,11 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     """All that decides a stage's result, `{"beta": 0.1, "code of srlib.dpo": "9f...", "input data": "03...", ...}`."""
     root, declared, values = config.project_root(), config.declared_in(stage.notebook), cfg.model_dump(mode="json")
     code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
-    values = {name: values[name] for name in {*declared, *read} & values.keys() - NOT_IDENTITY} | stage.fixed
+    names = {*declared, *read} & values.keys() - NOT_IDENTITY
+    if stage.notebook == "02_sft":  # one notebook for all arms: without what only others of them read
+        of_others = ("dpo_",) * (stage.name not in FROM_PAIRS) + ("merge_", "pairwise_weight") * (stage.name != "sft")
+        names = {name for name in names if not name.startswith(of_others)}
+    values = {name: values[name] for name in names} | stage.fixed
     values |= {name: content(values[name], root) for name in values.keys() & MAY_BE_PATHS}
     if file := values.get("strategy", "").rpartition(":")[0]:
         values[f"code of {file}"] = content(file, root)

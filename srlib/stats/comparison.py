@@ -17,7 +17,7 @@ class Difference(NamedTuple):
     n: int  # items
     p: float  # two-sided, of a paired permutation test
     p_holm: float  # corrected for all comparisons of the table
-    detectable: float  # true difference that so many such items find 8 times in 10; NaN if no item differs
+    detectable: float  # true difference found 8 times in 10 at p < 0.05, before Holm; NaN if no item differs
 
 
 def differences(arm: Array, others: Mapping[str, Array], group: Keys = None, **options: Any) -> dict[str, Difference]:
