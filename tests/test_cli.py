@@ -22,14 +22,15 @@ def ran(tmp_path, monkeypatch):
     """Runs that were asked for, as (name, seed, workers, force); `ran.answer` is what the pipeline returns or raises."""
     seen = SimpleNamespace(runs=[], reports=[], refusal=None, answer=[SimpleNamespace(status="done")])
 
-    def run(cfg, run_dir, workers, force, console):
+    def run_all(runs, workers, force, console):
+        [(run_dir, cfg)] = runs.items()
         seen.runs.append((run_dir.name, cfg.seed, workers, force))
         if isinstance(seen.answer, BaseException):
             raise seen.answer
-        return seen.answer
+        return [seen.answer]
 
     monkeypatch.chdir(make_project(tmp_path))
-    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "run_all", run_all)
     monkeypatch.setattr(page, "write_report", seen.reports.append)
     monkeypatch.setattr(tables, "table", lambda run: f"TABLE {run.name}")
     monkeypatch.setattr(tables, "compare", lambda runs, out=None: f"COMPARED {[run.name for run in runs]}")
@@ -124,7 +125,7 @@ def test_a_batch_system_stops_a_run_as_ctrl_c_does(ran, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
-    monkeypatch.setattr(pipeline, "run", stopped)
+    monkeypatch.setattr(pipeline, "run_all", stopped)
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         assert srlib("run", "params/tiny.yaml", "--anyway") == (130, "stopped; the same command resumes")

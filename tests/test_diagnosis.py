@@ -435,7 +435,10 @@ def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, m
     judges = {f"judges/{name}": base_dir for name in ("sft", "sre_1", "sre_2")}
     stage = SimpleNamespace(run=run, skipped={}, path=run / "diagnose", finish=lambda **facts: None)
     stage.inputs = {"data": run / "data", "eval": run / "eval"} | judges
-    stage.cfg = config.load(None, [f"model={base_dir}", "arms=sft,sre_1,sre_2", "max_new_tokens=16"])
+    stage.cfg = config.load(None, [f"model={base_dir}", "arms=sft,sre_2", "max_new_tokens=16"])
+    fired = dict(alarm="logp_fall", iteration=1, value=9.0, threshold=1.0, n=30, protocol="training")
+    for folder in ("judgments/1", "judgments/2", "judges/sre_1", "judges/sre_2"):
+        files.write_json(run / folder / "alarms.json", [fired] if folder == "judges/sre_1" else [])
     monkeypatch.setattr("srlib.run.open_stage", lambda notebook, namespace: stage, raising=False)
     for stage.done in (False, True):
         rows = by_metric(run_cells("07_diagnose", audit_items=1, n_boot=100)["rows"])
@@ -443,6 +446,9 @@ def test_notebook_07_answers_on_a_run_and_again_when_it_is_done(run, base_dir, m
         assert "sre_2 is right on 100.0 % [100.0, 100.0] (n 24)" in said
         assert "Confidence and accuracy differ by 40.0 %" in said
         assert "Tokens trained on and drawn: sft 7, sre_2 770,167" in said
+        assert "Alarm after iteration 1: logp_fall is 9, above 0.2" in said, (
+            "sre_1 is no arm, and yet a part of the chain"
+        )
         assert rows["position", "position_bias"]["value"] == 0.2
         assert rows["injection", "parse_rate"]["n"] == 5
-    assert len(files.read_json(stage.path / "results.json")) > len(rows)  # of three arms
+    assert len(files.read_json(stage.path / "results.json")) > len(rows)  # of two arms
