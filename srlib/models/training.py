@@ -89,10 +89,11 @@ def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
     return Dataset.load_from_disk(folder)
 
 
-def sft_loss(model: Any) -> str:
-    """TRL's `loss_type` for SFT: "chunked_nll", or "nll" for a Granite, whose `logits_scaling` the chunks leave out."""
+def sft_loss(model: Any) -> dict[str, str]:
+    """What SFTConfig has to say about the loss: TRL's default, in chunks, leaves out how a Granite scales its logits. Nothing
+    for other models, for Unsloth has a default of its own, which gives way to an explicit one."""
     scaled = any(hasattr(model.config.get_text_config(), name) for name in ("logits_scaling", "lm_head_multiplier"))
-    return "nll" if scaled else "chunked_nll"
+    return {"loss_type": "nll"} if scaled else {}
 
 
 class Progress(TrainerCallback):
