@@ -30,11 +30,12 @@ def main() -> None:
     seeds, arms = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["arm"] for row in rows))
 
     def cell(metric: str, split: str, arm: str, other: str = "") -> str:
-        found = [(value.get((arm, metric, split, s)), value.get((other, metric, split, s), 0.0)) for s in seeds]
-        found = [(x, 0.0 if not other else y) for x, y in found if None not in (x, y)]
-        if not found:
+        of = {name: [value.get((name, metric, split, s)) for s in seeds] for name in (arm, other)}
+        of |= {} if other else {"": [0.0] * len(seeds)}
+        both = [pair for pair in zip(of[arm], of[other], strict=True) if None not in pair]
+        if not both:
             return "–"
-        mean, low, _, n = intervals.seeds([(x - y) * (100 if metric in POINTS else 1) for x, y in found])
+        mean, low, _, n = intervals.seeds([(x - y) * (100 if metric in POINTS else 1) for x, y in both])
         form = ("+" if other else "") + (".1f" if metric in POINTS else ".3f")
         return (
             f"{mean:{form}}" + (f" ± {mean - low:{form.lstrip('+')}}" if n > 1 else "") + f" (n {n})" * (n < len(seeds))
