@@ -51,7 +51,8 @@ def test_run_cached_changed(project):
     names = [line.partition(" = ")[0] for line in injected["source"] if " = " in line]
     assert names == config.declared_in("02_sft", root)  # in order: two runs have equal notebooks
 
-    code = f"from srlib import config, run; run.run(config.load(None, {list(small)}), 'runs/t')"
+    code = "from pathlib import Path; from srlib import config; from srlib.run import pipeline"
+    code += f"; pipeline.run_all({{Path('runs/t'): config.load(None, {list(small)})}})"
     code += "; import sys; print([m for m in ('torch', 'papermill', 'nbconvert') if m in sys.modules])"
     begin = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True)
