@@ -1,6 +1,6 @@
 """How often a judge that compares prefers the judgment with the higher score, before and after it learned from its own preferences.
 
-    python bench/higher_preferred.py runs/equal-0 runs/meta-0     # writes higher.json into each run
+    python bench/higher_preferred.py runs/equal-0 runs/equal-1     # writes higher.json into each run
 
 The judgments are those of the first round: of each prompt one with the most frequent score and one with another, compared in
 both orders (`meta_comparisons`). Every judge of a run, `sft` and `sre_N`, compares the same ones. `right` is how often it
@@ -18,6 +18,7 @@ import numpy as np
 from srlib import config, files, models, sample
 from srlib.curate import followups
 from srlib.evaluate import results
+from srlib.run import stages
 from srlib.schema import Example, Judgment
 from srlib.stats import intervals
 
@@ -39,9 +40,9 @@ def main(run: Path) -> None:
     a, b, gold = map(np.array, (a, b, gold))
     groups = [c.id.rpartition("#")[0] for c in asked]
     nearer = np.sign(np.abs(b - gold) - np.abs(a - gold))  # 1: the first is nearer to the gold score, -1: the second
-    for path in [
-        path for path in sorted((run / "judges").glob("s*")) if path.name == "sft" or path.name.startswith("sre_")
-    ]:
+    chain = [f"judges/{name}" for name in ("sft", *(f"sre_{t + 1}" for t in range(cfg.iterations)))]
+    skipped = stages.skipped(cfg, run)  # a judge that other parameters left there
+    for path in [run / name for name in chain if name not in skipped]:
         info = models.judge_info(path)
         asking = dict(
             template=info["template"], max_new_tokens=info["max_new_tokens"], distributions=False, desc=path.name

@@ -76,7 +76,8 @@ def run(
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
         directory = (run_dir or config.project_root() / Path(named).expanduser()).expanduser()
         runs[directory.with_name(directory.name + suffix)] = cfg
-        if not (anyway or cluster) and (reason := plan.refusal(cfg)) is not None:
+        here = cluster in ("", "local")  # elsewhere other machines compute
+        if here and not anyway and (reason := plan.refusal(cfg)) is not None:
             raise RunError(reason)
     several = len(swept) > 1 or seeds is not None
     if several and len({cfg.model_dump_json() for cfg in runs.values()}) < len(swept):
@@ -92,7 +93,7 @@ def run(
     for directory, cfg in runs.items():
         if several and not cluster:
             _say(f"== {directory.name}")
-        [ended] = [jobs[directory]] if cluster else pipeline.run_all({directory: cfg}, workers, force, console)
+        ended = jobs[directory] if cluster else pipeline.run_all({directory: cfg}, workers, force, console)[0]
         if not any(job.status in ("failed", "left") for job in ended):
             page.write_report(directory)
         elif not cluster:

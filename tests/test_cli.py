@@ -106,7 +106,9 @@ def test_what_cannot_be_is_refused_and_failures_have_their_status(ran, monkeypat
     code, printed = srlib("run", "params/tiny.yaml", "--cluster", "auto")
     assert (code, printed) == (2, "--cluster needs Ray on every node: `uv pip install -e '.[cluster]'` in the clone")
     ran.refusal = "this run does not fit [red]"
-    assert srlib("run", "params/tiny.yaml") == (2, "this run does not fit [red]")
+    assert srlib("run", "params/tiny.yaml", "--cluster", "auto") == (code, printed), "other machines compute there"
+    for here in ([], ["--cluster", "local"]):
+        assert srlib("run", "params/tiny.yaml", *here) == (2, "this run does not fit [red]")
     assert ran.runs == []
     for answer, code, words in (
         ([SimpleNamespace(status="done"), SimpleNamespace(status="failed")], 1, ""),

@@ -440,6 +440,8 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
             assert not inside & {e.cluster for e in loaded.splits["train"]}
     spelled = [row | {"Polite ": 2, "CLEAR": 1} for row in rows[:1]]
     assert [(e.id, e.score) for e in read(path, spelled, rubric=file)] == [("0#polite", 2), ("0#clear", 1)]
+    both = [row | {"polite": 3, "Polite": 1, "clear": 0} for row in rows[:1]]
+    assert [e.score for e in read(path, both, rubric=file)] == [3, 0], "the very name comes first"
     told = [row | {"rationale": json.dumps({"clear": "So."})} for row in nested[:1]]
     assert [e.rationale for e in read(path, told, rubric=file, training=True)] == [None, "So."]
     assert [e.id for e in read(path, rows[:1], rubric=file)] == ["0#polite", "0#clear"], "every dimension is judged"

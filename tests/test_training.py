@@ -155,7 +155,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
     assert training.arguments(config.load(None, ["dtype=float32"]), batch_size=4)["logging_nan_inf_filter"] is False
 
 
-def test_sft_learns_the_probabilities_that_the_model_gives(tmp_path):
+def test_sft_learns_the_probabilities_that_the_model_gives():
     """TRL's chunked loss knows no `logits_scaling`; for a model that has one, it is another loss than the model's own."""
     sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     ids = torch.arange(3, 43)[None]

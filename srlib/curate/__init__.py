@@ -257,8 +257,8 @@ def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduc
     for pair in (pair for pair in curated.pairs if pair.id in kind_of):
         new = {"kind": kind_of[pair.id]}
         if new["kind"] == "verdict":
-            both = (prompts.completion(None, score) for score in (pair.chosen_score, pair.rejected_score))
-            new |= dict(zip(("chosen", "rejected"), both, strict=True))
+            new["chosen"] = prompts.completion(None, pair.chosen_score)
+            new["rejected"] = prompts.completion(None, pair.rejected_score)
         elif new["kind"] == "deduction":
             e = about[pair.id]
             new |= dict(chosen=e.response.strip(), rejected=deduced[pair.id], rationale=e.rationale)

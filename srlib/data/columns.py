@@ -76,7 +76,8 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     cells = (_object(row.get(c), f"{where}: field {c}") for c in map(match.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
-        scores = scores or {n: row.get(c) for n in shared for c in match.present if fields.plain(c) == fields.plain(n)}
+        alike = [(n, c) for n in shared for c in match.present if fields.plain(n) == fields.plain(c)]
+        scores = scores or {n: row.get(n, row.get(c)) for n, c in alike}  # a column with exactly this name comes first
         scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}

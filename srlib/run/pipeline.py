@@ -44,8 +44,9 @@ class Task(NamedTuple):
         if self.processes > 1:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost", "--no-python"]
             command = [sys.executable, *torchrun, f"--nproc-per-node={self.processes}", *command]
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        environment = os.environ | quiet | {"OMP_NUM_THREADS": str(self.threads)} | self.environment
+        # Threads that wait sleep (GOMP_SPINCOUNT), and GPUs have the numbers of nvidia-smi
+        common = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        environment = os.environ | common | {"OMP_NUM_THREADS": str(self.threads)} | self.environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         with files.writing(self.log), open(self.log, "w") as log:
             return subprocess.Popen(command, cwd=self.root, env=environment, stderr=log, **pipes)

@@ -112,7 +112,7 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     root, declared, values = config.project_root(), config.declared_in(stage.notebook), cfg.model_dump(mode="json")
     code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
     names = {*declared, *read} & values.keys() - NOT_IDENTITY
-    if stage.notebook == "02_sft":  # one notebook for all arms: without what only others of them read
+    if stage.notebook == "02_sft":  # one notebook trains all arms: leave out what only other arms read
         of_others = ("dpo_",) * (stage.name not in FROM_PAIRS) + ("merge_", "pairwise_weight") * (stage.name != "sft")
         names = {name for name in names if not name.startswith(of_others)}
     values = {name: values[name] for name in names} | stage.fixed
