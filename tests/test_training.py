@@ -1,6 +1,7 @@
 """The order of a training's rows, what is learned from them, checkpoints, and the check that DPO starts at ln 2."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -98,6 +99,28 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
     skipped = '{"log_history": [{"step": 1, "loss": 0.5, "grad_norm": Infinity}]}'  # by the scaler of fp16
     (tmp_path / "checkpoint-50" / "trainer_state.json").write_text(skipped)
     assert training.last_checkpoint(tmp_path).endswith("checkpoint-50")
+
+
+def test_slow_steps_are_saved_between_the_regular_checkpoints(tmp_path, monkeypatch):
+    class Slope(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return {"loss": (self.weight * x).mean()}
+
+    def saved(minutes_a_step):
+        ticks, folder = itertools.count(0, 60.0 * minutes_a_step), tmp_path / f"{minutes_a_step}"
+        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+        args = training.arguments(config.load(None, ["dtype=float32"]), batch_size=1) | {"save_total_limit": None}
+        args = transformers.TrainingArguments(str(folder), max_steps=10, **args)
+        rows = [{"x": 1.0}] * 10
+        transformers.Trainer(Slope(), args, train_dataset=rows, callbacks=[training.Progress("train")]).train()
+        return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+    assert saved(minutes_a_step=0) == [10], "the end is always saved"
+    assert saved(minutes_a_step=4) == [3, 6, 9, 10]
 
 
 def test_an_adapter_keeps_its_values_while_a_trainer_is_made():

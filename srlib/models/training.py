@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
 WINDOW = 32  # steps whose rows are sorted by length together
+SAVE_SECONDS = 600.0  # the longest time between two checkpoints where a single process trains; several cannot agree on a clock
 # Where several processes train on CPUs, the Trainer loads its optimizer to "cpu:0", a place that torch does not know.
 torch.serialization.register_package(99, lambda s: None, lambda s, at: s if at.startswith("cpu:") else None)
 os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; `Progress` shows a notebook and the pipeline how far a training is
@@ -97,16 +99,22 @@ def sft_loss(model: Any) -> dict[str, str]:
 
 
 class Progress(TrainerCallback):
-    """Show how far a training is, in a notebook and to the pipeline; its curves go to the open wandb run (`stage.track()`)."""
+    """Show how far a training is, in a notebook and to the pipeline; its curves go to the open wandb run (`stage.track()`).
+    Save between the regular checkpoints where steps are slow."""
 
     def __init__(self, desc: str) -> None:
-        self.desc = desc
+        self.desc, self.saved = desc, time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = files.progress(total=state.max_steps, desc=self.desc)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        if args.world_size == 1 and time.monotonic() - self.saved > SAVE_SECONDS:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if not math.isfinite(loss := logs.get("loss", 0.0)):  # nothing that follows can be trusted
