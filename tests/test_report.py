@@ -230,6 +230,7 @@ def test_the_story_is_about_the_last_judge_whatever_the_run_asked_for(tmp_path, 
     html = " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", page.write_report(run).read_text()).split())
     assert told in html
     assert ("over SFT" in html) == (arms != "sft"), "no judge is compared with itself"
+    assert ('"chosen":' in (run / "judgments.html").read_text()) == (arms != "sft"), "pairs of an older configuration"
 
 
 def test_words_that_differ_are_marked():

@@ -15,6 +15,7 @@ from typing import Any
 from srlib import config, files
 from srlib.evaluate import arms, results, slices
 from srlib.report import plots
+from srlib.run import stages
 from srlib.schema import Comparison, Example, Item, Judgment, Pair, format_score
 
 TEXTS = {"id", "instruction", "response", "response_a", "response_b", "reference_answer"}
@@ -45,18 +46,18 @@ def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
             row["judged"][name] = dict(score=score, failure=failure, text=text, right=is_right)
     about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=arms.arm(n).plain) for n in judged]
     view = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
-    return view | {"pairs": _pairs(run, cfg.iterations)} if judged else {}
+    return view | {"pairs": _pairs(run, cfg)} if judged else {}
 
 
 def _shown(item: Item) -> dict[str, Any]:
     return item.model_dump(include=TEXTS) | {"gold": item.gold, "rubric": item.rubric.text}
 
 
-def _pairs(run: Path, iterations: int) -> list[dict[str, Any]]:
+def _pairs(run: Path, cfg: config.Parameters) -> list[dict[str, Any]]:
     paths = {run / "data" / "train.jsonl": Example, run / "data" / "train_pairwise.jsonl": Comparison}
     items = {item.id: item for path, kind in paths.items() if path.exists() for item in files.read_rows(path, kind)}
     rows: list[dict[str, Any]] = []
-    for path in (run / "pairs" / str(t) / "pairs.jsonl" for t in range(1, iterations + 1)):
+    for path in [run / stage.output / "pairs.jsonl" for stage in stages.of(cfg) if stage.notebook == "04_curate"]:
         pairs = files.read_rows(path, Pair) if path.exists() else []
         for pair in [pair for pair in pairs if pair.example_id in items][:PAIRS]:
             sides = dict(chosen=marked(pair.chosen, pair.rejected), rejected=marked(pair.rejected, pair.chosen))
