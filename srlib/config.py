@@ -90,7 +90,7 @@ class Parameters(BaseModel):
     n_samples: int = _p(10, "judgments sampled for each prompt", ge=2)
     temperature: float = _p(1.0, "sampling temperature; the paper says 1.0", gt=0)
     top_p: float = _p(1.0, "sample from the smallest set of tokens with this much probability", ge=0.01, le=1)
-    max_new_tokens: int = _p(120, "longest judgment in tokens; 8B: 1024", ge=1)
+    max_new_tokens: int = _p(120, "longest judgment in tokens; 8B: 512", ge=1)
     sample_prompts: int = _p(0, "training prompts sampled in the first iteration; 0: all", ge=0)
     sample_prompts_later: int = _p(400, "the same in later iterations (paper: 5,000, then 500); 0: all", ge=0)
     focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
