@@ -9,6 +9,7 @@ Files of several settings are named: graded=runs/graded-0/results.json. Each fil
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from srlib import files
 from srlib.stats import intervals
@@ -23,7 +24,7 @@ def main() -> None:
     arguments.add_argument("--minus", default="", help="ARM:OTHER,...: the mean difference of two arms")
     a = arguments.parse_args()
     columns = [column.split(":") for column in a.columns.split(",")]
-    named = [name.rpartition("=") for name in a.files]
+    named = [("", "", name) if Path(name).is_file() else name.rpartition("=") for name in a.files]
     rows = [r | {"arm": f"{r['arm']} ({n})" if n else r["arm"]} for n, _, path in named for r in files.read_json(path)]
     assert len({(n, files.read_json(path)[0]["seed"]) for n, _, path in named}) == len(named), "one file a seed"
     value = {(row["arm"], row["metric"], row["split"], row["seed"]): row["value"] for row in rows}

@@ -3,7 +3,6 @@
 Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
 a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message; anything else keeps its traceback."""
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -36,13 +35,8 @@ class Commands(typer.core.TyperGroup):
         raise typer.Exit(status)
 
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    help="Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495).",
-)
+ABOUT = "Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495)."
+app = typer.Typer(cls=Commands, help=ABOUT, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Yaml = Annotated[Path, typer.Argument(help="flat file of parameters, such as params/tiny.yaml")]
 SET = typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; in run, =1,2 is a sweep")
 Overrides = Annotated[list[str] | None, SET]
@@ -70,7 +64,7 @@ def run(
     from srlib.report import page, tables
     from srlib.run import plan
 
-    console, runs, swept = _console(), {}, config.sweep([*(p or []), *(grid or [])], seeds)
+    console, runs, whole, swept = _console(), {}, [], config.sweep([*(p or []), *(grid or [])], seeds)
     for suffix, overrides in swept:
         cfg = config.load(yaml, overrides)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
@@ -80,7 +74,8 @@ def run(
         if here and not anyway and (reason := plan.refusal(cfg)) is not None:
             raise RunError(reason)
     several = len(swept) > 1 or seeds is not None
-    if several and len({cfg.model_dump_json() for cfg in runs.values()}) < len(swept):
+    distinct = {cfg.model_dump_json(exclude=pipeline.stages.NOT_IDENTITY) for cfg in runs.values()}
+    if several and len(distinct) < len(swept):
         raise RunError("two of these runs are one and the same: write each value and each seed once")
     files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
@@ -89,21 +84,19 @@ def run(
 
         with Cluster(cluster, list(runs)) as place:
             jobs = dict(zip(runs, pipeline.run_all(runs, force=force, console=console, place=place), strict=True))
-    status = 0
     for directory, cfg in runs.items():
         if several and not cluster:
             _say(f"== {directory.name}")
         ended = jobs[directory] if cluster else pipeline.run_all({directory: cfg}, workers, force, console)[0]
         if not any(job.status in ("failed", "left") for job in ended):
             page.write_report(directory)
-        elif not cluster:
-            raise typer.Exit(1)
-        else:  # the others went on
-            status = 1
-    if status:
-        raise typer.Exit(status)
+            whole.append(directory)
+        elif not cluster:  # there, the others went on
+            break
+    if len(whole) < len(runs):
+        raise typer.Exit(1)
     console.print(tables.compare(list(runs), out) if several else tables.table(directory))
-    for path in (os.path.relpath(directory) for directory in runs):
+    for path in map(files.relative, runs):
         _say(f"Report: {path}/report.html   judge: {path}/judge")
     _say(f"Next, judge rows of your own: srlib judge {path}/judge rows.jsonl -o judged.jsonl")
 

@@ -184,14 +184,17 @@ class Parameters(BaseModel):
 FIELDS = Parameters.model_fields
 
 
-def load(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Parameters:
-    """Defaults, then the YAML file, then `name=value` strings: `load("params/tiny.yaml", ["arms=base,sft"])`; or ParamError."""
+def load(path: Path | str | None = None, overrides: Sequence[str] = (), namespace: Any = None) -> Parameters:
+    """Defaults, then the YAML file, then `name=value` strings, then what papermill injected into the `namespace` of a notebook; or
+    ParamError: `load("params/tiny.yaml", ["arms=base,sft"])`."""
     values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise ParamError(f"-p {shorten(override)}: write -p NAME=VALUE")
         values[name] = _checked(f"-p {name}", name, text, is_text=True)
+    for name in injected_in(namespace or {}):
+        values[name] = _checked(f"-p {name}", name, namespace[name])
     return Parameters(**values)
 
 

@@ -29,6 +29,7 @@ from srlib.schema import Row, SrlibError
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is not a row
 KEPT = "What was written is kept: free space or choose another run directory; the same command then resumes"
+HELD = (BlockingIOError, PermissionError)  # what a system says of a lock that another process holds
 _held: dict[Path, io.FileIO] = {}  # locks of this process
 
 
@@ -203,11 +204,19 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot be written ({reason}). {KEPT}") from error
 
 
+def relative(path: Path, start: Path | str = ".") -> str:
+    """A path as seen from `start`; the whole path where there is no way, as from one drive of Windows to another."""
+    with contextlib.suppress(ValueError):
+        return os.path.relpath(path, start)
+    return str(path.absolute())
+
+
 def sync(folder: Path) -> None:
     """Put everything in a folder on disk: after a power cut, a name given to it afterwards never stands for half of it."""
+    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows puts on disk what is open for writing
     for path in [*folder.rglob("*"), folder]:
         with contextlib.suppress(PermissionError):  # Windows opens no folders
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, flags)
             os.fsync(descriptor)
             os.close(descriptor)
 
@@ -225,11 +234,12 @@ def make_dir(path: Path) -> None:
 
 
 def sha256(path: Path | str) -> str:
-    """Hash of a file, or of the names and contents of all files in a directory; StoreError if it cannot be read."""
+    """Hash of a file, or of the names and contents of all files in a directory but its manifest; StoreError if it cannot be read."""
     path = Path(path)
     try:
         if path.is_dir():
-            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in sorted(path.rglob("*")) if p.is_file()}
+            within = (p for p in sorted(path.rglob("*")) if p.is_file() and p != path / "manifest.json")
+            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in within}
             return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -244,8 +254,8 @@ def acquire(path: Path, timeout: float = 0.0) -> bool:
     with writing(path):
         file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the lock is held)
     for _ in range(1 + round(timeout / 0.1)):
-        with writing(path), contextlib.suppress(BlockingIOError, PermissionError):
-            _lock(file)  # the system frees it when this process ends
+        with writing(path), contextlib.suppress(*HELD):
+            try_lock(file)  # the system frees it when this process ends
             _held[path] = file
             with contextlib.suppress(OSError):  # for `holder` only: a full disk prevents no lock
                 path.write_text(str(os.getpid()))
@@ -255,7 +265,8 @@ def acquire(path: Path, timeout: float = 0.0) -> bool:
     return False
 
 
-def _lock(file: io.FileIO) -> None:
+def try_lock(file: io.FileIO) -> None:
+    """Lock an open file until it is closed; one of HELD if another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows, where a locked byte cannot be read: one far behind the process id

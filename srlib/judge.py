@@ -128,10 +128,11 @@ def judge_file(
     items = [row for _, row in lines if isinstance(row, Item)]
     made_from = {"judge": identity(judge, model), "rows": hashlib.sha256(repr(lines).encode()).hexdigest()}
     kept = files.read_json(note) if resumes and partial.exists() and note.exists() else {}
-    if kept.get("judge", made_from["judge"]) != made_from["judge"]:
-        raise files.SrlibError(f"{partial}: holds judgments of another judge; name another -o, or delete it")
-    if resumes and kept != made_from:
-        partial.unlink(missing_ok=True)  # of other rows
+    if kept and kept != made_from:
+        whose = "of another judge" if kept.get("judge") != made_from["judge"] else "of other rows"
+        raise files.SrlibError(f"{partial}: holds judgments {whose}; name another -o, or delete it")
+    if resumes and not kept:
+        partial.unlink(missing_ok=True)  # of whom nobody knows
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))

@@ -104,7 +104,10 @@ def test_what_cannot_be_is_refused_and_failures_have_their_status(ran, monkeypat
         assert (code, "Traceback" in printed) == (2, False), printed
     monkeypatch.setitem(sys.modules, "ray", None)  # not installed
     code, printed = srlib("run", "params/tiny.yaml", "--cluster", "auto")
-    assert (code, printed) == (2, "--cluster needs Ray on every node: `uv pip install -e '.[cluster]'` in the clone")
+    assert (code, printed) == (
+        2,
+        "--cluster needs Ray on every node: `uv pip install -e '.[cluster]'` in the clone",
+    )
     ran.refusal = "this run does not fit [red]"
     assert srlib("run", "params/tiny.yaml", "--cluster", "auto") == (code, printed), "other machines compute there"
     for here in ([], ["--cluster", "local"]):

@@ -422,7 +422,10 @@ def test_an_arm_costs_its_whole_lineage_and_the_unmeasured_stays_unknown(run):
     assert list(cost.arms(run, [arms.arm("grpo")])[0].values()) == ["grpo", 37, 8, 4, 6], "it draws by itself"
     write_stage(run, "judgments/1", "sample_1", tokens=50, prompt_tokens=None)
     assert cost.arms(run, [arms.arm("sre_1")])[0]["prompt tokens"] is None
-    write_stage(run, "judges/sft_pairwise", "sft_pairwise", tokens=1000)  # half of a merge
+    write_stage(run, "judges/sft_pairwise", "sft_pairwise", tokens=1000)  # half of a merge, which sft is no more
+    assert cost.arms(run, [arms.arm("sft")])[0]["training tokens"] == 7
+    made = files.read_json(run / "judges" / "sft" / "manifest.json")
+    files.write_json(run / "judges" / "sft" / "manifest.json", made | {"parts": {"input judges/sft_pairwise": "0"}})
     assert cost.arms(run, [arms.arm("sft")])[0]["training tokens"] == 1007
 
 

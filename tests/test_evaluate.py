@@ -269,6 +269,10 @@ def test_examples_of_a_prompt_take_every_score_in_turn():
     shots = [e.model_copy(update={"rationale": f"So {e.id}."}) for e in examples(5, 5, 1, 3, 1)]
     assert [e.id for e in results.few(shots, 4)] == ["c", "d", "a", "e"]
     assert results.few(examples(1, 2), 2) == (), "a score without a rationale shows nobody how to judge"
+    two = {"ratings": [1, 5], "rationales": ["So low.", "So high."]}  # of which the gold score is the mean
+    shot = shots[3].model_copy(update={"meta": two, "rationale": "So low."})
+    assert results.few([shot, shot.model_copy(update={"id": "low", "score": 1.0})], 2)[0].id == "low"
+    assert len(results.few([shot], 2)) == 0
 
 
 def test_a_prompt_is_chosen_on_validation(tmp_path):

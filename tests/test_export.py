@@ -155,6 +155,12 @@ def test_the_card_is_made_from_the_run(merged_run):
     assert not re.search("workers|/home|base_model", text)  # the base is a directory of this machine
 
 
+def test_of_a_path_strangers_see_the_last_part():
+    shown = {"/home/anna/base": "base", "~/base": "base", r"C:\Users\anna\base": "base", "C:/Users/anna/base": "base"}
+    shown |= {"../base": "base", "org/name": "org/name", "models/tiny-base": "models/tiny-base", "0.5": "0.5"}
+    assert {value: card.shown(value) for value in shown} == shown
+
+
 def test_the_card_of_a_run_that_lacks_files_says_so_and_names_the_licence_of_the_base(merged_run, tmp_path):
     for path in ("results.json", "data/manifest.json", "judge/manifest.json"):
         (merged_run / path).unlink()

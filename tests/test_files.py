@@ -304,6 +304,23 @@ def test_a_bar_is_one_line_of_a_notebook():
     assert re.fullmatch(r"rows: 100%.* 3/3 .*", line.data["text/plain"])
 
 
+def test_a_path_on_another_drive_is_named_in_full(tmp_path, monkeypatch):
+    assert files.relative(tmp_path / "a" / "b", tmp_path) == os.path.join("a", "b")
+    monkeypatch.setattr(
+        os.path, "relpath", mock.Mock(side_effect=ValueError("path is on mount 'D:', start on mount 'C:'"))
+    )
+    assert files.relative(tmp_path, "elsewhere") == str(tmp_path)
+
+
+def test_a_manifest_is_no_part_of_what_a_folder_holds(tmp_path):
+    files.write_text(tmp_path / "rows.jsonl", "{}\n")
+    before = files.sha256(tmp_path)
+    files.write_text(tmp_path / "manifest.json", "{}")
+    assert files.sha256(tmp_path) == before
+    files.write_text(tmp_path / "inside" / "manifest.json", "{}")
+    assert files.sha256(tmp_path) != before
+
+
 def test_what_a_killed_writer_began_is_deleted_and_nothing_else(tmp_path):
     """A kill between the temporary file and its name leaves a folder; the next process of the run deletes it."""
     code = "import os, sys; os.replace = lambda *_: os._exit(9); from srlib import files; files.write_text(sys.argv[1], 'x')"

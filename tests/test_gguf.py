@@ -22,6 +22,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "srlib"
 
 
+def test_any_other_model_is_left_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gguf.directory("org/name") == "org/name"
+    assert gguf.directory("~/models/base") == tmp_path / "models" / "base", "transformers would ask the hub for it"
+
+
 def write(path, leave_out=""):
     """Write a random Llama of two layers as GGUF in F32; returns its weights by their names in transformers."""
     import gguf as format

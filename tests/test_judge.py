@@ -137,6 +137,10 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
             time.sleep(0.3)
         serve.bodies.clear()
         write(path, [*given[:4], given[4] | changes])
+        if changes:
+            with pytest.raises(SrlibError, match="holds judgments of other rows; name another -o, or delete it"):
+                judge.judge_file(serve.url, path, out, model="judge")
+            (tmp_path / "out.jsonl.partial").unlink()
         assert judge.judge_file(serve.url, path, out, model="judge")["rows"] == 5
         assert len(serve.bodies) == asked
         assert [line["id"] for line in read(out)] == ["r0", "r1", "r2", "r3", "r4"]

@@ -29,7 +29,8 @@ def opened(notebook, **changes):
 def finish(notebook, **changes):
     one = opened(notebook, **changes)
     if not one.done:
-        (one.path / "out.txt").write_text(one.name)
+        read = [(path / "out.txt").read_text() for path in one.inputs.values()]
+        (one.path / "out.txt").write_text(f"{one.name} {changes or ''} of {read}")
     one.finish(rows=1)
     return one
 
@@ -112,6 +113,11 @@ def test_so_does_a_notebook_that_is_no_stage(root, capsys):
     assert capsys.readouterr().out == "runs/notes/params.yaml sets seed = 7, model = 'runs', beta = 0.3\n"
     open_run(cell := cell | {"seed": 0, "In": ["# Parameters\nseed = 0"]})
     assert cell["seed"] == 0, "papermill said so"
+    with pytest.raises(config.ParamError, match="-p sede: there is no parameter 'sede'; did you mean seed"):
+        open_run(cell | {"sede": 1, "In": ["# Parameters\nsede = 1"]})
+    injected = {"margin": 1.0, "In": ["# Parameters\nmargin = 1.0"]}
+    recorded = root / "runs" / "notes" / "params.yaml"
+    assert config.load(recorded, namespace=injected).model_dump() == config.load(recorded, ["margin=1"]).model_dump()
 
 
 def test_a_notebook_uses_the_first_of_the_gpus_that_it_may_see(root, monkeypatch):
@@ -138,6 +144,11 @@ def test_a_changed_parameter_goes_down_the_chain(root):
     assert why(root, "sft", "seed=1", "model=elsewhere") == "input data changed"
     finish("01_data")
     assert (why(root, "sft", "model=elsewhere"), why(root, "eval")) == (None, "new")
+    before = stages.manifest(root / "runs" / "notes" / "data")
+    files.write_text(root / "runs" / "notes" / "params.yaml", "micro_batch_size: 8\n")
+    finish("01_data")
+    after = stages.manifest(root / "runs" / "notes" / "data")
+    assert (before["key"] == after["key"], before["content"] == after["content"]) == (False, True), "the same files"
 
 
 def finished(root, *notebooks):
@@ -321,7 +332,7 @@ def test_the_judge_to_take_home(root, monkeypatch):
     assert (stage.take_home(run, last) / "out.txt").read_text() == "as it was"
     monkeypatch.setenv("SRLIB_FORCE", "1")
     finish("02_sft")
-    assert (stage.take_home(run, last) / "out.txt").read_text() == "sft"
+    assert (stage.take_home(run, last) / "out.txt").read_text().startswith("sft")
 
 
 def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):

@@ -80,6 +80,13 @@ def test_a_correlations_interval_is_that_of_its_z_and_a_jackknife(size):
         assert got[name][1:3] == pytest.approx(np.tanh([center - half, center + half]), abs=1e-9), name
 
 
+def test_a_few_items_on_a_line_tell_nothing_of_a_correlation():
+    for n, low in ((2, -1.0), (4, -1.0), (5, 1.0)):
+        gold = np.arange(1.0, n + 1)
+        got = agreement.measure(gold, gold, n_boot=2)
+        assert all(got[name][:3] == pytest.approx((1.0, low, 1.0)) for name in CORRELATIONS), n
+
+
 def test_items_without_a_score_say_nothing_of_correlations():
     gold, scores = noisy(0, SCALES["1-5"], n=12, missing=0)
     more_gold, more_scores = np.append(gold, [3] * 300), np.append(scores, [NAN] * 300)

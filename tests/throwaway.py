@@ -21,6 +21,7 @@ if not stage.done:
     with open(stage.run / "log.txt", "a") as log:
         log.write(stage.name + " ")
     (stage.path / "out.txt").write_text(stage.name)
+    (stage.path / "weights.txt").write_text(cfg.model_dump_json(exclude={"run_dir"}))  # other parameters, another judge
 """
 FINISH = 'import os\nstage.finish(threads=os.environ.get("OMP_NUM_THREADS"), micro_batch_size=cfg.micro_batch_size)\n'
 RESULTS = """\

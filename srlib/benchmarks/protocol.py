@@ -28,15 +28,13 @@ Score 3: meets it in part
 Score 4: meets it almost entirely
 Score 5: meets it entirely"""
 Fields = dict[str, Any]
-DECLARED: dict[str, Fields] = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text())["benchmarks"]
+DECLARED: dict[str, Fields] = yaml.safe_load(Path(__file__).with_name("suite.yaml").read_text("utf-8"))["benchmarks"]
 SUMMARY_CRITERIA = DECLARED["summeval"].pop("criteria")
 RULES = {
-    "by_item": rules.by_item,
-    "by_score": rules.by_score,
+    "by_item": rules.by_item, "by_score": rules.by_score, "reward_bench_2": rules.reward_bench_2,
     "by_score_and_document": lambda rows, names: rules.by_score(rows, names) + rules.by_document(rows),
     "by_style": partial(rules.by_item, names={style: style for style in rules.STYLES}, values_of=rules.style_metrics),
-    "reward_bench_2": rules.reward_bench_2,
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

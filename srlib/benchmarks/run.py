@@ -101,15 +101,10 @@ def score(
     given = [answer for by_order in answers.values() for answer in by_order.values()]
     orders = {answer.order for answer in given if answer.verdict or answer.order in ("AB", "BA")}
     references = [next(iter(q.items.values())).reference_answer is not None for q in questions if q.items]
-    method = {
-        "mode": "pairwise or more" if orders else "pointwise",
-        "reference": f"in {sum(references)} of {len(references)} items",
-        **note["sampling"],
-        "orders": ("not said", "one", "both")[len(orders - {""})] if orders else "one response at a time",
-        "ties": benchmark.ties,
-        "parse_failures": benchmark.failures,
-        "interval": INTERVAL,
-    }
+    method = dict(mode="pairwise or more" if orders else "pointwise")
+    method |= dict(reference=f"in {sum(references)} of {len(references)} items") | note["sampling"]
+    method |= dict(orders=("not said", "one", "both")[len(orders - {""})] if orders else "one response at a time")
+    method |= dict(ties=benchmark.ties, parse_failures=benchmark.failures, interval=INTERVAL)
     rows: Rows = []
     sizes = {**Counter(question.subset for question in questions), "all": len(questions)}
     for part in dict.fromkeys(part for q in questions for part, gold in q.gold.items() if gold is not None):

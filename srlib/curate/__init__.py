@@ -36,21 +36,15 @@ from srlib.stats import agreement, comparison
 Pairs = list[tuple[Judgment, Judgment]]  # (chosen, rejected)
 Rule = Callable[[Item, list[Judgment], float], Pairs | str]  # item, judgments, margin -> pairs or a reason
 REASONS = {
-    "no_score": "no judgment has a score",
-    "no_majority": "two preferences have the most votes",
-    "all_wrong": "no judgment is right",
-    "all_right": "every judgment is right",
-    "margin": "the wrong ones are within the margin",
-    "no_equal": "no two judgments have the same score",
+    "no_score": "no judgment has a score", "no_majority": "two preferences have the most votes",
+    "all_wrong": "no judgment is right", "all_right": "every judgment is right",
+    "margin": "the wrong ones are within the margin", "no_equal": "no two judgments have the same score",
     "no_comparison": "no comparison of equal judgments could be read",
     "undecided": "the comparisons prefer none of the equal judgments",
-    "too_long": "prompt and judgment exceed the length limit",
-    "no_pair": "the rule gives no pair",
-    "flips": "the rejected rationale does not hold its score",
-    "balance": "its score has pairs enough",
-    "cap": "the limit on pairs is reached",
-    "mix": "another kind of pair has no more to match it",
-}
+    "too_long": "prompt and judgment exceed the length limit", "no_pair": "the rule gives no pair",
+    "flips": "the rejected rationale does not hold its score", "balance": "its score has pairs enough",
+    "cap": "the limit on pairs is reached", "mix": "another kind of pair has no more to match it",
+}  # fmt: skip
 ALIKE = 0.9  # share of the words of two responses in common from which they make no pair
 
 

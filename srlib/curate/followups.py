@@ -14,13 +14,11 @@ from srlib.schema import Comparison, Example, Item, Judgment, Pair, Rubric, Srli
 META_RUBRIC = Rubric(
     criterion="Is the feedback right in every point about what it judges, specific, and does its verdict follow from it?",
     levels=[
-        "The feedback is wrong about what it judges",
-        "Most points of the feedback are wrong or vague",
-        "Some points are right, some are wrong or missing",
-        "The feedback is right with one slip",
+        "The feedback is wrong about what it judges", "Most points of the feedback are wrong or vague",
+        "Some points are right, some are wrong or missing", "The feedback is right with one slip",
         "Every point is right, specific, and the verdict follows",
     ],
-)
+)  # fmt: skip
 COMPARED = 4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, 2 of unequal ones
 
 

@@ -43,13 +43,11 @@ def of_draws(
     drift = sum(abs(a[v] / a.total() - b[v] / b.total()) for v in a | b) / 2 if a and b else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {
-            "score_drift": drift,
-            "saturation": new["top"] - old["top"],
-            "parse_fall": old["parsed"] - new["parsed"],
+            "score_drift": drift, "saturation": new["top"] - old["top"], "parse_fall": old["parsed"] - new["parsed"],
             "length_growth": new["tokens"] / old["tokens"] - 1,
             "distinct_fall": 1 - new["distinct"] / old["distinct"],
             "entropy_fall": 1 - new["entropy"] / old["entropy"],
-        }
+        }  # fmt: skip
     rows = [_row(alarm, value, iteration, len(shared), protocol) for alarm, value in values.items()]
     return renewed(rows, thresholds)
 

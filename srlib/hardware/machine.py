@@ -54,7 +54,7 @@ def end_with_parent() -> None:
     """Let this process end within a second of its parent: a worker that computes would first come to the end of its batch."""
 
     def watch(parent: int = os.getppid()) -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and psutil.pid_exists(parent):  # on Windows, its number stays
             time.sleep(0.5)
         os._exit(1)
 

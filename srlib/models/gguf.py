@@ -28,7 +28,7 @@ def directory(model: str | Path) -> str | Path:
     """The directory of the converted GGUF file; any other model as it is. The first call converts, which takes seconds a
     gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
     if not str(model).lower().endswith(".gguf"):
-        return model
+        return Path(model).expanduser() if str(model).startswith("~") else model
     file = file_of(str(model))
     digest = files.sha256(file)  # a gigabyte a second; the header alone says too little
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"

@@ -25,7 +25,7 @@ from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
 WINDOW = 32  # steps whose rows are sorted by length together
-SAVE_SECONDS = 600.0  # the longest time between two checkpoints where a single process trains; several cannot agree on a clock
+SAVE_SECONDS = 600.0  # between two checkpoints at most, where one process trains: several cannot agree on a clock
 # Where several processes train on CPUs, the Trainer loads its optimizer to "cpu:0", a place that torch does not know.
 torch.serialization.register_package(99, lambda s: None, lambda s, at: s if at.startswith("cpu:") else None)
 os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; `Progress` shows a notebook and the pipeline how far a training is
@@ -110,7 +110,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
-        if args.world_size == 1 and time.monotonic() - self.saved > SAVE_SECONDS:
+        if args.save_strategy != "no" and args.world_size == 1 and time.monotonic() - self.saved > SAVE_SECONDS:
             control.should_save, self.saved = True, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

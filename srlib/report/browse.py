@@ -68,7 +68,7 @@ def _pairs(run: Path, cfg: config.Parameters) -> list[dict[str, Any]]:
 
 def write_viewer(path: Path, view: Mapping[str, Any]) -> None:
     """Write judgments.html. Its content policy allows its own script, by hash, and no request."""
-    script = Path(__file__).with_name("viewer.js").read_text()
+    script = Path(__file__).with_name("viewer.js").read_text("utf-8")
     data = json.dumps({name: value for name, value in view.items() if name != "groups"}).replace("<", "\\u003c")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     files.write_text(path, page("viewer.html", run=view["run"], script=script, data=data, hash=allowed))
@@ -82,4 +82,4 @@ def page(template: str, **values: Any) -> str:
     options = dict(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **options)
     environment.filters["score"] = lambda score: "none" if score is None else format_score(score)
-    return environment.get_template(template).render(style=(folder / "style.css").read_text(), **values)
+    return environment.get_template(template).render(style=(folder / "style.css").read_text("utf-8"), **values)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -26,7 +26,7 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], form: str, 
     changed = [(name, v) for name, v in cfg if v != fields[name].default and not name.startswith(ELSEWHERE)]
     return ModelCard.from_template(
         ModelCardData(base_model=base if on_hub else None, **front),
-        template_path=str(Path(__file__).with_name("card.md")),
+        template_str=Path(__file__).with_name("card.md").read_text("utf-8"),
         **dict(base=_cell(base), data=_cell(cfg.data or "world"), run=_cell(run.resolve().name), licence=licence),
         **dict(form=form, gate=gate, arm=stage.replace("dpo_", "sre_"), best=cfg.keep == "best"),
         counts={**data.get("rows", {}), "pairwise": data.get("pairwise", 0)},
@@ -49,7 +49,8 @@ def licence_of(base: str | Path) -> str | None:
 def shown(value: Any) -> str:
     """A parameter's value for strangers: of a path of this machine only the last part."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return Path(text).name if text.startswith(("/", "~", "..")) else text
+    local = text.startswith(("/", "~", "..")) or PureWindowsPath(text).is_absolute()
+    return PureWindowsPath(text).name if local else text  # its names end at both kinds of slashes
 
 
 def _cell(value: Any) -> str:

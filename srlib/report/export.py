@@ -52,7 +52,7 @@ def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
         gate = compare(before, judged(models.load(partial, **loading), items, info, before))
         files.write_json(partial / "export.json", {"format": form, **gate._asdict()})
         files.write_text(partial / "README.md", str(card.card(run, cfg, info, form, gate)))
-        shutil.rmtree(to, ignore_errors=True)  # it was empty
+        to.rmdir() if to.is_dir() else None  # it was empty
         partial.rename(to)
     if push:
         _push(to, push)

@@ -4,7 +4,6 @@ What models and data wrote is hostile: it is cleaned, and a content policy forbi
 
 import contextlib
 import hashlib
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -52,7 +51,7 @@ def _head(run: Path, cfg: config.Parameters, view: Mapping[str, Any]) -> dict[st
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         told = subprocess.run(["git", "-C", str(root), *describe], capture_output=True, text=True, check=True)
         commit = told.stdout.strip()
-    facts = dict(cfg=cfg, model=shown(cfg.model), commit=commit, path=os.path.relpath(run, root))
+    facts = dict(cfg=cfg, model=shown(cfg.model), commit=commit, path=files.relative(run, root))
     facts |= {stage: stages.manifest(run / stage) for stage in ("data", "eval")} | dict(source=shown(cfg.data))
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
     main = [of for of in view["arms"] if of["name"] in ("base", "sft", last, CEILING)]

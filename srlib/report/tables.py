@@ -18,16 +18,11 @@ from srlib.schema import SrlibError
 from srlib.stats import intervals
 
 COLUMNS = {  # title: metric, split, form
-    "test": ("accuracy", "test", ".1%"),
-    "ood": ("accuracy", "ood", ".1%"),
-    "pairwise": ("accuracy", "pairwise", ".1%"),
-    "Pearson": ("pearson", "test", ".3f"),
-    "rationale": ("rationale_accuracy", "test", ".1%"),
-    "win rate": ("rationale_win_rate", "test", ".1%"),
-    "parsed": ("parse_rate", "test", ".1%"),
-    "seconds": ("seconds", "test", ",.0f"),
-    "tokens": ("tokens", "test", ",.0f"),
-}
+    "test": ("accuracy", "test", ".1%"), "ood": ("accuracy", "ood", ".1%"), "pairwise": ("accuracy", "pairwise", ".1%"),
+    "Pearson": ("pearson", "test", ".3f"), "rationale": ("rationale_accuracy", "test", ".1%"),
+    "win rate": ("rationale_win_rate", "test", ".1%"), "parsed": ("parse_rate", "test", ".1%"),
+    "seconds": ("seconds", "test", ",.0f"), "tokens": ("tokens", "test", ",.0f"),
+}  # fmt: skip
 COMPARED = list(COLUMNS)[:7]
 AGAINST = ("sft", "sft_continued", "sft_self_consistency", "rft")  # arms that the last judge is compared with
 
@@ -111,7 +106,7 @@ def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
         seed = values.pop("seed")
         runs = settings.setdefault(json.dumps(values, sort_keys=True), (values, shown, {}))[2]
         if runs.setdefault(seed, path) is not path:
-            raise SrlibError(f"{runs[seed]} and {path} both have seed {seed}; compare one run a seed")
+            raise SrlibError(f"{runs[seed]} and {path} both have seed {seed} and one setting; compare one run a seed")
     values, shown, runs = zip(*settings.values(), strict=True)
     differ = [name for name in sorted({*chain(*values)}) if any(v.get(name) != values[0].get(name) for v in values)]
     everywhere = [name for name in differ if all(name in v for v in values)]  # a stage that did not run has none

@@ -6,7 +6,6 @@ resumes in its directory; so the same command goes on with or without a cluster.
 processes on as many nodes as have room, a part each, as `gpus` processes share them on one node."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -197,9 +196,9 @@ def _seen(root: str, probe: Path | None = None) -> dict[str, str]:
     seen["code"] = hashlib.sha256("".join(files.sha256(path) for path in code).encode()).hexdigest()[:12]
     if probe is not None:
         seen[str(probe.parent)] = "another directory"
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(probe) as file:
+        with contextlib.suppress(FileNotFoundError, *files.HELD), open(probe, "r+b", buffering=0) as file:
             seen[str(probe.parent)] = SHARED
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            files.try_lock(file)
             seen[str(probe.parent)] = "without the locks of other nodes"
     return seen
 

@@ -27,7 +27,8 @@ class Kernel(AsyncKernelManager):
     kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
 
     def __init__(self, **options: object) -> None:
-        socket = {"transport": "ipc", "ip": f"{tempfile.gettempdir()}/srlib-{os.getpid()}"} if os.name != "nt" else {}
+        path = f"{tempfile.gettempdir()}/srlib-{os.getpid()}"  # of a socket, of which a system allows some 100 bytes
+        socket = {"transport": "ipc", "ip": path} if os.name != "nt" and len(os.fsencode(path)) < 90 else {}
         super().__init__(**options | socket)
 
 

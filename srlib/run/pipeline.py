@@ -47,7 +47,7 @@ class Task(NamedTuple):
         # Threads that wait sleep (GOMP_SPINCOUNT), and GPUs have the numbers of nvidia-smi
         common = {"TOKENIZERS_PARALLELISM": "false", "GOMP_SPINCOUNT": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         environment = os.environ | common | {"OMP_NUM_THREADS": str(self.threads)} | self.environment
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8", "start_new_session": True}
         with files.writing(self.log), open(self.log, "w") as log:
             return subprocess.Popen(command, cwd=self.root, env=environment, stderr=log, **pipes)
 
@@ -77,7 +77,7 @@ class Job:
         self.shown, self.bar = self.started, self.bars.add_task(self.name)
         self.beat.unlink(missing_ok=True)
         root = config.project_root()
-        run_dir, out = (os.path.relpath(path, root) for path in (run, self.notebook))  # no path of this machine
+        run_dir, out = (files.relative(path, root) for path in (run, self.notebook))  # no path of this machine
         values = cfg.model_dump(mode="json") | self.stage.fixed | {"run_dir": run_dir}
         values = {name: values[name] for name in dict.fromkeys(("run_dir", *config.declared_in(self.stage.notebook)))}
         environment = {"SRLIB_PROGRESS": str(self.beat)} | ({"SRLIB_FORCE": "1"} if force else {})
@@ -157,14 +157,17 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     for job in jobs:
         stages.reason(run / job.stage.output, stages.parts(job.stage, cfg, run))  # refuse now, not after an hour
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
+    text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
+    recorded, begun = run / "params.yaml", (run / "notebooks").is_dir()
+    if not begun and recorded.exists() and recorded.read_text("utf-8", "replace") != text:
+        raise stages.RunError(f"{recorded}: is there, and no run has made it; set another run_dir, or move it away")
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
     yield
     with files.lock(run):
         for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
             files.sweep(folder)
-        values = cfg.model_dump(mode="json", exclude={"run_dir"})
-        files.write_text(run / "params.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        files.write_text(recorded, text)
         whole = bars.add_task(run.name if named else "stages", total=len(jobs))
         running, foreseen, linked = [], None, False
         try:
@@ -178,7 +181,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                     linked = True
                     with contextlib.suppress(OSError):  # some file systems have no links, or it is a directory
                         last.unlink(missing_ok=True)
-                        last.symlink_to(os.path.relpath(run, last.parent.resolve()))
+                        last.symlink_to(files.relative(run, last.parent.resolve()))
                 if ready and not failed and len(running) < workers:
                     if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
                         ready[0].status = "skipped"

@@ -131,7 +131,7 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     open_run(namespace, inputs)
     changed = [name for name, value in cfg if value != getattr(of_run, name) and name not in {"run_dir", *stage.fixed}]
     again = "".join(f" -p {name}={shlex.quote(config.spelled(getattr(cfg, name)))}" for name in changed)
-    path = shlex.quote(os.path.relpath(run))
+    path = shlex.quote(files.relative(run))
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
     for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
         advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
@@ -167,6 +167,7 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
     run = last.with_name("notes") if run == last and not last.exists() else run.resolve()
     files.make_dir(run)
+    config.load(None, namespace=namespace)  # refuses what papermill injects under a wrong name
     for name in needs:
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
@@ -175,7 +176,7 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
         explicit = {"run_dir", "arm", "iteration", *config.injected_in(namespace)}
         left = [name for name, value in default if name not in explicit and namespace.get(name, ...) == value]
         if taken := {name: getattr(of_run, name) for name in left if getattr(of_run, name) != namespace[name]}:
-            print(os.path.relpath(recorded), "sets", ", ".join(f"{name} = {value!r}" for name, value in taken.items()))
+            print(files.relative(recorded), "sets", ", ".join(f"{name} = {value!r}" for name, value in taken.items()))
             namespace.update(taken)
     return run
 

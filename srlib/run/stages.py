@@ -54,7 +54,9 @@ def of(cfg: config.Parameters) -> list[Stage]:
     needed = {"sft"} | {arms.arm(name).judge or "sft" for name in cfg.arms}  # the base model has no judge
     if unknown := needed - judges.keys():
         known = f"with iterations={cfg.iterations} there are base, {', '.join(judges)}"
-        raise RunError(f"arms need the judge {min(unknown)!r}, and {known}: correct arms, or raise iterations")
+        raise RunError(
+            f"arms need the judge {min(unknown)!r}, and {known}: correct arms (base has no draws), or raise iterations"
+        )
     outputs = {output for judge in needed for output in (judges[judge].output, *judges[judge].inputs)}
     chain = any(output.startswith(("pairs/", "judgments/")) for output in outputs)
     stages = [stage for stage in stages if stage.output in outputs or (chain and "iteration" in stage.fixed)]
@@ -155,7 +157,7 @@ def key(parts: dict[str, Any]) -> str:
 
 def check_own(output: Path, replacing: bool) -> None:
     """RunError if a stage would replace a directory that none has made; `replacing`: one was killed while it did so."""
-    if output.is_dir() and not (replacing or manifest(output)) and any(output.iterdir()):
+    if output.is_dir() and not (replacing or "key" in manifest(output)) and any(output.iterdir()):
         raise RunError(f"{output}: is there, and no stage has made it; set another run_dir, or move it away")
 
 
@@ -176,8 +178,8 @@ def reason(output: Path, now: dict[str, Any]) -> str | None:
 
 def manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a stage directory, {} if there is none."""
-    path = directory / "manifest.json"
-    return files.read_json(path) if path.exists() else {}
+    read = files.read_json(path) if (path := directory / "manifest.json").exists() else {}
+    return read if isinstance(read, dict) else {}
 
 
 def code_of(notebook: Path, package: Path) -> tuple[dict[str, str], set[str]]:

@@ -111,10 +111,10 @@ def interval(values: Floats, n: int, units: Floats | None = None) -> Interval:
 def on_z_scale(values: Floats, n: int, units: Floats) -> Interval:
     """t interval of a correlation from its `values` (1 + U,) on the data, then without each of the `units` (U,): the
     jackknife standard error (Efron & Tibshirani 1993, chapter 11) times the slope of Fisher's z (arctanh). If one item
-    decides whether there is a correlation at all, it is [-1, 1]."""
+    decides whether there is a correlation at all, or there are fewer than five and they lie on a line, it is [-1, 1]."""
     value, without, total = float(values[0]), values[1:], units.sum()
     if np.isnan(value) or abs(value) > 1 - 1e-12:
-        return Interval(value, value, value, n)
+        return Interval(value, *((-1.0, 1.0) if total < 5 and value == value else (value, value)), n)
     spread = units @ (without - units @ without / total) ** 2
     error = np.sqrt((total - 1) / total * spread) / (1 - value**2)
     half = stdtrit(max(total - 1, 1), TAILS[1]) * error
