@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import gc
 import importlib.metadata
 import json
@@ -54,9 +55,13 @@ def random_model(shape: str, folder: str | Path) -> str:
 
 def words(tokenizer: Any, n: int, seed: str) -> str:
     """A text of exactly `n` tokens behind another word: `" day host price"` for n = 3."""
+    return "".join(random.Random(seed).choices(_known(tokenizer), k=n))
+
+
+@functools.lru_cache(1)
+def _known(tokenizer: Any) -> list[str]:
     known = [text for i in range(len(tokenizer)) if (text := tokenizer.decode([i]))[:1] == " " and text[1:].isalpha()]
-    known = [text for text in known if len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1]
-    return "".join(random.Random(seed).choices(known, k=n))
+    return [text for text in known if len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1]
 
 
 def in_process(script: str, work: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    packages = ("torch", "transformers", "trl", "peft", "unsloth")
+    packages = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "triton", "xformers", "flash-attn")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "device": device, "gpu": torch.cuda.is_available(), "cores": os.cpu_count(),

@@ -25,7 +25,9 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,10 +73,11 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
     def add(step: int, name: str, seconds: int, function: str, **work: Any) -> None:
         todo.append(Measurement(step, name, limit * seconds, function, work))
 
+    bits = ["4bit"] if tiny else ["4bit", "none"]
     for backend in ("transformers", "unsloth"):
-        add(
-            1, backend, 120, "works", backend=backend, model=model, quantizations=["4bit"] if tiny else ["4bit", "none"]
-        )
+        judges = f"{folder}/{backend}"
+        add(1, backend, 120, "works", backend=backend, model=model, quantizations=bits, judges=judges)
+        add(1, f"judgments of {backend}'s judges", 60, "draws", quantizations=bits, judges=judges)
 
     yaml = "tiny" if tiny else "feedbackqa" if given.data else "smollm2"
     small = TINY_RUN if tiny else SMALL_RUN | {"model": model} | ({"data": given.data} if given.data else {})
@@ -133,14 +136,14 @@ def facts(work: dict[str, Any]) -> Iterator[Row]:
 
 
 def works(work: dict[str, Any]) -> Iterator[Row]:
-    """SFT, its judge on disk, DPO from that judge, and judgments of the new one, with the calls of the notebooks."""
+    """SFT, its judge on disk, and DPO from that judge, with the calls of the notebooks."""
     from srlib import config
 
     backend = config.resolve_backend(work["backend"])  # Unsloth patches TRL, so it is imported first
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from srlib import models, prompts, sample, sft
+    from srlib import models, prompts, sft
     from srlib.data import world
     from srlib.models import training
 
@@ -161,7 +164,7 @@ def works(work: dict[str, Any]) -> Iterator[Row]:
                     policy, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
                 )
             trainer.train()
-            loss = training.log_of(trainer)[0]["loss"]
+            loss = trainer.state.log_history[0]["loss"]
             yield {"what": f"{quantization}: first SFT loss", "result": f"{loss:.4f}", "loss": loss}
             judge = Path(folder) / "judge"
             models.save_judge(policy, tokenizer, judge, source=work["model"], judge={}, adapter=True)
@@ -172,24 +175,30 @@ def works(work: dict[str, Any]) -> Iterator[Row]:
                 for row in rows
             ]
             with training.exact_adapter(policy):
-                args = DPOConfig(f"{folder}/dpo", precompute_ref_log_probs=True, **common_to_both)
+                args = DPOConfig(f"{folder}/dpo", **common_to_both)
                 trainer = DPOTrainer(
                     policy, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
                 )
             trainer.train()
-            first = training.log_of(trainer)[0]
+            first = trainer.state.log_history[0]
             said = f"loss {first['loss']:.5f} (ln 2 is 0.69315), margin {first['rewards/margins']:.1e}"
             yield {"what": f"{quantization}: first DPO step", "result": said, **first}
-            after = Path(folder) / "after"
+            after = Path(work["judges"]) / quantization
             models.save_judge(policy, tokenizer, after, source=judge, judge={}, adapter=True)
             del trainer, policy
-            model, tokenizer = models.load(after, quantization=quantization)
-            drawn = sample.judgments(model, tokenizer, examples[:4], n=4, temperature=1.0, max_new_tokens=48)
-            readable = sum(judgment.verdict is not None for judgment in drawn)
-            yield {
-                "what": f"{quantization}: judgments",
-                "result": f"{len(drawn)} drawn, {readable} readable",
-            }
+
+
+def draws(work: dict[str, Any]) -> Iterator[Row]:
+    """Judgments of the judges of `works`, in a process that has not imported Unsloth, as notebook 03 draws them."""
+    from srlib import models, sample
+    from srlib.data import world
+
+    examples = world.examples("train", 0, 4, care=0.5)
+    for quantization in work["quantizations"]:
+        model, tokenizer = models.load(Path(work["judges"]) / quantization, quantization=quantization)
+        drawn = sample.judgments(model, tokenizer, examples, n=4, temperature=1.0, max_new_tokens=48)
+        readable = sum(judgment.verdict is not None for judgment in drawn)
+        yield {"what": quantization, "result": f"{len(drawn)} drawn, {readable} readable"}
 
 
 def run(work: dict[str, Any]) -> Iterator[Row]:
@@ -220,7 +229,7 @@ def run(work: dict[str, Any]) -> Iterator[Row]:
     seconds = {m["stage"]: m["seconds"] for m in done}
     peaks = {m["stage"]: m["peak_gpu_memory"] for m in done if m["peak_gpu_memory"]}
     if seconds:
-        yield {"what": "seconds of each stage", "result": ", ".join(f"{s} {n:.0f}" for s, n in seconds.items()),
+        yield {"what": "seconds of each stage", "result": ", ".join(f"{s} {'resumed' if n is None else f'{n:.0f}'}" for s, n in seconds.items()),
                "seconds": seconds, "peaks": peaks}  # fmt: skip
     if peaks:
         yield {"what": "highest peak", "result": f"{max(peaks.values()) / GIB:.2f} GiB ({max(peaks, key=peaks.get)})"}
@@ -229,7 +238,9 @@ def run(work: dict[str, Any]) -> Iterator[Row]:
         shown = {r["arm"]: r["value"] for r in rows if r["metric"] == "accuracy" and r["value"] is not None}
         yield {"what": "accuracy on test", "result": ", ".join(f"{a} {v:.1%}" for a, v in shown.items()), "rows": rows}
     if status != 0:
-        raise SystemExit(f"{'out of time' if status is None else 'failed'} after {len(done)} stages: {said[-600:]}")
+        lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+        cause = next((line for line in reversed(lines) if " failed " in line), lines[-1])
+        raise SystemExit(f"{'out of time' if status is None else 'failed'} after {len(done)} stages: {cause}")
 
 
 def nf4(work: dict[str, Any]) -> Iterator[Row]:
@@ -476,19 +487,19 @@ def memory(work: dict[str, Any]) -> Iterator[Row]:
             _steps(policy, tokenizer, work, 1, None)
         else:
             rows = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in _pairs(tokenizer, work, 1, 8)]
-            with common.temporary() as folder, training.exact_adapter(policy):
-                from srlib import config
+            from srlib import config
 
-                cfg = config.load(None, ["micro_batch_size=4", "gradient_checkpointing=true"])
-                args = training.arguments(cfg, batch_size=4) | {"save_strategy": "no"}
-                args = SFTConfig(folder, max_steps=2, completion_only_loss=True, max_length=None, **args)
+            cfg = config.load(None, ["micro_batch_size=4", "gradient_checkpointing=true"])
+            args = training.arguments(cfg, batch_size=4) | {"save_strategy": "no"}
+            args = SFTConfig(work["out"] + "-sft", max_steps=2, completion_only_loss=True, max_length=None, **args)
+            with training.exact_adapter(policy):
                 trainer = SFTTrainer(
                     policy, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
                 )
-                if gpu:
-                    common.forget_peak()
-                trainer.train()
-                del trainer
+            if gpu:
+                common.forget_peak()
+            trainer.train()
+            del trainer
         yield row(name, before)
         del policy
     before = 0 if gpu else common.forget_peak()
@@ -586,12 +597,13 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
     environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
     command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(work)]
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status = "done" if process.wait(seconds) == 0 else "failed"
+            code = process.wait(seconds)
+            status = "done" if code == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = f"out of time after {seconds:.0f} s"
         with contextlib.suppress(ProcessLookupError):
@@ -599,10 +611,14 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
         process.wait()
         log.seek(0)
         said = log.read()[-4000:]
-    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-    if status == "failed":
-        status = last if last.startswith("skipped") else f"failed: {last[:300]}"
+    written = out.read_text(errors="replace").splitlines(keepends=True) if out.is_file() else []
+    rows = [json.loads(line) for line in written if line.endswith("\n")]  # a killed process may leave half a line
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    if status == "failed" and lines[-1].startswith(("skipped", "failed after", "out of time after")):
+        status = lines[-1]
+    elif status == "failed":  # CUDA and torch.compile end with advice, and the error stands before it
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+        status = f"failed: {[*lines[-1:], *named][-1][:300]}" + f" (signal {-code})" * (code < 0)
     result = {"name": m.name, "status": status, "seconds": round(time.monotonic() - started, 1), "rows": rows}
     return result | ({} if status == "done" else {"log": said})
 
@@ -687,7 +703,8 @@ def main(arguments: list[str] | None = None) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     given.model = "" if given.tiny else given.model
     memory_disk = Path("/dev/shm")  # weights that are written and read once
-    place = memory_disk if memory_disk.is_dir() and os.access(memory_disk, os.W_OK) and not given.tiny else None
+    roomy = memory_disk.is_dir() and os.access(memory_disk, os.W_OK) and shutil.disk_usage(memory_disk).free > 12 * GIB
+    place = memory_disk if roomy and not given.tiny else None  # a container may have 64 MB of it
     with tempfile.TemporaryDirectory(prefix="srlib-gpu-", dir=place) as name:
         folder = Path(name)
         todo = [m for m in planned(given, name) if m.step in wanted]
@@ -722,8 +739,9 @@ def main(arguments: list[str] | None = None) -> None:
             together = comparisons(m.step, results[m.step])
             extra = [{"name": "together", "status": "done", "seconds": 0.0, "rows": together}] if together else []
             of_step["measurements"] = results[m.step] + extra
-            if m.step in wanted:
+            if m.step in wanted and any(result["seconds"] for result in results[m.step]):
                 (given.out / f"gpu-{m.step}.json").write_text(json.dumps(of_step, indent=1) + "\n")
+                write_table(given.out, command)  # this process may be stopped before its end
     print(write_table(given.out, command))
 
 

@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 OUT=${OUT:-.gpu}
 LIMIT=$((60 * 1024 * 1024))
-TRAINING="unsloth==2026.10.9 unsloth_zoo==2026.10.9 trl==1.14.2 datasets==4.8.5 dill==0.4.1 multiprocess==0.70.19
-    bitsandbytes==0.50.2 xformers==0.0.35 torchao==0.18.0 cut_cross_entropy==25.1.1 tyro==1.0.17 docstring-parser==0.18.0
+TRAINING="peft==0.21.2 unsloth==2026.10.9 unsloth_zoo==2026.10.9 trl==1.14.2 datasets==4.8.5 dill==0.4.1 multiprocess==0.70.19
+    bitsandbytes==0.50.2 torchao==0.18.0 cut_cross_entropy==25.1.1 tyro==1.0.17 docstring-parser==0.18.0
     typeguard==4.6.0 nest-asyncio==1.6.0 structlog==26.1.0 msgspec==0.22.0 json5==0.17.3 importlib-metadata==10.2.0
     pydantic==2.14.3 pydantic-core==2.50.4 annotated-types==0.8.0 lazy-importer==0.1.0"
 NOTEBOOKS="papermill==2.7.0 entrypoints==0.4.2 nbclient==0.11.0 nbformat==5.11.1 fastjsonschema==2.22.3 jsonschema==4.26.0

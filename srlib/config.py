@@ -261,15 +261,15 @@ def together() -> tuple[int, int]:
     return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def resolve_backend(backend: str = "auto") -> str:
-    """`auto` -> `unsloth` if it works here, trains alone and was imported before trl, which it patches; else `transformers`."""
+def resolve_backend(backend: str = "auto", lora_rank: int = 1) -> str:
+    """`auto` -> `unsloth` if it works here, trains an adapter alone and was imported before trl, which it patches; else `transformers`."""
     alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)
-    if backend == "transformers" or (backend == "auto" and not alone):
+    if backend == "transformers" or (backend == "auto" and not (alone and lora_rank)):
         return "transformers"
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
             import unsloth  # noqa: F401
-    except (ImportError, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # it patches other libraries as it is imported, and any of them may be too new
         if backend == "unsloth":
             raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
         return "transformers"

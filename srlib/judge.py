@@ -129,8 +129,7 @@ def judge_file(
     made_from = {"judge": identity(judge, model), "rows": hashlib.sha256(repr(lines).encode()).hexdigest()}
     kept = files.read_json(note) if resumes and partial.exists() and note.exists() else {}
     if kept and kept != made_from:
-        whose = "of another judge" if kept.get("judge") != made_from["judge"] else "of other rows"
-        raise files.SrlibError(f"{partial}: holds judgments {whose}; name another -o, or delete it")
+        raise files.SrlibError(f"{partial}: is of another judge or other rows; name another -o, or delete it")
     if resumes and not kept:
         partial.unlink(missing_ok=True)  # of whom nobody knows
         files.write_json(note, made_from)

@@ -100,10 +100,12 @@ def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     was_training, batch = model.training, send_to_device(batch, model.device)
     completion = batch.pop("completion_mask")[:, 1:]
     try:
-        logprobs = model.eval()(**batch, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        logits = model.eval()(**batch, use_cache=False).logits
     finally:
         model.train(was_training)
-    return (logprobs.gather(2, batch["input_ids"][:, 1:, None])[..., 0] * completion).sum(1) / completion.sum(1)
+    rows, at = completion.nonzero(as_tuple=True)  # in fp32 the logits of whole prompts might not fit
+    each = logits[rows, at].float().log_softmax(-1).gather(1, batch["input_ids"][rows, at + 1, None])[:, 0]
+    return each.new_zeros(len(completion)).index_add(0, rows, each) / completion.sum(1)
 
 
 class Collator(DataCollatorForPreference):
@@ -149,11 +151,8 @@ def _lay_out(prompt_of: list[list[int]], completions: list[list[int]]) -> dict[s
         "ids": torch.tensor([[token for row in (*prompts, *completions) for token in row]]),
         "positions": torch.cat(positions)[None],
         "wanted": torch.cat([last, torch.where(completion_slots == total, last, completion_slots)], 1).flatten(),
-        "prompt_slots": prompt_slots,
-        "completion_slots": completion_slots,
-        "back": back,
-        "owner": owner,
-    }
+        "prompt_slots": prompt_slots, "completion_slots": completion_slots, "back": back, "owner": owner,
+    }  # fmt: skip
 
 
 def _slots(sizes: list[int], start: int, padding: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -100,3 +101,9 @@ def test_a_backend_that_does_not_work(monkeypatch):
     assert config.resolve_backend("auto") == config.resolve_backend("transformers") == "transformers"
     with pytest.raises(ParamError, match="backend unsloth does not work here"):
         config.resolve_backend("unsloth")
+
+
+def test_a_backend_that_works_trains_adapters_alone(monkeypatch):
+    for name, module in {"unsloth": ModuleType("unsloth"), "trl": None}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert [config.resolve_backend("auto", rank) for rank in (8, 0)] == ["unsloth", "transformers"]

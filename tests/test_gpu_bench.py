@@ -65,6 +65,21 @@ def test_a_measurement_that_fails_or_hangs_says_so_and_keeps_its_rows(tmp_path):
     assert without["status"] == "skipped: no language model here; `make model`, or --model FILE.gguf"
 
 
+def test_a_pass_that_resumes_says_what_it_has(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "gpu" / "judges" / "sft"
+    folder.mkdir(parents=True)
+    made = {"stage": "sft", "created": "2026", "seconds": None, "peak_gpu_memory": None}  # a killed pass had begun it
+    (folder / "manifest.json").write_text(json.dumps(made))
+    monkeypatch.setattr(gpu.common, "ROOT", tmp_path)
+    failing = "import sys; print('dpo_1 failed in cell 4: OutOfMemoryError: no\\nIts log: dpo_1.txt'); sys.exit(1)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(gpu.subprocess, "Popen", lambda command, **kw: popen([sys.executable, "-c", failing], **kw))
+    rows = gpu.run({"model": "m", "yaml": "params/tiny.yaml", "directory": "runs/gpu", "settings": {}, "seconds": 60})
+    assert next(rows)["result"] == "sft resumed"
+    with pytest.raises(SystemExit, match=r"failed after 1 stages: dpo_1 failed in cell 4: OutOfMemoryError: no$"):
+        next(rows)
+
+
 def test_the_table_joins_several_passes_and_names_what_is_missing(tmp_path):
     row = {"what": "first SFT loss", "result": "1.25 |\n pipes"}
     done = {"name": "transformers", "status": "done", "seconds": 1.0, "rows": [row]}

@@ -138,7 +138,7 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
         serve.bodies.clear()
         write(path, [*given[:4], given[4] | changes])
         if changes:
-            with pytest.raises(SrlibError, match="holds judgments of other rows; name another -o, or delete it"):
+            with pytest.raises(SrlibError, match="is of another judge or other rows; name another -o, or delete it"):
                 judge.judge_file(serve.url, path, out, model="judge")
             (tmp_path / "out.jsonl.partial").unlink()
         assert judge.judge_file(serve.url, path, out, model="judge")["rows"] == 5
@@ -150,7 +150,7 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         judge.judge_file(serve.url, path, out, model="judge")
     monkeypatch.setattr(files, "append_rows", append)
-    with pytest.raises(SrlibError, match="holds judgments of another judge; name another -o, or delete it"):
+    with pytest.raises(SrlibError, match="is of another judge or other rows; name another -o, or delete it"):
         judge.judge_file(serve.url, path, out, model="jugde")
     assert (tmp_path / "out.jsonl.partial").exists(), "a typing error costs nothing that is computed"
 

@@ -84,6 +84,12 @@ def test_a_broken_file_is_a_model_error_with_the_path(copy):
             models.judge_info(copy)
 
 
+def test_a_gated_model_says_what_to_do():
+    advice = r"(?s)gated repo.*; ask for access on its page, then `hf auth login`, or take another"
+    with pytest.raises(ModelError, match=advice), loading._as_model_error("meta-llama/Llama-3.1-8B-Instruct"):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://...")
+
+
 def test_missing_weights_are_refused(copy, judge):
     """transformers fills them with random numbers, PEFT with its initial ones, and both only warn."""
     drop_weight(copy / "model.safetensors", "layers.2.mlp.up_proj")

@@ -130,6 +130,10 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_help():
     has = dict(quantization="4bit", gradient_checkpointing=True, micro_batch_size=1)
     assert ": choose a smaller model;" in plan.refusal(tiny(**llama, **has, max_length=40_000), ROOT, GPU)
     assert "sample_batch_size" in plan.refusal(tiny(**llama, micro_batch_size=1, max_length=16), ROOT, GPU)
+    one = dict(micro_batch_size=1, max_length=16, sample_batch_size=1)
+    assert "sample_batch_size" not in plan.refusal(tiny(**llama, **one), ROOT, GPU), "a batch has one prompt at least"
+    assert "4bit" not in plan.refusal(tiny(**llama, lora_rank=0), ROOT, GPU), "all weights train in fp32"
+    assert plan.refusal(tiny(model="Qwen/Qwen2.5-7B-Instruct"), ROOT, GPU).startswith("this run does not fit")
     assert plan.refusal(tiny(), ROOT, GPU) is None
     assert plan.refusal(tiny(model="some/model-of-unknown-size"), ROOT, GPU) is None
     assert "RAM" in plan.refusal(tiny(), ROOT, RAM)
@@ -148,7 +152,7 @@ def test_the_plan_shows_parts_tokens_and_cards():
             console.print(plan.show(plan.forecast(tiny(**changes), ROOT, card)))
         return capture.get()
 
-    for words in ("on a GPU", "on a CPU", "KV cache", "allocator", "sample_1", "Tokens, M, at most"):
+    for words in ("on a GPU", "on a CPU", "KV cache", "allocator", "sample_1", "Tokens, M, at most", "Time on a GPU"):
         assert words in text(RAM, arms="sft,sre_1", iterations=1)
     assert re.search(r"T4, 16 GB +15.0 GiB  fits\n(.*\n)*.*RAM +0.2 GiB  does not fit", text(RAM))
 

@@ -224,13 +224,11 @@ def compared(judged: Judged, items: Sequence[Comparison], options: dict) -> dict
     meant = np.array([(a, OTHER_WAY.get(b, "")) for a, b in said])  # both in the given order
     credit = np.where(meant == [[c.gold] for c in items], 1.0, np.where(meant == "tie", 0.5, 0.0))
     values = {
-        "accuracy": credit.mean(1),
-        "accuracy_as_given": credit[:, 0],
-        "accuracy_swapped": credit[:, 1],
+        "accuracy": credit.mean(1), "accuracy_as_given": credit[:, 0], "accuracy_swapped": credit[:, 1],
         "consistency": (meant[:, 0] == meant[:, 1]) & (meant[:, 0] != ""),
         "position_bias": ((said == "A") * 1.0 - (said == "B")).mean(1),
         "parse_rate": (said != "").mean(1),
-    }
+    }  # fmt: skip
     return {name: intervals.mean(each, **options) for name, each in values.items()}
 
 

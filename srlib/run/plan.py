@@ -69,13 +69,14 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
     if plan.verdict(plan.card) != "does not fit":
         return None
     need, stage = plan.need(plan.card.gpu)
-    advice = ["set quantization: 4bit"] if plan.card.gpu and cfg.quantization != "4bit" else []
+    advice = ["set quantization: 4bit"] if plan.card.gpu and cfg.quantization != "4bit" and cfg.lora_rank else []
     if stage in ("sft", "dpo"):
         advice += [] if cfg.gradient_checkpointing else ["set gradient_checkpointing: true"]
         advice += ["lower micro_batch_size"] if cfg.micro_batch_size > 1 else []
     else:
-        fewer = "lower grpo_batch_size" if stage == "grpo" else f"set sample_batch_size below {plan.jobs[stage].rows}"
-        advice += [fewer] + ["lower workers"] * (stage == "eval" and plan.workers > 1)
+        batch = {"grpo": ("grpo_batch_size", cfg.grpo_batch_size)}
+        name, rows = batch.get(stage, ("sample_batch_size", plan.jobs[stage].rows))
+        advice += [f"set {name} below {rows}"] * (rows > 1) + ["lower workers"] * (stage == "eval" and plan.workers > 1)
     return (
         f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
         f"has {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}; "
@@ -172,4 +173,5 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
+    notes += "\nTime on a GPU: no card has been measured yet; `bash bench/gpu.sh` measures yours"
     return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))

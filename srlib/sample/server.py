@@ -36,10 +36,9 @@ REASONS: dict[Failure, str] = {  # in the answer to a request that is refused
     "refused": r"content.?(filter|management|policy)|moderation",
 }
 ENDS: dict[Failure, str] = {  # finish_reason; any other end is that of the judgment
-    "cut_off": "length|max.*tokens",
+    "cut_off": "length|max.*tokens", "tool_call": "tool|function",
     "refused": "filter|refus|safety|prohibited|blocklist|recitation",
-    "tool_call": "tool|function",
-}
+}  # fmt: skip
 _SPENT = re.compile(r"insufficient.{0,20}(quota|credit|balance|fund)|billing_hard_limit", re.I)
 _THINK = r"\s*+[<\[]think(?:ing)?[>\]]"  # the chat template may have written the first one
 _THOUGHT = re.compile(rf"\A(?:(?:{_THINK})?+(?:(?![<\[]think).)*?[<\[]/think(?:ing)?[>\]])+", re.I | re.S)
