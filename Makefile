@@ -36,7 +36,7 @@ real: model
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-all: lint $(VENV)/.unsloth
+test-all: lint $(VENV)/.unsloth $(VENV)/.using
 	$(PYTEST)
 
 test-fast: install
@@ -80,9 +80,14 @@ $(VENV)/.browser: $(VENV)/.installed
 	$(INSTALL) -e '.[browser]'
 	@touch $@
 
+$(VENV)/.using: $(VENV)/.installed
+	$(INSTALL) -e '.[using]'
+	@touch $@
+
 # JupyterLab writes outputs into the notebooks that it runs: take them out again, edits of cells stay
 clean-notebooks: install
 	$(VENV)/bin/nbstripout --keep-id notebooks/*.ipynb
+	$(PYTHON) scripts/kernelspec.py notebooks/*.ipynb
 
 # Everything but torch, whose build follows the machine's GPU: pip install --require-hashes -r requirements.lock
 lock: install

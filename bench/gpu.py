@@ -195,6 +195,8 @@ def draws(work: dict[str, Any]) -> Iterator[Row]:
 
     examples = world.examples("train", 0, 4, care=0.5)
     for quantization in work["quantizations"]:
+        if not (Path(work["judges"]) / quantization).is_dir():
+            raise SystemExit(f"skipped: the training before made no judge ({quantization})")
         model, tokenizer = models.load(Path(work["judges"]) / quantization, quantization=quantization)
         drawn = sample.judgments(model, tokenizer, examples, n=4, temperature=1.0, max_new_tokens=48)
         readable = sum(judgment.verdict is not None for judgment in drawn)

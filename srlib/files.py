@@ -213,10 +213,9 @@ def relative(path: Path, start: Path | str = ".") -> str:
 
 def sync(folder: Path) -> None:
     """Put everything in a folder on disk: after a power cut, a name given to it afterwards never stands for half of it."""
-    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY  # Windows puts on disk what is open for writing
     for path in [*folder.rglob("*"), folder]:
-        with contextlib.suppress(PermissionError):  # Windows opens no folders
-            descriptor = os.open(path, flags)
+        with contextlib.suppress(PermissionError):  # Windows opens no folders, and syncs what is open for writing
+            descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
 

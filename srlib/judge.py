@@ -131,7 +131,7 @@ def judge_file(
     if kept and kept != made_from:
         raise files.SrlibError(f"{partial}: is of another judge or other rows; name another -o, or delete it")
     if resumes and not kept:
-        partial.unlink(missing_ok=True)  # of whom nobody knows
+        partial.unlink(missing_ok=True)
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))

@@ -5,6 +5,9 @@ import importlib
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -59,6 +62,17 @@ def test_parameters_are_those_of_config(name):
         assert (ast.unparse(node.annotation), ast.literal_eval(node.value)) == (kind, field.default), node.target.id
         assert cell.splitlines()[node.end_lineno - 1].partition("  # ")[2] == field.description
     assert set(re.findall(r"\bcfg\.(\w+)", "\n".join(code_of(name)))) <= {*config.FIELDS, "model_dump"}
+
+
+def test_a_session_in_jupyterlab_leaves_no_change_behind(tmp_path):
+    """`make clean-notebooks` but for nbstripout, which takes the outputs."""
+    path = Path(shutil.copy(ROOT / "notebooks" / "05_dpo.ipynb", tmp_path))
+    notebook = json.loads(path.read_text())
+    notebook["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
+    notebook["metadata"]["language_info"] |= {"version": "3.11.7", "codemirror_mode": {"name": "ipython", "version": 3}}
+    path.write_text(json.dumps(notebook, indent=1))
+    subprocess.run([sys.executable, ROOT / "scripts" / "kernelspec.py", path], check=True)
+    assert path.read_bytes() == (ROOT / "notebooks" / "05_dpo.ipynb").read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)

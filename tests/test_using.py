@@ -94,7 +94,7 @@ def test_mlflow_gets_values_and_errors(snippet, rows, tmp_path, monkeypatch):
 @pytest.mark.torch
 def test_a_reward_trains_with_grpo_and_judges_each_text_once(snippet, rows, base_dir, tmp_path, monkeypatch):
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     module, judge, asked = snippet("reward"), snippet("judge").judge, []
     whole = judge.sampler
@@ -107,13 +107,18 @@ def test_a_reward_trains_with_grpo_and_judges_each_text_once(snippet, rows, base
     assert got[1] is None, "an empty completion has nothing to judge"
     assert module.reward([asks], [good]) == got[:1]
     assert asked == [2, 1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "sampler", lambda items, **how: [unread(j) for j in whole(items, **how)])
+        assert module.reward([asks], ["Go away."]) == [None], "unread is no reward"
     sizes = dict(per_device_train_batch_size=2, num_generations=2, max_completion_length=8, max_steps=1)
-    args = GRPOConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, logging_steps=1, **sizes)
     prompts = Dataset.from_dict({"prompt": [row.instruction for row in rows[:2]]})
-    trainer = GRPOTrainer(str(base_dir), reward_funcs=module.reward, args=args, train_dataset=prompts)
-    trainer.train()
-    assert [row["step"] for row in trainer.state.log_history if "rewards/reward/mean" in row] == [1]
-    assert len(asked) > 3
+    for config, trainer in ((GRPOConfig, GRPOTrainer), (RLOOConfig, RLOOTrainer)):
+        before = len(asked)
+        args = config(str(tmp_path), report_to="none", use_cpu=True, bf16=False, logging_steps=1, **sizes)
+        trainer = trainer(str(base_dir), reward_funcs=module.reward, args=args, train_dataset=prompts)
+        trainer.train()
+        assert [row["step"] for row in trainer.state.log_history if "rewards/reward/mean" in row] == [1]
+        assert len(asked) > before
 
 
 @pytest.mark.slow
@@ -127,6 +132,11 @@ def test_a_column_a_test_and_a_server(snippet, base_dir, tmp_path):
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "test_answers.py"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert re.search(r"1 (passed|failed|skipped)", ended.stdout), ended.stdout
+    silent = "import judge\njudge.judge.max_new_tokens = 1\n"  # no verdict fits into it
+    (tmp_path / "conftest.py").write_text(silent)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert re.search(r"1 skipped", ended.stdout), ended.stdout
+    assert "the judge abstains: " in ended.stdout
     with transformers_serve(tmp_path) as url:
         code = SNIPPETS["served"].replace("http://localhost:8000/v1", url).replace("my-judge", str(base_dir))
         (tmp_path / "served.py").write_text(code)

@@ -44,8 +44,7 @@ def of_draws(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {
             "score_drift": drift, "saturation": new["top"] - old["top"], "parse_fall": old["parsed"] - new["parsed"],
-            "length_growth": new["tokens"] / old["tokens"] - 1,
-            "distinct_fall": 1 - new["distinct"] / old["distinct"],
+            "length_growth": new["tokens"] / old["tokens"] - 1, "distinct_fall": 1 - new["distinct"] / old["distinct"],
             "entropy_fall": 1 - new["entropy"] / old["entropy"],
         }  # fmt: skip
     rows = [_row(alarm, value, iteration, len(shared), protocol) for alarm, value in values.items()]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,10 +25,10 @@ from srlib.config import Parameters, cpu_has_bf16
 from srlib.models.loading import ModelError, torch_dtype
 
 WINDOW = 32  # steps whose rows are sorted by length together
-SAVE_SECONDS = 600.0  # between two checkpoints at most, where one process trains: several cannot agree on a clock
 # Where several processes train on CPUs, the Trainer loads its optimizer to "cpu:0", a place that torch does not know.
 torch.serialization.register_package(99, lambda s: None, lambda s, at: s if at.startswith("cpu:") else None)
 os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; `Progress` shows a notebook and the pipeline how far a training is
+disable_progress_bars()  # of its map
 
 
 def steps(n_rows: int, batch_size: int, epochs: float, at_least: int = 0) -> int:
@@ -99,8 +99,8 @@ def sft_loss(model: Any) -> dict[str, str]:
 
 
 class Progress(TrainerCallback):
-    """Show how far a training is, in a notebook and to the pipeline; its curves go to the open wandb run (`stage.track()`).
-    Save between the regular checkpoints where steps are slow."""
+    """Show how far a training is, in a notebook and to the pipeline; its curves go to the open wandb run (`stage.track()`). Save
+    also between the regular checkpoints where steps are slow; not where processes train together, which share no clock."""
 
     def __init__(self, desc: str) -> None:
         self.desc, self.saved = desc, time.monotonic()
@@ -110,7 +110,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
-        if args.save_strategy != "no" and args.world_size == 1 and time.monotonic() - self.saved > SAVE_SECONDS:
+        if args.save_strategy != "no" and args.world_size == 1 and time.monotonic() - self.saved > 600:  # seconds
             control.should_save, self.saved = True, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

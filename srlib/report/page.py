@@ -77,11 +77,15 @@ def _rendered(path: Path) -> str:
     exporter = HTMLExporter(template_name="basic", sanitize_html=True, exclude_input=True, exclude_output_prompt=True)
     exporter.register_filter("clean_html", clean)
     exporter.log.setLevel("ERROR")  # it warns of figures without a description
-    return exporter.from_notebook_node(notebook)[0]
+    html, _ = exporter.from_notebook_node(notebook)
+    return html.replace(
+        '"No description has been provided for this image"', f'"Figure of {path.stem}, told by the text above it"'
+    )
 
 
 def clean(text: object) -> str:
     """Markup with harmless tags only; images and the styles of pandas go, all others are shown as text."""
     import bleach
 
-    return bleach.clean(re.sub(r"(?is)<style\b.*?</style>|<img\b[^>]*>", "", str(text)), TAGS, ATTRIBUTES)
+    cleaned = bleach.clean(re.sub(r"(?is)<style\b.*?</style>|<img\b[^>]*>", "", str(text)), TAGS, ATTRIBUTES)
+    return re.sub(r"<a\b[^>]*>\s*</a>", "", cleaned)  # what is left of a badge

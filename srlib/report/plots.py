@@ -155,7 +155,7 @@ def error_heatmap(cells: Rows, title: str = "Wrong in %, by slice") -> plt.Figur
     names, arms, errors = ([cell[key] for cell in cells] for key in ("slice", "arm", "error"))
     table = 100 * pd.Series(errors, index=[names, arms], dtype=float).unstack().reindex(labels)
     height = 0.16 * (1.2 + max((text.count("\n") + 1 for text in labels.values()), default=1))  # of the longest label
-    size = (max(3.6, 2.1 + 0.5 * len(table.columns)), 1.0 + height * len(table))
+    size = (max(3.5, 2.1 + 0.5 * len(table.columns)), 1.0 + height * len(table))
     table = table[in_order(table.columns)].rename(index=labels, columns=plain)
     return _heatmap(table, title, size, annot=True, vmin=0, vmax=100)
 
@@ -177,7 +177,7 @@ def reliability(confidence: Values, correct: Values, title: str = "Calibration",
     are the confidences after a fit on other items: its curve should pass through the dots."""
     from sklearn.calibration import calibration_curve
 
-    figure, (axes,) = axes_of(title, "confidence", f"share that is right (n {len(confidence)})", height=3.6, width=3.6)
+    figure, (axes,) = axes_of(title, "confidence", f"share that is right (n {len(confidence)})", height=3.5, width=3.5)
     axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     if not len(confidence):
