@@ -185,8 +185,7 @@ FIELDS = Parameters.model_fields
 
 
 def load(path: Path | str | None = None, overrides: Sequence[str] = (), namespace: Any = None) -> Parameters:
-    """Defaults, then the YAML file, then `name=value` strings, then what papermill injected into the `namespace` of a notebook; or
-    ParamError: `load("params/tiny.yaml", ["arms=base,sft"])`."""
+    """Defaults, then a YAML file, `name=value` strings, papermill's values: `load("params/tiny.yaml", ["beta=1"])`; or ParamError."""
     values = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -1,5 +1,6 @@
 """Only the judge that the run evaluated leaves a run, with a card that the run's own files back."""
 
+import contextlib
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ from srlib import config, files, models
 from srlib.data import world
 from srlib.report import card, export
 from srlib.report.export import GateError
+from srlib.run import stages
 from srlib.schema import Judgment, SrlibError
 
 pytestmark = pytest.mark.torch
@@ -153,6 +155,17 @@ def test_the_card_is_made_from_the_run(merged_run):
     ):
         assert line in text
     assert not re.search("workers|/home|base_model", text)  # the base is a directory of this machine
+
+
+def test_a_model_that_has_moved_is_the_same_model(merged_run, tmp_path):
+    model = shutil.copytree(merged_run / "judge", tmp_path / "moved")
+    params = {"model": "where/it/was", "beta": 0.3}
+    parts = {"model": stages.content(str(model), tmp_path), "beta": 0.3}
+    files.write_json(merged_run / "judge" / "manifest.json", {"key": "1", "params": params, "parts": parts})
+    for given, message in ((str(model), ""), ("other", "model where/it/was -> other")):
+        cfg = config.load(None, ["beta=0.3", f"model={given}", "keep=last"])
+        with pytest.raises(SrlibError, match=message) if message else contextlib.nullcontext():
+            export._check(merged_run / "judge", cfg, tmp_path / "out", "merged", "")
 
 
 def test_of_a_path_strangers_see_the_last_part():

@@ -17,7 +17,7 @@ ELSEWHERE = ("run_dir", "workers", "wandb", "endpoint", "alarm_", "stop_on", "di
 def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], form: str, gate: Any) -> ModelCard:
     """README.md of the judge of a run, exported as `form`; `info` is its judge.json, `gate` how near the export is."""
     base, fields = str(info.get("base", cfg.model)), config.FIELDS
-    local = next((path for path in (Path(base).expanduser(), config.project_root() / base) if path.is_dir()), None)
+    local = next((path for path in (Path(base).expanduser(), config.project_root(run) / base) if path.is_dir()), None)
     licence, on_hub = licence_of(local or base), local is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base)
     front = dict(license=licence or "other", library_name="peft" if form == "adapter" else "transformers")
     front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])

@@ -61,8 +61,9 @@ def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
 
 def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) -> None:
     run, now = judge.parent, cfg.model_dump(mode="json", exclude={"arm", "iteration"})
-    trained, last = tables.parameters(run, "judge")[1], stages.manifest(run / stage.kept(run, cfg))
-    differ = [f"{name} {value} -> {now[name]}" for name, value in trained.items() if now.get(name, value) != value]
+    (counted, trained), last = tables.parameters(run, "judge"), stages.manifest(run / stage.kept(run, cfg))
+    moved = {n for n in stages.MAY_BE_PATHS if stages.content(now[n], config.project_root(run)) == counted.get(n)}
+    differ = [f"{n} {v} -> {now[n]}" for n, v in trained.items() if now.get(n, v) != v and n not in moved]
     base, token = models.base_of(judge), os.environ.get("HF_TOKEN")
     local, free = Path(base or judge / "none").is_dir(), not to.exists() or (to.is_dir() and not any(to.iterdir()))
     for holds, problem in [
