@@ -55,7 +55,9 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     samples = run / "judgments" / "1.partial" / "judgments.jsonl"
     stop(start("runs/t"), lambda: lines(samples) >= 16)
     assert 16 <= lines(samples) < 24 * 4
-    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", finished(start("runs/t")))
+    printed = finished(start("runs/t"))
+    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", printed)
+    assert re.search(r"dpo_1 +done in [\d.]+ s, [\d,]+ tokens/s", printed)
     known = files.read_json(run / "judge" / "judge.json")["validation"]
     assert known.keys() == {"parse_rate", "prompt_nll_highest"}, "what `srlib judge` compares other rows with"
     found = results(run)

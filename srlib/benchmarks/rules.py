@@ -58,14 +58,12 @@ def pair_metrics(row: Judged) -> dict[str, float | None]:
     balance = sum(1 if verdict == row.gold else -1 for verdict in verdicts if verdict not in ("tie", None))
     both = {"AB", "BA"} <= by_order.keys()
     return {
-        "accuracy": accuracy,
-        "accuracy_without_ties": None if row.gold == "tie" else accuracy,
+        "accuracy": accuracy, "accuracy_without_ties": None if row.gold == "tie" else accuracy,
         "accuracy_where_read": None if None in verdicts else accuracy,
-        "one_order": 0.5 if shown_first is None else credits[shown_first],
-        "two_orders": float(balance > 0),
+        "one_order": 0.5 if shown_first is None else credits[shown_first], "two_orders": float(balance > 0),
         "consistency": float(by_order["AB"] == by_order["BA"] is not None) if both else None,
         "both_correct": float(by_order["AB"] == by_order["BA"] == row.gold) if both else None,
-    }
+    }  # fmt: skip
 
 
 def _scores(row: Judged) -> list[float | None]:

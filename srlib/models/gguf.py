@@ -29,8 +29,7 @@ def directory(model: str | Path) -> str | Path:
     gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
     if not str(model).lower().endswith(".gguf"):
         return Path(model).expanduser() if str(model).startswith("~") else model
-    file = file_of(str(model))
-    digest = files.sha256(file)  # a gigabyte a second; the header alone says too little
+    digest = files.sha256(file := file_of(str(model)))  # a gigabyte a second; the header alone says too little
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
     if not target.is_dir():
         with files.writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:

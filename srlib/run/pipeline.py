@@ -104,8 +104,11 @@ class Job:
         self.status = "failed" if problem else "done"
         failure = f"{self.stage.name} (notebook {self.stage.notebook}) failed {problem}"
         failure += f"\nThe notebook as far as it came: {self.notebook}\nIts log: {self.log}"
-        self.say(failure if problem else f"done in {time.monotonic() - self.started:.1f} s")
-        for note in [] if problem else stages.manifest(self.output).get("facts", {}).get("notes", []):
+        made = {"facts": {}} if problem else stages.manifest(self.output)
+        tokens = sum(made["facts"].get(name) or 0 for name in ("tokens", "prompt_tokens", "drawn_tokens"))
+        rate = f", {tokens / made['seconds']:,.0f} tokens/s" if tokens and made["seconds"] else ""
+        self.say(failure if problem else f"done in {time.monotonic() - self.started:.1f} s{rate}")
+        for note in made["facts"].get("notes", []):
             self.say(printable(note))
         self.bars.remove_task(self.bar)
 
