@@ -107,7 +107,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    packages = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "triton", "xformers", "flash-attn")
+    packages = ("torch", "transformers", "trl", "peft", "unsloth", "bitsandbytes", "triton", "xformers", "flash_attn")
     installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return {
         "device": device, "gpu": torch.cuda.is_available(), "cores": os.cpu_count(),

@@ -215,7 +215,7 @@ def run(work: dict[str, Any]) -> Iterator[Row]:
         "wandb_mode=disabled",
         *(part for name, value in work["settings"].items() for part in ("-p", f"{name}={value}")),
     ]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             command, cwd=common.ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -76,7 +76,7 @@ def run(
     several = len(swept) > 1 or seeds is not None
     distinct = {cfg.model_dump_json(exclude=pipeline.stages.NOT_IDENTITY) for cfg in runs.values()}
     if several and len(distinct) < len(swept):
-        raise RunError("two of these runs are one and the same: write each value and each seed once")
+        raise RunError("two of these runs differ in nothing that decides a result: write each value and each seed once")
     files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
     if cluster:

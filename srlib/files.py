@@ -232,14 +232,14 @@ def make_dir(path: Path) -> None:
         pass
 
 
-def sha256(path: Path | str) -> str:
-    """Hash of a file, or of the names and contents of all files in a directory but its manifest; StoreError if it cannot be read."""
+def sha256(path: Path | str, but: str = "") -> str:
+    """Hash of a file, or of the names and contents of all files in a directory `but` one; StoreError if it cannot be read."""
     path = Path(path)
     try:
         if path.is_dir():
-            within = (p for p in sorted(path.rglob("*")) if p.is_file() and p != path / "manifest.json")
-            hashes = {p.relative_to(path).as_posix(): sha256(p) for p in within}
-            return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and p != path / but]
+            each = {p.relative_to(path).as_posix(): sha256(p) for p in inside}
+            return hashlib.sha256(json.dumps(each).encode()).hexdigest()
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

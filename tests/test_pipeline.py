@@ -197,6 +197,9 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     with pytest.raises(RunError, match=r"params\.yaml: is there, and no run has made it; set another run_dir"):
         pipeline.run_all({mine: config.load(mine / "params.yaml", [SHORT])})
     assert (mine / "params.yaml").read_text() == "# my own\nbeta: 0.3\n"
+    (mine / "notebooks").mkdir()  # somebody's, too
+    with pytest.raises(RunError, match=r"params\.yaml: is there, and no run has made it"):
+        pipeline.run_all({mine: config.load(mine / "params.yaml", [SHORT])})
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):
         pipeline.run_all({root / "file" / "r": config.load()})

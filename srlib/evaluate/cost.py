@@ -31,11 +31,9 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     """`{"arm", *SUMS}`: the sums of the stages that train an arm's judge and draw what it learns from; 0 for base."""
     by_stage = {row["stage"]: row for row in stages(run)}
-    made = run / "judges" / "sft" / "manifest.json"
-    behind = str(
-        [*store.read_json(made).get("parts", ())] if made.exists() else []
-    )  # "input judges/sft_pairwise" and so on
-    sft = [name for name in ("rationales", "sft_pointwise", "sft_pairwise") if f"{name}'" in behind] + ["sft"]
+    made = run / "judges" / "sft" / "manifest.json"  # with parts like "input judges/sft_pairwise"
+    behind = str([*store.read_json(made).get("parts", ())] if made.exists() else [])
+    sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and f"{n}'" in behind] + ["sft"]
     rows = []
     for arm in compared:
         rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "curate", "dpo")]

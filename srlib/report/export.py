@@ -61,10 +61,10 @@ def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
 
 def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) -> None:
     run, now = judge.parent, cfg.model_dump(mode="json", exclude={"arm", "iteration"})
-    (counted, trained), last = tables.parameters(run, "judge"), stages.manifest(run / stage.kept(run, cfg))
-    moved = {n for n in stages.MAY_BE_PATHS if stages.content(now[n], config.project_root(run)) == counted.get(n)}
-    differ = [f"{n} {v} -> {now[n]}" for n, v in trained.items() if now.get(n, v) != v and n not in moved]
-    base, token = models.base_of(judge), os.environ.get("HF_TOKEN")
+    (known, trained), last = tables.parameters(run, "judge"), stages.manifest(run / stage.kept(run, cfg))
+    base, token, root = models.base_of(judge), os.environ.get("HF_TOKEN"), config.project_root(run)
+    same = {n for n in stages.MAY_BE_PATHS if now[n] != trained.get(n) and stages.content(now[n], root) == known.get(n)}
+    differ = [f"{n} {v} -> {now[n]}" for n, v in trained.items() if now.get(n, v) != v and n not in same]
     local, free = Path(base or judge / "none").is_dir(), not to.exists() or (to.is_dir() and not any(to.iterdir()))
     for holds, problem in [
         (differ, f"{judge} was made with other parameters ({', '.join(differ)}); run it to its end first"),

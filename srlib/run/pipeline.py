@@ -161,7 +161,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
         stages.reason(run / job.stage.output, stages.parts(job.stage, cfg, run))  # refuse now, not after an hour
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
     text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
-    recorded, begun = run / "params.yaml", (run / "notebooks").is_dir()
+    recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
     if not begun and recorded.exists() and recorded.read_text("utf-8", "replace") != text:
         raise stages.RunError(f"{recorded}: is there, and no run has made it; set another run_dir, or move it away")
     for folder in ("notebooks", ".logs", ".progress"):

@@ -74,8 +74,8 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
         advice += [] if cfg.gradient_checkpointing else ["set gradient_checkpointing: true"]
         advice += ["lower micro_batch_size"] if cfg.micro_batch_size > 1 else []
     else:
-        batch = {"grpo": ("grpo_batch_size", cfg.grpo_batch_size)}
-        name, rows = batch.get(stage, ("sample_batch_size", plan.jobs[stage].rows))
+        name, rows = "sample_batch_size", plan.jobs[stage].rows
+        name, rows = ("grpo_batch_size", cfg.grpo_batch_size) if stage == "grpo" else (name, rows)
         advice += [f"set {name} below {rows}"] * (rows > 1) + ["lower workers"] * (stage == "eval" and plan.workers > 1)
     return (
         f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
@@ -173,5 +173,5 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    notes += "\nTime on a GPU: no card has been measured yet; `bash bench/gpu.sh` measures yours"
+    notes += "\nTime on a GPU: `bash bench/gpu.sh` measures yours"
     return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))

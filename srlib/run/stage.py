@@ -68,7 +68,9 @@ class OpenStage:
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
-            "content": files.sha256(self.path),  # a later stage is current as long as this is what it has read
+            "content": files.sha256(
+                self.path, but="manifest.json"
+            ),  # a later stage is current as long as this is what it has read
         }
         files.write_json(self.path / "manifest.json", manifest)
         files.sync(self.path)
@@ -158,16 +160,16 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
 
 def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> Path:
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
-    leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises RunError if a
-    directory that the notebook needs is not complete."""
+    leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises ParamError, and
+    RunError if a directory that the notebook needs is not complete."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
     last = config.project_root() / "runs" / "last"
     run = config.project_root() / Path(namespace.get("run_dir", last)).expanduser()
     run = last.with_name("notes") if run == last and not last.exists() else run.resolve()
-    files.make_dir(run)
     config.load(None, namespace=namespace)  # refuses what papermill injects under a wrong name
+    files.make_dir(run)
     for name in needs:
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
