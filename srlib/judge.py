@@ -54,9 +54,10 @@ class Judge:
             bits = {k: info[k] for k in ("quantization", "quant_type") if k in info and models.base_of(path)}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
             return cls(bound, info["template"], info["max_new_tokens"])
-        if model and Path(model).is_dir() and models.load_tokenizer(model).chat_template is None:
+        here = model * Path(model).is_dir()
+        if here and models.load_tokenizer(here).chat_template is None:
             options = {"api": "completions"} | options
-        server, info = sample.Server(str(path), model, **options), models.judge_info(model)
+        server, info = sample.Server(str(path), model, **options), models.judge_info(here)
         bound = functools.partial(sample.server_judgments, server)
         return cls(bound, info["template"], info["max_new_tokens"], server)
 
@@ -121,7 +122,8 @@ def judge_file(
         files.output(path, [{"judge", "rows"}], [rows], record=note)
     if not is_served(judge):
         models.check_model(judge)
-    reading = {"score_step": models.judge_info(model if is_served(judge) else judge)["score_step"]} | reading
+    known = model * Path(model).is_dir() if is_served(judge) else judge  # a served name says nothing of a hub's
+    reading = {"score_step": models.judge_info(known)["score_step"]} | reading
     lines = [(line, row) for line, _, row, *_ in data.read_rows(rows, **reading)][:limit]
     if not lines:
         raise files.RowError(f"{rows}: holds no rows; give a file with one row a line")
@@ -137,7 +139,6 @@ def judge_file(
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))
     judged = {j.example_id: j for j in loaded.score_many(items, out=partial if resumes else None)}
     failed, seconds = loaded.server.unfinished if loaded.server else {}, time.monotonic() - started
-
     records: list[dict[str, Any]] = []
     for line, row in lines:
         record = {"line": line, "id": row.id}

@@ -59,8 +59,8 @@ def by_annotator(items: Sequence[Item]) -> list[Item]:
         verdict = "preference" if isinstance(item, Comparison) else "score"
         for number, (rating, text) in enumerate(item.annotated, start=1):
             update = {"id": f"{item.id}#{number}", verdict: rating, "rationale": text}
-            rows += [item.model_copy(update=update)] if text else []
-        rows += [] if any(text for _, text in item.annotated) else [item]
+            rows += [item.model_copy(update=update)] if (text or "").strip() else []
+        rows += [] if any((text or "").strip() for _, text in item.annotated) else [item]
     return rows
 
 
@@ -72,17 +72,15 @@ def hinted(item: Item) -> Item:
 
 def mentions_hint(rationale: str) -> bool:
     """Whether a rationale speaks of the hint, which a judge will not have."""
-    return re.search(r"\bhint|right verdict", rationale, re.IGNORECASE) is not None
+    return bool(re.search(r"\bhint|\b(right|correct|given|stated) (verdict|score|preference)\b", rationale, re.I))
 
 
 def too_few(n_rows: int, n_rationales: int) -> list[str]:
     """A sentence if so few rows have a rationale that a judge cannot learn to write them, else nothing."""
     if n_rationales >= max(10, ENOUGH * n_rows):
         return []
-    return [
-        f"{n_rationales} of {n_rows} training rows have a rationale, which is too few to learn from: the judge learns verdicts alone. "
-        "Name a `writer` that can judge, such as a server, or write some rationales"
-    ]
+    text = f"{n_rationales} of {n_rows} training rows have a rationale, which is too few to learn from: the judge learns verdicts"
+    return [f"{text} alone. Name a `writer` that can judge, such as a server, or write some rationales"]
 
 
 def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:

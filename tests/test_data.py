@@ -10,7 +10,7 @@ from pathlib import Path
 import judged
 import pytest
 
-from srlib import data, files, prompts
+from srlib import data, files, prompts, sft
 from srlib.data import columns
 from srlib.data.splits import hinted
 from srlib.files import RowError
@@ -511,6 +511,52 @@ def test_comparisons_that_follow_their_examples_to_a_carved_split_are_kept(tmp_p
     limits = {"train": 200, "validation": 40, "test": 60, "ood": 5, "train_pairwise": 0, "pairwise": 10}
     found = sizes(data.load(path, n_validation=40, pairwise=beside, limits=limits).splits)
     assert (found["pairwise"], found.get("train_pairwise", 0)) == (10, 0)
+
+
+def test_a_rubric_in_text_keeps_all_its_levels():
+    text = "[Is it right?]\nScore 0: wrong\n Score 0,5: half\nScore 1: right"
+    made = convert({"instruction": "a", "response": "b", "rubric": text, "score": "0,5"})
+    assert (made.rubric.scale, made.score) == ((0.0, 0.5, 1.0), 0.5)
+    taxonomy = {"level1": "Science", "level2": "Physics"}  # which are no descriptions
+    row = {"instruction": "a", "response": "b", "rubric": "[Is it kind?]\nScore 1: rude\nScore 2: fair\nScore 3: kind"}
+    assert convert(row | taxonomy | {"score": 3}).rubric.levels[1] == "rude"
+
+
+def test_a_blank_rationale_is_none():
+    row = {"instruction": "a", "response": "b", "rubric": "[c]\nScore 1: x\nScore 2: y", "score": 1}
+    assert convert(row | {"rationale": "  "}).rationale is None
+    both = convert(row | {"meta": {"ratings": [1, 2], "rationales": [" ", "So good."]}})
+    assert [(e.id, e.rationale) for e in sft.by_annotator([both])] == [(f"{both.id}#2", "So good.")]
+
+
+def test_ratings_of_the_whole_response_are_not_those_of_a_dimension(tmp_path):
+    rubrics = {"x": {"criterion": "c", "levels": ["a", "b"]}, "y": {"criterion": "d", "levels": ["a", "b"]}}
+    meta = {"ratings": [2, 2, 1], "rationales": ["p", "q", "r"], "source": "s"}
+    row = {"instruction": "i", "response": "r", "scores": {"x": 1, "y": 2}, "rubrics": rubrics, "meta": meta}
+    made = read(tmp_path / "a.jsonl", [row])
+    assert [(e.score, e.annotated, e.meta["source"]) for e in made] == [(1, [], "s"), (2, [], "s")]
+
+
+def test_comparisons_keep_the_split_that_they_name(tmp_path):
+    text = {"rubric": "[c]\nScore 1: x\nScore 2: y"}
+    examples = [{"instruction": f"prompt {i % 3}", "response": f"r {i}", "score": 1 + i % 2} | text for i in range(60)]
+    pair = {"response_a": "a", "response_b": "b", "preference": "A"} | text
+    pairs = [pair | {"instruction": f"prompt {i % 3}", "split_hint": ("test", "train")[i % 2]} for i in range(20)]
+    pairs += [pair | {"instruction": f"another {i}"} for i in range(100)]
+    loaded = data.load(
+        write(tmp_path / "a.jsonl", examples), pairwise=write(tmp_path / "b.jsonl", pairs), n_validation=5
+    )
+    trained = loaded.splits["train_pairwise"]
+    assert not [row for row in trained if row.meta.get("split_hint") == "test"]
+    assert len([row for row in trained if row.instruction.startswith("another")]) > 50
+
+
+def test_a_carved_test_split_keeps_its_limit(tmp_path):
+    text = {"rubric": "[c]\nScore 1: x\nScore 2: y"}
+    rows = [{"instruction": f"prompt {i % 2}", "response": f"r {i}", "score": 1 + i % 3 // 2} | text for i in range(80)]
+    loaded = data.load(write(tmp_path / "a.jsonl", rows), n_validation=5, limits={"test": 7, "train": 100})
+    assert len(loaded.splits["test"]) == 7
+    assert loaded.counts["over a limit"] > 0
 
 
 def test_a_row_has_the_rationale_of_an_annotator_with_its_score():

@@ -169,7 +169,9 @@ def test_a_hint_names_the_verdict_and_never_gets_into_a_rationale():
     assert sft.hinted(item).model_copy(update={"instruction": item.instruction}) == item
     assert sft.mentions_hint("The Hint says 1.")
     assert sft.mentions_hint("So the right verdict is given.")
+    assert sft.mentions_hint("The correct score is 4, because it greets.")
     assert not sft.mentions_hint("It whines; the verdict is right.")
+    assert not sft.mentions_hint("It gives the correct answer.")
 
 
 def test_every_annotator_of_a_row_is_a_row_of_its_prompt():

@@ -90,6 +90,16 @@ def test_a_gated_model_says_what_to_do():
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at https://...")
 
 
+def test_a_judge_on_the_hub_brings_its_judge_json(tmp_path, monkeypatch):
+    asked, here = [], tmp_path / "judge.json"
+    files.write_json(here, {"template": "brief", "score_step": 0.5})
+    monkeypatch.setattr(loading, "hf_hub_download", lambda model, name: asked.append((model, name)) or str(here))
+    assert models.judge_info("org/my-judge")["score_step"] == 0.5
+    assert models.judge_info(tmp_path)["template"] == "brief"
+    assert models.judge_info("")["template"] == "prometheus"
+    assert asked == [("org/my-judge", "judge.json")], "only a hub id is asked for"
+
+
 def test_missing_weights_are_refused(copy, judge):
     """transformers fills them with random numbers, PEFT with its initial ones, and both only warn."""
     drop_weight(copy / "model.safetensors", "layers.2.mlp.up_proj")

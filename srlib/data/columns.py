@@ -21,7 +21,7 @@ from srlib.schema import Comparison, Example, Item, Rubric, rounded
 
 TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
-_LEVEL = re.compile(r"^Score[ \t]+([-+]?\d+(?:\.\d+)?)[ \t]*:", re.MULTILINE)
+_LEVEL = re.compile(r"^[ \t]*Score[ \t]+([-+]?\d+(?:[.,]\d+)?)[ \t]*:", re.MULTILINE)
 _DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+|\d+,\d\d?)\s*", re.ASCII)  # 2,5 in many countries, not 2,500
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -122,10 +122,10 @@ def convert(
     said = _object(values["rationale"], f"{where}: field {match.name('rationale')}") if dimension else None
     if isinstance(said, Mapping):
         values["rationale"] = said.get(dimension)
-    values = {field: value for field, value in values.items() if value is not None and value != ""}
+    values = {f: v for f, v in values.items() if v is not None and (str(v).strip() if f == "rationale" else v) != ""}
     known = {f: row.get(match.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
     _check_cells(values | known, match, where)
-    stated = values.get("meta", {})
+    stated = {n: v for n, v in values.get("meta", {}).items() if not (dimension and n in ("ratings", "rationales"))}
     known = {n: value for n, value in known.items() if value and stated.get(n) is None}
     meta = known | {n: value for n, value in stated.items() if value is not None or n not in known}
     names = values.get("id", f"{'pair' if pair else 'row'}-{number}"), values.get("group")
@@ -207,11 +207,12 @@ def _rubric(value: Any, row: Mapping[str, Any], match: Match, pair: bool, where:
         rubric = rubric | {"levels": {n: text for n, text in rubric["levels"].items() if text is not None}}
     columns = {f.rpartition(".")[2]: name for f, name in match.columns.items() if f.startswith("rubric.levels.")}
     levels = {n: row.get(name) for n, name in columns.items() if row.get(name) is not None or name.startswith("orig_")}
-    if isinstance(rubric, str) and any(levels.values()):
+    if isinstance(rubric, str) and any(levels.values()) and not _LEVEL.search(rubric):
         rubric = {"criterion": rubric, "levels": levels}
     elif isinstance(rubric, str):
         head, *parts = _LEVEL.split(rubric)  # a description ends at the next level, on whichever line
-        levels = {float(n): " ".join(text.split()) for n, text in zip(parts[::2], parts[1::2], strict=True)}
+        scores = [float(n.replace(",", ".")) for n in parts[::2]]
+        levels = {n: " ".join(text.split()) for n, text in zip(scores, parts[1::2], strict=True)}
         if 2 * len(levels) < len(parts):
             raise RowError(f"{where}: field {column} describes a score twice; a rubric has one text a score")
         criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()

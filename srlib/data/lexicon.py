@@ -13,7 +13,6 @@ ATTRIBUTES = {  # genre -> attribute -> its values
     genre: {name: _NAMED.get(values, values.split()) for name, values in attributes.items()}
     for genre, attributes in _TABLES["ATTRIBUTES"].items()
 }
-COMBINATIONS = [tuple(criteria) for criteria in _TABLES["COMBINATIONS"]]
-COMBINATIONS_HELD_OUT = [tuple(criteria) for criteria in _TABLES["COMBINATIONS_HELD_OUT"]]
+COMBINATIONS, COMBINATIONS_HELD_OUT = ([*map(tuple, _TABLES[f"COMBINATIONS{end}"])] for end in ("", "_HELD_OUT"))
 # What the checks of a criterion are about; of the others, the points asked for
 LABELS = {"order": _TABLES["POSITIONS"], "tone": _TABLES["TONE"], "format": _TABLES["FORMAT"]}

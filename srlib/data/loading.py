@@ -163,7 +163,7 @@ def load(
         raise RowError("\n  ".join([head, *listed]))
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
     counts |= splits.complete(rows, n_validation, n_test, seed)
-    for name in ("train_pairwise", "pairwise"):
+    for name in ("test", "train_pairwise", "pairwise"):
         rows[name] = splits.sample(rows[name], (limits or {}).get(name, math.inf), seed)
     if not rows["train"]:
         others = "; comparisons alone make no judge, give them as data_pairwise" if rows["train_pairwise"] else ""

@@ -54,13 +54,15 @@ def sample(rows: Sequence[Any], size: float, seed: int) -> list[Any]:
 def complete(splits: dict[str, list[Any]], n_validation: int, n_test: float, seed: int) -> dict[str, int]:
     """Carve a test and a validation split out of train if absent; `{"moved to test": 12, "moved to validation": 0}`.
     Rows without any hint that leave train or test empty, as those of few prompts may, go to train first."""
-    examples, pairs = ([row for name in names for row in splits[name]] for names in (NAMES[:4], NAMES[4:]))
+    examples = [row for name in NAMES[:4] for row in splits[name]]
     incomplete = examples and not (splits["train"] and splits["test"])
     if incomplete and not any(hinted(row.meta.get("split_hint")) for row in examples):
         near = {key for e in examples for key in (e.cluster, e.instruction)}
-        splits |= {"train": examples, "validation": [], "test": [], "train_pairwise": [], "pairwise": []}
-        for row in pairs:
-            splits["train_pairwise" if near & {row.cluster, row.instruction} else "pairwise"].append(row)
+        free = [row for row in splits["pairwise"] if not hinted(row.meta.get("split_hint"))]
+        follow = {row.id: row for row in free if near & {row.cluster, row.instruction}}
+        rest = [row for row in splits["pairwise"] if row.id not in follow]
+        splits |= {"train": examples, "validation": [], "test": [], "pairwise": rest}
+        splits["train_pairwise"] = [*splits["train_pairwise"], *follow.values()]
     counts = {}
     for name, n in (("test", n_test), ("validation", n_validation)):
         if empty := not splits[name]:

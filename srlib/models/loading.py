@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 
@@ -259,6 +260,9 @@ def vocabulary(tokenizer: Any) -> str:
 def judge_info(model: str | Path, **defaults: Any) -> dict[str, Any]:
     """judge.json of a judge, `{"template": "brief", "rationale": True, ...}`; of another model `defaults` and DEFAULTS."""
     path = Path(model).expanduser() / "judge.json"
+    if model and not path.parent.exists() and str(model).count("/") == 1:
+        with contextlib.suppress(OSError, ValueError):  # no such repository or file, or no network
+            path = Path(hf_hub_download(str(model), "judge.json"))
     info = files.read_json(path) if model and path.is_file() else {}
     if not isinstance(info, dict) or not isinstance(info.get("template", ""), str):
         raise ModelError(f"{path} does not describe a judge; train the judge again or delete the file")

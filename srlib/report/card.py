@@ -49,8 +49,7 @@ def licence_of(base: str | Path) -> str | None:
 def shown(value: Any) -> str:
     """A parameter's value for strangers: of a path of this machine only the last part."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    local = text.startswith(("/", "~", "..")) or PureWindowsPath(text).is_absolute()
-    return PureWindowsPath(text).name if local else text  # its names end at both kinds of slashes
+    return PureWindowsPath(text).name if re.match(r"[/~]|\.\.|[A-Za-z]:[\\/]", text) else text
 
 
 def _cell(value: Any) -> str:

@@ -48,6 +48,8 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if cfg.endpoint and cfg.endpoint_model and "{judge}" not in cfg.endpoint_model and cfg.iterations > 1:
         text = f"endpoint_model {cfg.endpoint_model} is one judge, and each iteration samples the newest: write {{judge}} for"
         refusals.append(f"{text} its name (sft, sre_1, ...) and serve them under such names, or set -p iterations=1")
+    if "grpo" in cfg.arms and cfg.max_new_tokens >= cfg.max_length:
+        refusals.append(f"grpo has no room for a prompt: set max_length above max_new_tokens ({cfg.max_new_tokens})")
     _measure(test, notes, refusals)
     _lengths([*train, *rows["train_pairwise"]], cfg, tokenizer, notes, refusals)
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:

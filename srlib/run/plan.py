@@ -77,11 +77,9 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
         name, rows = "sample_batch_size", plan.jobs[stage].rows
         name, rows = ("grpo_batch_size", cfg.grpo_batch_size) if stage == "grpo" else (name, rows)
         advice += [f"set {name} below {rows}"] * (rows > 1) + ["lower workers"] * (stage == "eval" and plan.workers > 1)
-    return (
-        f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} "
-        f"has {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}; "
-        "`srlib plan` shows every part, `--anyway` starts all the same"
-    )
+    text = f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} has"
+    text += f" {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}"
+    return f"{text}; `srlib plan` shows every part, `--anyway` starts all the same"
 
 
 def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:

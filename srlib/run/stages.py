@@ -80,7 +80,7 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
             Stage(f"dpo_{t}", "05_dpo", {"iteration": t}, ("data", f"pairs/{t}", judge), f"judges/sre_{t}"),
         ]
         judge = f"judges/sre_{t}"
-    needs |= {"sft_score_only": ("data",), "sft_careful_only": ("data",)}
+    needs |= {"sft_score_only": rows, "sft_careful_only": ("data",)}  # the rows of sft
     needs |= dict.fromkeys(FROM_PAIRS, (*rows, "judges/sft", *(f"pairs/{t}" for t in iterations)))
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
     drawn = (f"judgments/{t}" for t in iterations)

@@ -63,7 +63,6 @@ def decode(
     out = torch.full((n_rows, max_new_tokens), eos, device=device)
     logprobs = torch.zeros(n_rows, max_new_tokens, device=device)
     watched = torch.zeros(n_rows, max_new_tokens, len(watch), device=device)
-
     line, done = torch.arange(n_rows, device=device), torch.zeros(n_rows, dtype=torch.bool, device=device)
     with reading(model, prompt_ids, owner, max(map(len, prompt_ids)) + max_new_tokens) as past:
         for step in range(max_new_tokens):
@@ -81,7 +80,6 @@ def decode(
                 stay = (~done).nonzero()[:, 0]
                 line, token, done = line[stay], token[stay], done[stay]
                 past.keep(stay)
-
     out, logprobs, watched = (table.cpu().numpy() for table in (out, logprobs, watched))
     lengths = np.where((out == eos).any(1), (out == eos).argmax(1) + 1, max_new_tokens)
     tables = zip(lengths, out, logprobs, watched, strict=True)
