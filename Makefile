@@ -77,11 +77,11 @@ $(VENV)/.model: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.installed
-	$(INSTALL) -e '.[browser]'
+	$(INSTALL) -e '.[$(EXTRAS),browser]'
 	@touch $@
 
 $(VENV)/.using: $(VENV)/.installed
-	$(INSTALL) -e '.[using]'
+	$(INSTALL) -e '.[$(EXTRAS),using]'
 	@touch $@
 
 # JupyterLab writes outputs into the notebooks that it runs: take them out again, edits of cells stay
