@@ -119,9 +119,7 @@ def few(shots: Sequence[Example], k: int) -> tuple[Example, ...]:
     """k examples with a rationale, of as many different scores as there are, one score after the other."""
     by_score: dict[float, list[Example]] = {}
     for shot in shots:
-        sound = (
-            not shot.annotated or (shot.score, shot.rationale) in shot.annotated
-        )  # not of another score than the gold
+        sound = not shot.annotated or (shot.score, shot.rationale) in shot.annotated  # else of another score
         by_score.setdefault(shot.score, []).extend([shot] if shot.rationale and sound else [])
     ranks = [(rank, score, shot) for score in sorted(by_score) for rank, shot in enumerate(by_score[score])]
     return tuple(shot for *_, shot in sorted(ranks, key=lambda rank: rank[:2])[:k])

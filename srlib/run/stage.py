@@ -68,9 +68,7 @@ class OpenStage:
             "peak_memory": machine.peak_memory(),
             "peak_gpu_memory": machine.peak_gpu_memory(),
             "facts": facts,
-            "content": files.sha256(
-                self.path, but="manifest.json"
-            ),  # a later stage is current as long as this is what it has read
+            "content": files.sha256(self.path, but="manifest.json"),  # which later stages compare with what they read
         }
         files.write_json(self.path / "manifest.json", manifest)
         files.sync(self.path)
