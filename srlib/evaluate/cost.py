@@ -31,9 +31,12 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     """`{"arm", *SUMS}`: the sums of the stages that train an arm's judge and draw what it learns from; 0 for base."""
     by_stage = {row["stage"]: row for row in stages(run)}
-    made = run / "judges" / "sft" / "manifest.json"  # with parts like "input judges/sft_pairwise"
-    behind = str([*store.read_json(made).get("parts", ())] if made.exists() else [])
-    sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and f"{n}'" in behind] + ["sft"]
+    made = run / "judges" / "sft" / "manifest.json"
+    parts = store.read_json(made).get("parts", ()) if made.exists() else ()
+    inputs = {
+        part.replace("/", " ").split()[-1] for part in parts if part.startswith("input ")
+    }  # "input judges/sft_pairwise"
+    sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and n in inputs] + ["sft"]
     rows = []
     for arm in compared:
         rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "curate", "dpo")]

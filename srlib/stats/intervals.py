@@ -114,7 +114,7 @@ def on_z_scale(values: Floats, n: int, units: Floats) -> Interval:
     decides whether there is a correlation at all, or there are fewer than five and they lie on a line, it is [-1, 1]."""
     value, without, total = float(values[0]), values[1:], units.sum()
     if np.isnan(value) or abs(value) > 1 - 1e-12:
-        return Interval(value, *((-1.0, 1.0) if total < 5 and value == value else (value, value)), n)
+        return Interval(value, *((-1.0, 1.0) if total < 5 and not np.isnan(value) else (value, value)), n)
     spread = units @ (without - units @ without / total) ** 2
     error = np.sqrt((total - 1) / total * spread) / (1 - value**2)
     half = stdtrit(max(total - 1, 1), TAILS[1]) * error
