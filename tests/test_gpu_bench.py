@@ -45,7 +45,7 @@ def step(number, *measurements, device="a card"):
 def test_every_step_is_planned_for_a_card_and_for_a_rehearsal(tmp_path):
     import argparse
 
-    given = dict(model="", data="", seeds="0,1", shape="llama-3.1-8b")
+    given = dict(model="", data="", seeds="0,1", shape="llama-3.1-8b", backend="auto")
     for tiny in (False, True):
         todo = gpu.planned(argparse.Namespace(tiny=tiny, **given), str(tmp_path))
         assert {m.step for m in todo} == STEPS
@@ -54,6 +54,47 @@ def test_every_step_is_planned_for_a_card_and_for_a_rehearsal(tmp_path):
         json.dumps([m.work for m in todo])
     names = [(m.step, m.name) for m in gpu.planned(argparse.Namespace(tiny=False, **given), str(tmp_path))]
     assert len(names) == len(set(names)), "a name stands for one measurement"
+
+
+def test_side_by_side_what_one_measurement_writes_is_read_behind_it_and_speed_is_measured_alone(tmp_path):
+    import argparse
+
+    given = dict(model="", data="", seeds="0,1", shape="llama-3.1-8b", backend="auto")
+    for tiny in (False, True):
+        todo = gpu.planned(argparse.Namespace(tiny=tiny, **given), str(tmp_path))
+        first, *later = gpu.chains(todo, True)
+        assert [m for round_ in later for chain in round_ for m in chain] == [
+            m for m in todo if m.step in (3, 4) and m.function != "nf4"
+        ]
+        assert all(len(round_) == 1 and len(round_[0]) == 1 for round_ in later)
+        assert sorted(m.name for chain in first for m in chain) == sorted(
+            m.name for m in todo if m.step in (1, 2, 5, 6) or m.function == "nf4"
+        )
+        for key in ("judges", "directory"):
+            held = [{m.work[key] for m in chain if key in m.work} for chain in first]
+            assert len(set().union(*held)) == sum(map(len, held)), f"two chains share {key}"
+        assert any([m.function for m in chain][:2] == ["nf4", "memory"] for chain in first)
+    assert gpu.chains(todo, False) == [[[m]] for m in todo]
+
+
+def test_a_later_pass_keeps_what_got_further():
+    def result(name, status, rows):
+        return {"name": name, "status": status, "seconds": 1.0, "rows": [{}] * rows}
+
+    known = [
+        result("a", "done", 3),
+        result("b", "out of time", 1),
+        result("c", "failed", 0),
+        result("together", "done", 1),
+    ]
+    now = [result("b", "out of time", 0), result("c", "done", 1), result("d", "failed", 0), result("a", "failed", 3)]
+    found = gpu.merged(["d", "c"], {r["name"]: r for r in known}, {r["name"]: r for r in now})
+    assert [(r["name"], r["status"], len(r["rows"])) for r in found] == [
+        ("d", "failed", 0),
+        ("c", "done", 1),
+        ("a", "done", 3),
+        ("b", "out of time", 1),
+    ]
 
 
 def test_a_measurement_that_fails_or_hangs_says_so_and_keeps_its_rows(tmp_path):

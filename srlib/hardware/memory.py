@@ -1,8 +1,8 @@
 """Memory of a training step or a batch of sampling, computed before anything is loaded.
 
-LOGITS and ALLOCATOR were fitted to docs/bench/memory.md and memory-fp32.md, peaks on a CPU. Training on a GPU has not been
-measured. With shared prompts, DPO is taken to hold one pair a prompt. With t = tokens in a forward pass, L layers,
-h = hidden size, a = heads x head size, I = MLP size, c = bytes of the compute dtype:
+LOGITS and ALLOCATOR were fitted to peaks on a CPU (docs/bench/memory.md, memory-fp32.md), ON_GPU to those on a GPU (gpu.md,
+step 5). With shared prompts, DPO is taken to hold one pair a prompt. With t = tokens in a forward pass, L layers, h = hidden
+size, a = heads x head size, I = MLP size, c = bytes of the compute dtype:
 
 weights      all parameters; in 4 bit 0.516 bytes each of the projections' (arXiv 2305.14314, section 3)
 casts        16-bit copies of fp32 projections under autocast; of 4-bit ones, one matrix at a time
@@ -17,6 +17,7 @@ from srlib.hardware.shapes import LINEAR, Shape
 
 NF4, CHUNK = 0.5 + 0.127 / 8, 256
 LOGITS = {"sft": 24.0, "dpo": 12.0, "sample": 18.0}  # bytes a logit: the matrix, its softmax, their gradients
+ON_GPU = {"sft": 12.0, "dpo": 8.0}  # of these, for transformers and TRL
 ALLOCATOR = 0.65  # share of activations and logits that glibc keeps of freed blocks, on a CPU
 # How srlib.sample decodes: rows and prompts side by side, prompt tokens in a batch and in one forward pass, cache growth.
 ROWS, PROMPTS, PROMPT_TOKENS, PREFILL, BLOCK = 512, 128, 2**16, 2048, 32
@@ -69,7 +70,8 @@ def _training(shape: Shape, job: Job) -> dict[str, float]:
     layer = 8 * shape.hidden + c * (inputs + 4 * attention + 4 * shape.intermediate + len(job.targets) * job.lora_rank)
     kept = shape.layers * shape.hidden * job.bytes + layer if job.checkpointing else shape.layers * layer
     adapter = shape.lora(job.lora_rank, job.targets)
-    logits = shape.vocab * (predicted * (LOGITS["dpo"] + 2 * c) if job.kind == "dpo" else CHUNK * LOGITS["sft"])
+    each = (ON_GPU if job.gpu else LOGITS)[job.kind]
+    logits = shape.vocab * (predicted * (each + 2 * c) if job.kind == "dpo" else CHUNK * each)
     parts = {"casts": casts, "adapter": 4.0 * adapter, "optimizer": 12.0 * (adapter or shape.parameters)}
     allocator = 0.0 if job.gpu else ALLOCATOR * (t * kept + logits)
     return parts | {"activations": t * kept, "logits": logits, "allocator": allocator}
