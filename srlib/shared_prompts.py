@@ -51,9 +51,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
     within, ends = attends_within(causal), ("chosen", "rejected")
     if getattr(config, "router_aux_loss_coef", 0.0) and hasattr(config, "output_router_logits"):
         reason = f"{name} adds a loss of its routers, a mean over all tokens"
-    elif within < math.inf and any(
-        len(tokenizer(r["prompt"] + r[e])["input_ids"]) >= within for r in rows for e in ends
-    ):
+    elif within < math.inf and any(len(tokenizer(r["prompt"] + r[e]).input_ids) >= within for r in rows for e in ends):
         reason = f"{name} attends within {within:g} tokens and a text has more"
     else:
         plain_batch = DataCollatorForPreference.torch_call(collator, pairs)

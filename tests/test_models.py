@@ -197,6 +197,22 @@ def test_a_model_that_sees_its_future_is_refused_or_attends_otherwise(copy, kind
         assert models.load(copy)[0].config._attn_implementation == "eager"
 
 
+def test_a_deep_causal_model_is_loaded_in_16_bit(copy):
+    """Two lengths of one text may differ by more than a tenth there, as kernels round by their shapes."""
+    import transformers
+
+    sizes = dict(hidden_size=128, intermediate_size=448, num_hidden_layers=48, num_attention_heads=2)
+    config = transformers.LlamaConfig(vocab_size=1536, initializer_range=0.12, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(copy)
+    model, _ = models.load(copy, dtype="bfloat16")
+    assert model.config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("inf"))
+    model.save_pretrained(copy)
+    with pytest.raises(ModelError, match=r"its logits are not finite in .*bfloat16; set dtype: float32"):
+        models.load(copy, dtype="bfloat16")
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_is_the_dtype_that_the_machine_computes_in(monkeypatch, native):
     """A T4 has no bf16: torch emulates it, slowly, and says it is supported."""

@@ -46,13 +46,12 @@ def read_rows(
     rubric: str | Path = "",
     seen: set[str] | None = None,
 ) -> Iterator[tuple[int, str, Item | RowFailure, list[tuple[str, str]]]]:
-    """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time. The row
-    is an Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to columns
-    by hand, ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each dimension
-    of rows with several scores, which become one row a dimension. `score_step` is for rubrics with a range and no
-    levels; a gold score between two steps (a mean of two graders) moves to the nearer, and meta["score_given"] keeps
-    the original. `seen` gets the names of all columns. Raises RowError if the source or the rubric cannot be read, or no
-    row has one of `columns`."""
+    """(number, place, row, [(column, our field)]) of every row of a file, a folder or a hub set, one at a time. The row is an
+    Example, a Comparison or a RowFailure; for `training` it needs a gold verdict. `columns` map fields to columns by hand,
+    ["score:Grade"]; `rubric` is a file with the rubric of rows that have none, or with one for each dimension of rows with
+    several scores, which become one row a dimension. `score_step` is for rubrics with a range and no levels; a gold score
+    between two steps (a mean of two graders) moves to the nearer, and meta["score_given"] keeps the original. `seen` gets
+    the names of all columns. Raises RowError if the source or the rubric cannot be read, or no row has one of `columns`."""
     given, shared = fields.parse(columns), read_rubric(rubric) if str(rubric) else None
     name = str(source) if sources.is_hub_id(source) else Path(source).name
     options = {"source": name, "score_step": score_step, "training": training}

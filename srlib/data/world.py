@@ -15,9 +15,10 @@ verdict. Self-rationalization gains under this condition; `care=1.0` is the cont
 
 import random
 import re
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from srlib.data import lexicon
 from srlib.schema import Comparison, Example, Rubric
@@ -89,11 +90,7 @@ def comparisons(seed: int, n: int, split: str = "", care: float = 0.5) -> list[C
     return rows
 
 
-class Checked(NamedTuple):
-    """Shares of the four demanded checks; a check that the rationale lacks counts as wrong."""
-
-    verdicts: float  # with the right verdict
-    evidence: float  # and with the right evidence, if there is any to state
+Checked = namedtuple("Checked", "verdicts evidence")
 
 
 def has_checks(example: Example) -> bool:
@@ -103,7 +100,8 @@ def has_checks(example: Example) -> bool:
 
 
 def check_rationale(example: Example, rationale: str) -> Checked:
-    """Compare every verdict of a rationale with the truth. Only for examples of this world."""
+    """Shares of the four demanded checks with the right verdict, and with the right evidence too, if there is any to state; a
+    check that the rationale lacks counts as wrong. Only for examples of this world."""
     checks, verdicts, evidence = example.meta["checks"], 0, 0
     sentences = [(f" {re.sub('[,:]', ' ', text)} ", v == "pass") for text, v in _SENTENCE.findall(rationale)]
     for check in checks:

@@ -1,8 +1,8 @@
 """Memory of a training step or a batch of sampling, computed before anything is loaded.
 
-LOGITS and ALLOCATOR were fitted to peaks on a CPU (docs/bench/memory.md, memory-fp32.md), ON_GPU to those on a GPU (gpu.md,
-step 5). With shared prompts, DPO is taken to hold one pair a prompt. With t = tokens in a forward pass, L layers, h = hidden
-size, a = heads x head size, I = MLP size, c = bytes of the compute dtype:
+LOGITS and ALLOCATOR were fitted to measured peaks (docs/bench/memory.md and memory-fp32.md on a CPU, gpu.md on a GPU). With
+shared prompts, DPO is taken to hold one pair a prompt. With t = tokens in a forward pass, L layers, h = hidden size, a = heads
+x head size, I = MLP size, c = bytes of the compute dtype:
 
 weights      all parameters; in 4 bit 0.516 bytes each of the projections' (arXiv 2305.14314, section 3)
 casts        16-bit copies of fp32 projections under autocast; of 4-bit ones, one matrix at a time
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from srlib.hardware.shapes import LINEAR, Shape
 
 NF4, CHUNK = 0.5 + 0.127 / 8, 256
-LOGITS = {"sft": 24.0, "dpo": 12.0, "sample": 18.0}  # bytes a logit: the matrix, its softmax, their gradients
-ON_GPU = {"sft": 12.0, "dpo": 8.0}  # of these, for transformers and TRL
+LOGITS = {"sft": (24.0, 12.0), "dpo": (12.0, 8.0), "sample": (18.0, 18.0)}  # bytes a logit: on a CPU, on a GPU
 ALLOCATOR = 0.65  # share of activations and logits that glibc keeps of freed blocks, on a CPU
 # How srlib.sample decodes: rows and prompts side by side, prompt tokens in a batch and in one forward pass, cache growth.
 ROWS, PROMPTS, PROMPT_TOKENS, PREFILL, BLOCK = 512, 128, 2**16, 2048, 32
@@ -70,7 +69,7 @@ def _training(shape: Shape, job: Job) -> dict[str, float]:
     layer = 8 * shape.hidden + c * (inputs + 4 * attention + 4 * shape.intermediate + len(job.targets) * job.lora_rank)
     kept = shape.layers * shape.hidden * job.bytes + layer if job.checkpointing else shape.layers * layer
     adapter = shape.lora(job.lora_rank, job.targets)
-    each = (ON_GPU if job.gpu else LOGITS)[job.kind]
+    each = LOGITS[job.kind][job.gpu]
     logits = shape.vocab * (predicted * (each + 2 * c) if job.kind == "dpo" else CHUNK * each)
     parts = {"casts": casts, "adapter": 4.0 * adapter, "optimizer": 12.0 * (adapter or shape.parameters)}
     allocator = 0.0 if job.gpu else ALLOCATOR * (t * kept + logits)
@@ -82,4 +81,5 @@ def _sampling(shape: Shape, job: Job) -> dict[str, float]:
     cached = job.rows * job.tokens + drawn * (job.new_tokens + BLOCK)
     widths = 4 * shape.hidden + 3 * shape.intermediate + 4 * shape.heads * shape.head_dim
     reading = min(job.rows * job.tokens, max(PREFILL, job.tokens)) * widths * job.bytes
-    return {"KV cache": cached * per_token, "logits": drawn * shape.vocab * LOGITS["sample"], "reading": reading}
+    logits = drawn * shape.vocab * LOGITS["sample"][job.gpu]
+    return {"KV cache": cached * per_token, "logits": logits, "reading": reading}

@@ -22,8 +22,10 @@ from srlib.hardware.memory import Job
 from srlib.run import stages
 
 GIB = 2**30
-# On a GPU, CUDA's context and workspaces; in RAM, torch, transformers and TRL
-LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}
+LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}  # CUDA's context on a GPU; torch, transformers and TRL in RAM
+# Tokens a second, counted as here, on an H200 at the shape of Llama-3.1-8B in 4 bit: the slowest DPO of docs/bench/gpu.md, one
+# pair at a time, and ten judgments of each of 16 prompts. SFT and greedy judgments have not been measured.
+MEASURED = {"dpo": 4_200, "sample": 3_000}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 
 
@@ -88,8 +90,7 @@ def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
     named = [name.strip() for name in cfg.lora_targets.split(",")]
     targets = tuple(name for name in shapes.LINEAR if name in named) or shapes.LINEAR
     training = weights | dict(checkpointing=cfg.gradient_checkpointing, lora_rank=cfg.lora_rank, targets=targets)
-    shared = cfg.max_new_tokens if cfg.share_prompts else 0
-    micro = cfg.micro_batch_size
+    shared, micro = cfg.max_new_tokens if cfg.share_prompts else 0, cfg.micro_batch_size
     prompt = max(1, min(cfg.max_length, shape.max_positions - cfg.max_new_tokens))
 
     def sampling(n: int) -> Job:
@@ -171,5 +172,8 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    notes += "\nTime on a GPU: `bash bench/gpu.sh` measures yours"
+    rates = MEASURED if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
+    times = {name: n / rates[kind] / 3600 for name, n in plan.tokens.items() if (kind := name.split("_")[0]) in rates}
+    hours = f"hours at most on an H200 (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
+    notes += f"\nTime on a GPU: {hours if times else '`bash bench/gpu.sh` measures yours'}"
     return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
