@@ -23,8 +23,7 @@ from srlib.run import stages
 
 GIB = 2**30
 LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}  # CUDA's context on a GPU; torch, transformers and TRL in RAM
-# Tokens a second, counted as here, on an H200 at the shape of Llama-3.1-8B in 4 bit: the slowest DPO of docs/bench/gpu.md, one
-# pair at a time, and ten judgments of each of 16 prompts. SFT and greedy judgments have not been measured.
+# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest, ten judgments a prompt
 MEASURED = {"dpo": 4_200, "sample": 3_000}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 
