@@ -14,7 +14,7 @@
 
 Each measurement is a process of its own with a time limit. One that fails says so in its line and stops no other; one that
 the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by
-side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
+side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results, in runs/gpu: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
 """
 
 from __future__ import annotations
@@ -723,7 +723,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="1,2,3,4,5,6", help="steps, such as 1,3; 0: only write the table anew")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a rehearsal on a CPU")
     parser.add_argument("--seconds", type=float, default=600, help="for all of it")
-    parser.add_argument("--out", type=Path, default=common.DOCS, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=common.ROOT / "runs" / "gpu", help="folder of the results")
     parser.add_argument("--shape", default="llama-3.1-8b", choices=common.SHAPES, help="of steps 3, 4 and 5")
     parser.add_argument("--seeds", default="0", help="of step 2, such as 0,1,2")
     parser.add_argument(
@@ -741,7 +741,7 @@ def main(arguments: list[str] | None = None) -> None:
     given.data = str(Path(given.data).resolve()) if given.data else ""
     wanted, started = {int(n) for n in given.only.split(",")}, time.monotonic()
     command = shlex.join(["python", "bench/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
-    command = command.replace(str(given.out), "DIR") if given.out != common.DOCS else command
+    command = command.replace(str(given.out), "DIR")
     command = command.replace(given.model, Path(given.model).name) if given.model else command
     given.out.mkdir(parents=True, exist_ok=True)
     given.model = "" if given.tiny else given.model
@@ -778,7 +778,7 @@ def main(arguments: list[str] | None = None) -> None:
         def keep(step: int) -> None:
             path = given.out / f"gpu-{step}.json"
             before = json.loads(path.read_text())["measurements"] if path.is_file() else []
-            known = {result["name"]: result for result in before}  # of an earlier pass, or of this one
+            known = {result["name"]: result for result in before}  # of an earlier pass on this card, or of this one
             now = {m.name: results[key] for m in todo if m.step == step and (key := f"{step} {m.name}") in results}
             found = merged([m.name for m in plan if m.step == step], known, now)
             if not any(result["seconds"] for result in found):
@@ -795,6 +795,10 @@ def main(arguments: list[str] | None = None) -> None:
             if not examined["rows"]:
                 raise SystemExit(f"the machine cannot be examined: {examined['status']}\n{examined.get('log', '')}")
             about = examined["rows"][0]
+            device = about["machine"]["device"]
+            for path in given.out.glob("gpu-[1-6].json"):
+                if (other := json.loads(path.read_text())["machine"]["device"]) != device:
+                    raise SystemExit(f"{path} is of another machine ({other}, not {device}); set another --out")
             if given.together is None:
                 given.together = SIDE_BY_SIDE if about["bytes"] >= LARGE else 0
             if not about["machine"]["gpu"] and not given.tiny:

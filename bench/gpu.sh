@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command on a machine with an NVIDIA GPU; results go to docs/bench/gpu*.json and gpu.md (docs/guides/gpu.md):
+# One command on a machine with an NVIDIA GPU; results go to runs/gpu (docs/guides/gpu.md):
 #
 #     bash bench/gpu.sh                          # options: bash bench/gpu.sh --help
 #

@@ -8,7 +8,7 @@ weights      all parameters; in 4 bit 0.516 bytes each of the projections' (arXi
 casts        16-bit copies of fp32 projections under autocast; of 4-bit ones, one matrix at a time
 adapter      LoRA's A and B in fp32 (arXiv 2106.09685); optimizer: gradient, two moments, 12 bytes a parameter
 activations  t L (8h + c (LoRA's inputs + 4a + 4I + 7 rank)), or, with checkpointing, t L h and one layer as above
-logits       SFT: 256 tokens at a time (TRL's chunked_nll); DPO: of all t tokens
+logits       SFT: 256 tokens at a time (TRL's chunked_nll); DPO: of all t tokens, with shared prompts of the completions
 KV cache     2 L (kv heads x head size) a token: of prompts once, of N x max_new_tokens continuations; reading: prefill"""
 
 from dataclasses import dataclass

@@ -173,6 +173,6 @@ def show(plan: Plan) -> Any:
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
     rates = MEASURED if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
     times = {name: n / rates[kind] / 3600 for name, n in plan.tokens.items() if (kind := name.split("_")[0]) in rates}
-    hours = f"hours at most on an H200 (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
+    hours = f"hours at rates of an H200, 160 rows at once (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
     notes += f"\nTime on a GPU: {hours if times else '`bash bench/gpu.sh` measures yours'}"
     return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))
