@@ -14,7 +14,8 @@
 
 Each measurement is a process of its own with a time limit. One that fails says so in its line and stops no other; one that
 the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by
-side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results, in runs/gpu: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
+side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results, in
+runs/gpu: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
 """
 
 from __future__ import annotations
