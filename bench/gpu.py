@@ -106,8 +106,10 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
 
     for name in ["nf4"] if tiny else ["nf4", "16 bit"]:
         rows = dict(rows=2, n=2) if tiny else dict(rows=16, n=10)
-        add(4, name, 90, "sampling", ways=["srlib", "generate"], **nf4, bits=name, **rows, **sizes)
-        add(4, f"{name}, batched", 120, "sampling", ways=["generate_batch"], **nf4, bits=name, **rows, **sizes)
+        both = dict(bits=name, **nf4, **rows, **sizes)
+        add(4, name, 90, "sampling", ways=["srlib", "generate", *["generate_batch"] * tiny], **both)
+        if not tiny:
+            add(4, f"{name}, batched", 120, "sampling", ways=["generate_batch"], **both)
 
     for name in ["tiny"] if tiny else dict.fromkeys(["smollm2-135m", "llama-3.2-1b", given.shape]):
         add(
