@@ -102,7 +102,8 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
     nf4 = dict(shape="tiny" if tiny else given.shape, path=f"{folder}/nf4")
     add(3, "random nf4 weights", 90, "nf4", **nf4)
     for way in ("TRL", "shared prompts", "Unsloth"):
-        add(3, way, 140, "dpo", path=nf4["path"], way=way, k=[1, 2] if tiny else [1, 3, 5], **sizes)
+        steps = [(1, 1), (2, 1)] if tiny else [(1, 1), (3, 1), (5, 1), (3, 2)]  # pairs of a prompt, prompts
+        add(3, way, 160, "dpo", path=nf4["path"], way=way, steps=steps, **sizes)
 
     for name in ["nf4"] if tiny else ["nf4", "16 bit"]:
         rows = dict(rows=2, n=2) if tiny else dict(rows=16, n=10)
@@ -330,17 +331,17 @@ def dpo(work: dict[str, Any]) -> Iterator[Row]:
             collator = shared_prompts.share(policy, tokenizer, _pairs(tokenizer, work, 2)[:4])
         if collator is None:
             raise SystemExit(said.getvalue().strip())
-    for k in work["k"]:
+    for k, prompts in work["steps"]:
         if "ref" in policy.peft_config:
             policy.delete_adapter("ref")  # TRL's copy for the trainer before
-        what = f"k = {k}"
+        what = f"k = {k}" + f", {prompts} prompts" * (prompts > 1)
         new = 0 if work["way"] == "TRL" else work["completion"]  # Unsloth holds no logits of prompts either
-        job = Job("dpo", k, tokens, new, gpu=True, four_bit=True, checkpointing=True)
+        job = Job("dpo", k * prompts, tokens, new, gpu=True, four_bit=True, checkpointing=True)
         if too_large := _too_large(work["path"], job):
             yield {"what": what, "result": too_large}
             continue
         try:
-            yield {"what": what, **_steps(policy, tokenizer, work, k, collator), "k": k}
+            yield {"what": what, **_steps(policy, tokenizer, work, k, collator, prompts), "k": k, "prompts": prompts}
         except torch.OutOfMemoryError:
             yield {"what": what, "result": "out of memory"}
     if work["way"] == "Unsloth":  # last, for it may leave the model changed
@@ -363,8 +364,8 @@ def _pairs(tokenizer: Any, work: dict[str, Any], k: int, prompts: int = 4) -> li
     ]
 
 
-def _steps(policy: Any, tokenizer: Any, work: dict[str, Any], k: int, collator: Any) -> Row:
-    """Four optimizer steps of k pairs, of which the first is not counted."""
+def _steps(policy: Any, tokenizer: Any, work: dict[str, Any], k: int, collator: Any, prompts: int = 1) -> Row:
+    """Four optimizer steps of k pairs of each prompt, of which the first is not counted."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -385,16 +386,16 @@ def _steps(policy: Any, tokenizer: Any, work: dict[str, Any], k: int, collator: 
 
     with common.temporary() as folder:
         args = DPOConfig(
-            folder, max_steps=4, learning_rate=1e-5, per_device_train_batch_size=k, loss_type=["sigmoid", "sft"],
+            folder, max_steps=4, learning_rate=1e-5, per_device_train_batch_size=k * prompts, loss_type=["sigmoid", "sft"],
             loss_weights=[1.0, 0.5], max_length=None, use_cpu=not gpu, bf16=gpu and torch.cuda.is_bf16_supported(False),
             fp16=gpu and not torch.cuda.is_bf16_supported(False), gradient_checkpointing=True, report_to="none",
             disable_tqdm=True, save_strategy="no", remove_unused_columns=False, train_sampling_strategy="sequential",
             logging_steps=1, seed=0, **PLAIN,
         )  # fmt: skip
-        changed = [name for name, value in PLAIN.items() if str(getattr(args, name)) != str(value)]
-        if changed or args.per_device_train_batch_size != k:
+        changed = [name for name, value in PLAIN.items() if getattr(args, name) != value]
+        if changed or args.per_device_train_batch_size != k * prompts:
             raise RuntimeError(f"the trainer's arguments are not those that were asked for: {changed}")
-        rows = Dataset.from_list(_pairs(tokenizer, work, k))
+        rows = Dataset.from_list(_pairs(tokenizer, work, k, 4 * prompts))
         with training.exact_adapter(policy):
             trainer = DPOTrainer(
                 policy,
@@ -408,8 +409,9 @@ def _steps(policy: Any, tokenizer: Any, work: dict[str, Any], k: int, collator: 
         trainer.train()
     seconds = sorted(b - a for a, b in itertools.pairwise(marks[1:]))[1]
     peak, first = common.peak(), training.log_of(trainer)[0]
-    result = f"{k / seconds:.2f} pairs/s, peak {peak / GIB:.2f} GiB, first margin {first['rewards/margins']:.1e}"
-    return {"result": result, "pairs_per_second": k / seconds, "peak": peak, "margin": first["rewards/margins"]}
+    speed = k * prompts / seconds
+    result = f"{speed:.2f} pairs/s, peak {peak / GIB:.2f} GiB, first margin {first['rewards/margins']:.1e}"
+    return {"result": result, "pairs_per_second": speed, "peak": peak, "margin": first["rewards/margins"]}
 
 
 def sampling(work: dict[str, Any]) -> Iterator[Row]:
