@@ -112,7 +112,7 @@ def planned(given: argparse.Namespace, folder: str) -> list[Measurement]:
         if not tiny:
             add(4, f"{name}, batched", 120, "sampling", ways=["generate_batch"], **both)
 
-    for name in ["tiny"] if tiny else dict.fromkeys(["smollm2-135m", "llama-3.2-1b", given.shape]):
+    for name in ["tiny"] if tiny else dict.fromkeys([given.shape, "llama-3.2-1b", "smollm2-135m"]):
         add(
             5,
             name,
