@@ -182,7 +182,7 @@ def works(work: dict[str, Any]) -> Iterator[Row]:
             policy, tokenizer = models.load(work["model"], **options)
             policy = models.add_lora(policy, quantization=quantization, **how)
             rows = sft.rows_of(tokenizer, examples, "brief")
-            common_to_both = dict(max_steps=2, learning_rate=1e-4, max_length=None, **machine)
+            common_to_both = dict(max_steps=2, learning_rate=1e-4, max_length=None, warmup_steps=0, **machine)
             with training.exact_adapter(policy):
                 args = SFTConfig(f"{folder}/sft", completion_only_loss=True, **common_to_both)
                 trainer = SFTTrainer(
@@ -205,8 +205,9 @@ def works(work: dict[str, Any]) -> Iterator[Row]:
                     policy, args=args, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
                 )
             trainer.train()
-            first = trainer.state.log_history[0]
-            said = f"loss {first['loss']:.5f} (ln 2 is 0.69315), margin {first['rewards/margins']:.1e}"
+            first, second = trainer.state.log_history[:2]
+            margins = [step["rewards/margins"] for step in (first, second)]
+            said = f"loss {first['loss']:.5f} (ln 2 is 0.69315), margin {margins[0]:.1e}, then {margins[1]:.1e}"
             yield {"what": f"{quantization}: first DPO step", "result": said, **first}
             after = Path(work["judges"]) / quantization
             models.save_judge(policy, tokenizer, after, source=judge, judge={}, adapter=True)
@@ -781,9 +782,9 @@ def main(arguments: list[str] | None = None) -> None:
     place = memory_disk if roomy and not given.tiny else None  # a container may have 64 MB of it
     with tempfile.TemporaryDirectory(prefix="srlib-gpu-", dir=place) as name:
         folder = Path(name)
-        plan = planned(given, name)
+        plan, shape = planned(given, name), "tiny" if given.tiny else given.shape
         todo = [m for m in plan if m.step in wanted and re.search(given.match, m.name)]
-        if {m.step for m in todo} & {3, 4, 5}:
+        if any(m.step in (3, 4) or m.work.get("four_bit") for m in todo):
             todo = [m for m in plan if m in todo or m.function == "nf4"]
         if wanted - {0} and not todo:
             raise SystemExit(f"no measurement of steps {given.only} is called {given.match}")
@@ -794,7 +795,8 @@ def main(arguments: list[str] | None = None) -> None:
         def measure(m: Measurement) -> None:
             beside = bool(given.together) and m.step not in (0, 3, 4)
             over = given.together if beside else given.seconds
-            limit = over if beside or m.function == "run" else m.seconds  # a run that is stopped is seldom resumed
+            alone = max(m.seconds, over / 4) if m.function == "run" else m.seconds
+            limit = over if beside else alone
             left = min(limit, over - (time.monotonic() - started))
             if left >= LEAST:
                 result = measured(m, folder, left, {"bandwidth": about.get("bandwidth", 0.0)})
@@ -820,7 +822,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows = comparisons(step, found)
             found += [{"name": "together", "status": "done", "seconds": 0.0, "rows": rows}] if rows else []
             of_step = {"step": step, "command": command, "machine": about["machine"], "measurements": found}
-            of_step["planned"] = [m.name for m in plan if m.step == step]
+            of_step |= {"shape": shape, "planned": [m.name for m in plan if m.step == step]}
             path.with_suffix(".new").write_text(json.dumps(of_step, indent=1) + "\n")
             path.with_suffix(".new").replace(path)
             write_table(given.out, command)  # this process may be stopped before its end
@@ -835,8 +837,10 @@ def main(arguments: list[str] | None = None) -> None:
             about = examined["rows"][0]
             device = about["machine"]["device"]
             for path in given.out.glob("gpu-[1-6].json"):
-                if (other := json.loads(path.read_text())["machine"]["device"]) != device:
-                    raise SystemExit(f"{path} is of another machine ({other}, not {device}); set another --out")
+                old = json.loads(path.read_text())
+                other = old["machine"]["device"], old.get("shape", "llama-3.1-8b")
+                if other != (device, shape):
+                    raise SystemExit(f"{path} is of {', '.join(other)}, not {device}, {shape}; set another --out")
             large = about["bytes"] >= LARGE
             given.seconds = given.seconds or (600 if large or given.tiny else 2400)
             alone = any(m.step in (3, 4) and m.function != "nf4" for m in todo)  # and so needs time after the others

@@ -75,7 +75,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
             reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)
         causal.forward = forward
-    advice = "; with backend: transformers they may be" * hasattr(model, "for_training")  # Unsloth's models have it
+    advice = "; with backend: transformers they may be" * (" fails with " in reason and hasattr(model, "for_training"))
     print(f"prompts are not shared: {reason}; each judgment reads its own prompt, as with share_prompts: false{advice}")
     return None
 

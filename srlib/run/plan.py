@@ -23,8 +23,8 @@ from srlib.run import stages
 
 GIB = 2**30
 LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}  # CUDA's context on a GPU; torch, transformers and TRL in RAM
-# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest, ten judgments a prompt
-MEASURED = {"dpo": 4_200, "sample": 3_000}
+# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest, a row of at most 160 drawn
+MEASURED = {"dpo": 4_200, "sample": 19}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 
 
@@ -40,8 +40,7 @@ class Plan:
         """Bytes by kind of stage and part, on a GPU or a CPU: `{"sft": {"weights": ..., "logits": ...}, ...}`."""
         jobs = {name: replace(job, gpu=gpu, bf16=gpu or config.cpu_has_bf16()) for name, job in self.jobs.items()}
         parts = {k: memory.forecast(self.shape, job) | {"libraries": LIBRARIES[gpu]} for k, job in jobs.items()}
-        times = {"eval": 1 if gpu else self.workers}
-        return {k: {part: n * times.get(k, 1) for part, n in sizes.items()} for k, sizes in parts.items()}
+        return {k: {p: n * (1 if gpu or k != "eval" else self.workers) for p, n in s.items()} for k, s in parts.items()}
 
     def need(self, gpu: bool) -> tuple[float, str]:
         """(bytes, kind of stage) of the stage that needs most."""
@@ -155,7 +154,7 @@ def _pairs_read(cfg: Parameters, iteration: int) -> int:
 
 def show(plan: Plan) -> Any:
     """The plan as rich tables: memory by part, tokens by stage, and the cards that it fits."""
-    job, card = plan.jobs["sft"], plan.card
+    job, drawn, card = plan.jobs["sft"], plan.jobs["sample"], plan.card
     lora = plan.shape.lora(job.lora_rank, job.targets)
     model = f"{plan.shape.name}: {plan.shape.parameters / 1e6:,.1f} M parameters, adapter {lora / 1e6:,.2f} M"
     fits = [f"  {c.name:<24}{c.bytes / GIB:6.1f} GiB  {plan.verdict(c)}" for c in (*machine.CARDS, card)]
@@ -171,8 +170,9 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    rates = MEASURED if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
+    rates = MEASURED | {"sample": MEASURED["sample"] * min(160, drawn.rows * drawn.n)}  # few rows take as long as many
+    rates = rates if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
     times = {name: n / rates[kind] / 3600 for name, n in plan.tokens.items() if (kind := name.split("_")[0]) in rates}
-    hours = f"hours at rates of an H200, 160 rows at once (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
+    hours = f"hours at the rates of an H200 (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
     notes += f"\nTime on a GPU: {hours if times else '`bash bench/gpu.sh` measures yours'}"
     return Group(Text(model), *tables, Text(notes), Text("\n".join([f"Fits (tight: above {ROOM:.0%}):", *fits])))

@@ -119,7 +119,7 @@ def _reads_on(model: Any, texts: Prompts) -> bool:
         try:
             once, each = (_read(model, texts, texts[0][:n]) for n in (HEAD, 0))
             parts = zip(itertools.chain(*once), itertools.chain(*each), strict=True)
-            off = max(float((a - b).float().square().mean().sqrt() / b.float().std()) for a, b in parts)
+            off = max(float((a - b)[:, :, HEAD:].float().square().mean().sqrt() / b.float().std()) for a, b in parts)
             model._srlib_reads_on = off < (1e-3 if each[0][0].dtype == torch.float32 else 0.1)
         except Exception:  # models raise anything
             model._srlib_reads_on = False
