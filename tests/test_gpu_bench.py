@@ -328,4 +328,6 @@ def test_the_rehearsal_measures_every_step(project, tmp_path):
     assert rows[6, "params/tiny.yaml", "seconds of each stage"]["seconds"].keys() >= {"data", "sft", "dpo_1", "eval"}
     for n in STEPS:
         assert f"\n{n} " in done.stdout, "a line for each step"
-    assert "Missing" not in (out / "gpu.md").read_text()
+    table = json.loads((out / "gpu.json").read_text())
+    assert table["missing"] == []
+    assert table["unfinished"] == ["1 (unsloth)", "1 (judgments of unsloth's judges)", "3 (Unsloth)"] * without
