@@ -135,13 +135,16 @@ def _lay_out(prompt_of: list[list[int]], completions: list[list[int]]) -> dict[s
     """One row of L tokens: P distinct prompts, then the m completions. `wanted` (m * T,) says where the logits of
     [last prompt token, completion] stand in the row, the last prompt token again as padding. `prompt_slots` (P, Tp) and
     `completion_slots` (m, Tc) say where each token of a padded table stands in the row, L for padding; `back` (L,)
-    where each token of the row stands in the tables; `owner` (m,) whose prompt it is."""
+    where each token of the row stands in the tables; `owner` (m,) whose prompt it is; `sees` (m, 1, Tc, Tp + Tc) what."""
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompt_of)))}
     owner = torch.tensor([prompts[tuple(prompt)] for prompt in prompt_of])
     lengths, sizes = [len(p) for p in prompts], [len(c) for c in completions]
     total = sum(lengths) + sum(sizes)
     prompt_slots, completion_slots = _slots(lengths, 0, total), _slots(sizes, sum(lengths), total)
     slots = torch.cat([prompt_slots.flatten(), completion_slots.flatten()])
+    width = completion_slots.shape[1]
+    sees_itself = torch.ones(width, width, dtype=torch.bool).tril().expand(len(owner), -1, -1)
+    sees = torch.cat([(prompt_slots < total)[owner][:, None].expand(-1, width, -1), sees_itself], 2)[:, None]
     back = torch.empty(total + 1, dtype=torch.long).scatter_(0, slots, torch.arange(len(slots)))[:total]
     last = (torch.tensor(lengths).cumsum(0) - 1)[owner][:, None]
     positions = [torch.arange(n) for n in lengths]
@@ -150,7 +153,8 @@ def _lay_out(prompt_of: list[list[int]], completions: list[list[int]]) -> dict[s
         "ids": torch.tensor([[token for row in (*prompts, *completions) for token in row]]),
         "positions": torch.cat(positions)[None],
         "wanted": torch.cat([last, torch.where(completion_slots == total, last, completion_slots)], 1).flatten(),
-        "prompt_slots": prompt_slots, "completion_slots": completion_slots, "back": back, "owner": owner,
+        "prompt_slots": prompt_slots, "completion_slots": completion_slots, "slots": slots, "back": back, "owner": owner,
+        "sees": sees,
     }  # fmt: skip
 
 
@@ -181,23 +185,19 @@ def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, 
     if heads != key.shape[1]:
         key, value = (part.repeat_interleave(heads // key.shape[1], 1) for part in (key, value))
     prompt_slots, slots, owner = shared["prompt_slots"], shared["completion_slots"], shared["owner"]
-    order = torch.cat([prompt_slots.flatten(), slots.flatten()])
     row = torch.cat([part[0].transpose(0, 1) for part in (query, key, value)], 1).flatten(1)  # (L, 3 H d)
-    table = _Move.apply(row, order, shared["back"])
+    table = _Move.apply(row, shared["slots"], shared["back"])
 
     def tables(rows: Any, shape: tuple[int, int]) -> Any:  # three of (rows, H, T, d)
         return rows.unflatten(1, (3, heads, d)).unflatten(0, shape).permute(2, 0, 3, 1, 4)
 
     q, k, v = tables(table[: prompt_slots.numel()], prompt_slots.shape)
     own_q, own_k, own_v = tables(table[prompt_slots.numel() :], slots.shape)
-    width = slots.shape[1]
-    sees_prompt = (prompt_slots < len(row))[owner][:, None].expand(-1, width, -1)
-    sees_itself = torch.ones(width, width, dtype=torch.bool, device=row.device).tril().expand(len(owner), -1, -1)
-    sees = torch.cat([sees_prompt, sees_itself], 2)[:, None]
+    sees = shared["sees"]
     of_prompts = sdpa(q, k, v, is_causal=True, scale=scale)
     of_completions = sdpa(own_q, torch.cat([k[owner], own_k], 2), torch.cat([v[owner], own_v], 2), sees, scale=scale)
     out = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (of_prompts, of_completions)])
-    return _Move.apply(out, shared["back"], order).view(1, -1, heads, d), None
+    return _Move.apply(out, shared["back"], shared["slots"]).view(1, -1, heads, d), None
 
 
 class _Move(torch.autograd.Function):
