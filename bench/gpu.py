@@ -13,9 +13,9 @@
 6 params/tiny.yaml with one iteration, to its end
 
 Each measurement is a process of its own with a time limit. One that fails says so in its line and stops no other; one that
-the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by
-side first: their seconds are longer than alone, those of steps 3 and 4 are not. Results, in
-runs/gpu: gpu-1.json to gpu-6.json, gpu.json and the table gpu.md.
+the card's memory does not allow is skipped by name. On a card with 60 GiB, steps 1, 2, 5 and 6 run side by side first: their
+seconds are longer than alone, those of steps 3 and 4 are not. Results, in runs/gpu: gpu-1.json to gpu-6.json, gpu.json and
+the table gpu.md.
 """
 
 from __future__ import annotations
@@ -794,9 +794,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         def measure(m: Measurement) -> None:
             beside = bool(given.together) and m.step not in (0, 3, 4)
-            over = given.together if beside else given.seconds
-            alone = max(m.seconds, over / 4) if m.function == "run" else m.seconds
-            limit = over if beside else alone
+            over = (given.together if beside else given.seconds) or m.seconds  # 0 until the machine is known
+            limit = over if beside else max(m.seconds, over / 4) if m.function == "run" else m.seconds
             left = min(limit, over - (time.monotonic() - started))
             if left >= LEAST:
                 result = measured(m, folder, left, {"bandwidth": about.get("bandwidth", 0.0)})
@@ -828,9 +827,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_table(given.out, command)  # this process may be stopped before its end
 
         if todo:
-            given.seconds, asked = given.seconds or 60, given.seconds
             measure(Measurement(0, "machine", 60, "facts", {}))
-            given.seconds = asked
             examined = results["0 machine"]
             if not examined["rows"]:
                 raise SystemExit(f"the machine cannot be examined: {examined['status']}\n{examined.get('log', '')}")
@@ -843,9 +840,11 @@ def main(arguments: list[str] | None = None) -> None:
                     raise SystemExit(f"{path} is of {', '.join(other)}, not {device}, {shape}; set another --out")
             large = about["bytes"] >= LARGE
             given.seconds = given.seconds or (600 if large or given.tiny else 2400)
-            alone = any(m.step in (3, 4) and m.function != "nf4" for m in todo)  # and so needs time after the others
             if given.together is None:
-                given.together = (SIDE_BY_SIDE if alone else given.seconds) if large else 0
+                speed = any(
+                    m.step in (3, 4) and m.function != "nf4" for m in todo
+                )  # which is measured after the others
+                given.together = (SIDE_BY_SIDE if speed else given.seconds) if large else 0
             given.together = min(given.together, given.seconds)
             if not about["machine"]["gpu"] and not given.tiny:
                 raise SystemExit("torch finds no GPU here; --tiny rehearses on a CPU")

@@ -33,7 +33,7 @@ def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     by_stage = {row["stage"]: row for row in stages(run)}
     made = run / "judges" / "sft" / "manifest.json"
     parts = store.read_json(made).get("parts", ()) if made.exists() else ()
-    inputs = {p.replace("/", " ").split()[-1] for p in parts if p.startswith("input ")}  # "input judges/sft"
+    inputs = {p.replace("/", " ").split()[-1] for p in parts if p.startswith("input ")}  # "input judges/..."
     sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and n in inputs] + ["sft"]
     rows = []
     for arm in compared:

@@ -170,7 +170,7 @@ def show(plan: Plan) -> Any:
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
     notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    rates = MEASURED | {"sample": MEASURED["sample"] * min(160, drawn.rows * drawn.n)}  # few rows take as long as many
+    rates = MEASURED | {"sample": MEASURED["sample"] * min(160, drawn.rows * drawn.n)}  # as if few rows lasted as long
     rates = rates if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
     times = {name: n / rates[kind] / 3600 for name, n in plan.tokens.items() if (kind := name.split("_")[0]) in rates}
     hours = f"hours at the rates of an H200 (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"
