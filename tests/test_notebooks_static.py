@@ -79,7 +79,9 @@ def test_a_session_in_jupyterlab_leaves_no_change_behind(tmp_path):
 def test_it_is_stripped_and_every_cell_has_an_id(name):
     cells, ids = cells_of(name), {cell["id"] for cell in cells_of(name)}
     assert len(ids) == len(cells)
-    assert all(set(cell["metadata"]) <= {"tags"} and not cell.get("attachments") for cell in cells)
+    kept = ["tags", "jupyter"]  # the second folds code that is not the point
+    assert all(set(cell["metadata"]) <= {*kept} and not cell.get("attachments") for cell in cells)
+    assert all(cell["metadata"].get("jupyter", {"source_hidden": True}) == {"source_hidden": True} for cell in cells)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
