@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from throwaway import make_project, srlib_run, stop, write_notebook
+from throwaway import WORK, make_project, srlib_run, stop, write_notebook
 
 from srlib import config, files
 from srlib.run import RunError, pipeline, stages
@@ -243,6 +243,28 @@ def test_processes_train_together_and_the_first_one_saves(project):
     make_project(root, n02_sft='import os\nos.environ["RANK"] == "1" and 1 / 0\nimport time\ntime.sleep(60)')
     jobs, printed = go(root, SHORT, "gpus=2")
     assert "failed in cell 4: ZeroDivisionError" in printed, "what another than the first says is heard"
+
+
+NO_FORK = """\
+import multiprocessing, os
+del os.fork, os.forkpty, os.sched_getaffinity
+multiprocessing.set_start_method("spawn")
+"""
+
+
+def test_a_run_needs_no_fork_and_no_unix_socket(project, tmp_path, monkeypatch):
+    """As on Windows: os.fork is gone in every process; the path of a Unix socket would be too long, so kernels get TCP ports."""
+    (site := tmp_path / "site").mkdir()
+    (site / "sitecustomize.py").write_text(NO_FORK)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    (temporary := tmp_path / ("t" * 90)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    seen = "import os, ipykernel.kernelapp as k\nassert not hasattr(os, 'fork')\n"
+    root = project(n02_sft=seen + "assert k.IPKernelApp.instance().transport == 'tcp'\n" + WORK)
+    process = srlib_run(root, "runs/t", arms="base,sft")
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+    assert (root / "runs" / "t" / "judge" / "out.txt").read_text() == "sft"
 
 
 WORKER = "import time; from srlib.hardware import machine; machine.end_with_parent(); print('up', flush=True); time.sleep(60)"
