@@ -25,7 +25,7 @@ def main() -> None:
     a = arguments.parse_args()
     columns = [column.split(":") for column in a.columns.split(",")]
     named = [("", "", name) if Path(name).is_file() else name.rpartition("=") for name in a.files]
-    rows = [r | {"arm": f"{r['arm']} ({n})" if n else r["arm"]} for n, _, path in named for r in files.read_json(path)]
+    rows = [r | {"arm": f"{r['arm']}, {n}" if n else r["arm"]} for n, _, path in named for r in files.read_json(path)]
     assert len({(n, files.read_json(path)[0]["seed"]) for n, _, path in named}) == len(named), "one file a seed"
     value = {(row["arm"], row["metric"], row["split"], row["seed"]): row["value"] for row in rows}
     seeds, arms = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["arm"] for row in rows))

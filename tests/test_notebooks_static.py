@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_it_is_short_and_explained(name):
     assert sum(cell["cell_type"] == "markdown" for cell in cells) >= 0.4 * (len(cells) - 1)  # the setup cell aside
     assert sum(bool(line.strip()) for text in code for line in text.splitlines()) <= 150
     assert re.match(rf"# {int(name[:2])} · \w+", source(cells[0]))
+    opened = next(i for i, cell in enumerate(cells) if re.search(r"open_(stage|run)\(", source(cell)))
+    for before, cell in pairwise(cells[opened:]):  # a claim, one cell, its output
+        if cell["cell_type"] == "code":
+            assert before["cell_type"] == "markdown", source(cell)
+            assert "print(" in source(cell) or isinstance(ast.parse(source(cell)).body[-1], ast.Expr), source(cell)
     assert any(isinstance(node, ast.Expr) for node in ast.walk(ast.parse(code[-1]).body[-1]))  # it ends in an output
     for node in ast.walk(ast.parse("\n".join(code))):
         assert not isinstance(node, ast.ClassDef)

@@ -81,6 +81,7 @@ def test_compare_has_a_dot_for_each_seed_and_the_mean():
     rows = [row("sft", 0.4 + 0.01 * s, seed=s) for s in range(3)] + [row("sre_1", 0.6, seed=0), row("base", None)]
     [axes] = plots.forest(rows, [("accuracy", "test"), ("accuracy", "nowhere")]).axes
     assert labels(axes) == ["sft", "sre_1"]
+    assert axes.get_title("left") == "Accuracy on test (n 40, 3 seeds)"
     dots, _, interval, mean = axes.lines[:4]
     assert list(interval.get_xdata()) == pytest.approx([0.41 - 0.02484, 0.41 + 0.02484], abs=1e-5)
     assert (list(dots.get_xdata()), mean.get_xdata()[0]) == (pytest.approx([0.4, 0.41, 0.42]), pytest.approx(0.41))
@@ -91,7 +92,7 @@ def test_alarms_right_of_the_line_have_fired():
     rows = [{"alarm": "score_drift", "value": 0.5, "threshold": 0.25, "fired": True, **shared}]
     rows += [{"alarm": "parse_fall", "value": None, "threshold": 0.05, "fired": False, **shared}]
     [axes] = plots.alarms(rows).axes
-    assert labels(axes) == ["score drift, iteration 1"]
+    assert labels(axes) == ["score drift, iteration 1 (n 10)"]
     assert axes.collections[0].get_offsets().tolist() == [[2.0, 0.0]]
 
 
@@ -123,7 +124,7 @@ def test_calibration_and_coverage():
     curves = {"sft": calibration.curve([0.9, 0.5], [1, 0]), "sre_2": calibration.curve([0.9, NAN], [1, 0])}
     [axes] = plots.risk_coverage(curves, target=0.2).axes
     assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[0.5, 1.0], [0.5]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft", "sre_2"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft (n 2)", "sre_2 (n 1)"]
 
 
 def test_the_fitted_curve_and_the_colours_of_arms():
@@ -144,13 +145,21 @@ def test_the_fitted_curve_and_the_colours_of_arms():
     dots = [line for line in axes.lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() for dot in dots] == ["#8e4ec6", "#de8f05", "white"]
     assert [line.get_linestyle() for line in axes.lines if line.get_linestyle() in ("--", ":")] == ["--", ":"]
+    settings = [row(f"{arm}, beta={beta}", 0.5) for arm in ("sft_careful_only", "sre_1", "sft") for beta in (0.3, 0.1)]
+    [axes] = plots.forest(settings).axes
+    in_order = ["sft", "sft_careful_only", "sre_1"]
+    assert [label.removesuffix(" (ceiling)") for label in labels(axes)] == [
+        f"{arm}, beta={b}" for arm in in_order for b in (0.1, 0.3)
+    ]
+    assert plots.color_of("sre_1, beta=0.1") == plots.color_of("sre_1")
+    assert {*plots.COLORS.values(), *plots.SPARE}.isdisjoint(plots.SLATE), "a colour of an arm is of nothing else"
 
 
 def test_audits_has_a_dot_with_its_interval_for_each_arm():
     rows = [row("sre_1", 0.1, "audit_padding", "shift"), row("sft", 0.3, "audit_padding", "shift"), row("base", 0.9)]
     rows += [row("sft", None, "audit_position", "position_bias"), row("sft", 0.4, "audit_injection", "raised_to_top")]
     left, right = plots.audits(rows).axes
-    assert (labels(left), labels(right)) == (["padding"], ["injection"])
+    assert (labels(left), labels(right)) == (["padding (n 40)"], ["injection (n 40)"])
     assert [list(line.get_xdata()) for line in left.lines[:2]] == [[0.3], [0.1]]  # sft, then sre_1
     assert left.collections[0].get_segments()[0][:, 0] == pytest.approx([0.25, 0.35])
 

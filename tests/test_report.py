@@ -147,7 +147,9 @@ def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):
         "<script>alert('x')</script><img src=x onerror=alert(1)><a href='javascript:alert(2)'>z</a><iframe src=//evil>"
     )
     for stage in ("data", "eval", "diagnose"):
-        table = f"<style>td {{x}}</style><table><tr><th>kept {stage}</th></tr></table>{bad}"
+        table = (
+            f"<style>td {{x}}</style><table><caption>of {stage}</caption><tr><th>kept {stage}</th></tr></table>{bad}"
+        )
         rich = [{"text/html": table, "application/javascript": "alert(3)", "text/latex": bad, "text/plain": bad}]
         rich += [{"text/markdown": f"# Head\n\n{bad}"}, {"image/svg+xml": f"<svg onload='alert()'>{bad}"}]
         rich += [{"image/png": f"iVBORw'\"> {bad}"}, {"application/vnd.jupyter.widget-view+json": {"a": bad}}]
@@ -162,7 +164,12 @@ def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):
     html = report.read_text()
     assert html.index("kept eval") < html.index("kept diagnose")
     assert not [word for word in ("kept data", "secret_code", "anna", "alert(3)") if word in html]
-    for word in (">Section", '<a href="notebooks/data.ipynb">data.ipynb</a>', "<title>&lt;b&gt;tiny</title>"):
+    for word in (
+        ">Section",
+        "<caption>of eval</caption>",
+        '<a href="notebooks/data.ipynb">data.ipynb</a>',
+        "<title>&lt;b&gt;tiny</title>",
+    ):
         assert word in html
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))

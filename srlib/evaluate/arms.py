@@ -64,7 +64,9 @@ class Arm:
 
 
 def arm(name: str) -> Arm:
-    """`"sft_best_of_n" -> Arm(judge="sft", read="likelihood")`, `"base" -> Arm(judge=None)`; any name is a judge's."""
+    """`"sft_best_of_n" -> Arm(judge="sft", read="likelihood")`, `"base" -> Arm(judge=None)`; any name is a judge's. The setting
+    behind a comma, with which a comparison names its lines, is left out: `"sft, beta=0.1" -> Arm(judge="sft")`."""
+    name = name.split(", ")[0]
     suffix = next((suffix for suffix in (*READINGS, *PROMPTINGS) if name.endswith(suffix)), "")
     judge = name.removesuffix(suffix)
     number = judge.removeprefix("sre_")
@@ -75,9 +77,9 @@ def arm(name: str) -> Arm:
 
 def in_order(names: Sequence[str]) -> list[str]:
     """Each name once: the order of ARMS, with `sre_3` and so on after `sre_2`, then unknown names."""
-    places = {name: place for place, name in enumerate(ARMS)}
-    first = {name: arm(name).iteration or (0 if name in places else 10**6) for name in names}
-    return sorted(first, key=lambda name: (first[name], places.get(name, len(places)), name))
+    places, known = {name: place for place, name in enumerate(ARMS)}, {name: arm(name) for name in names}
+    first = {name: of.iteration or (0 if of.name in places else 10**6) for name, of in known.items()}
+    return sorted(first, key=lambda name: (first[name], places.get(known[name].name, len(places)), name))
 
 
 def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:

@@ -17,7 +17,7 @@ from srlib.report.card import shown
 from srlib.run import stages
 from srlib.stats import comparison
 
-TAGS = "a b br code div em h1 h2 h3 h4 hr i li ol p pre span strong table tbody td th thead tr ul".split()
+TAGS = "a b br caption code div em h1 h2 h3 h4 hr i li ol p pre span strong table tbody td th thead tr ul".split()
 ATTRIBUTES = {"*": ["class"], "a": ["href", "title"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]}
 SHOWN = {"text/plain", "text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml"}
 SCROLLS = r'<div class="scroll" tabindex="0" role="region" aria-label="table or figure">\g<0></div>'

@@ -1,6 +1,7 @@
 """One function a figure: rows or arrays in, a matplotlib Figure out; nothing to show makes an empty one.
 
-Ink on white, light grid lines, 100 dpi. Arms are in the order of ARMS, each in its own colour (`color_of`) in every figure."""
+Ink on white, light grid lines, 100 dpi. Arms are in the order of ARMS, each in its own colour (`color_of`) in every figure; what
+is no arm is slate."""
 
 import textwrap
 import zlib
@@ -21,10 +22,11 @@ Columns = Sequence[tuple[str, str]]  # (metric, split)
 ACCURACIES = tuple(("accuracy", split) for split in ("test", "ood", "pairwise"))
 SHARES = ("accuracy", "balanced_accuracy", "parse_rate", "rationale_accuracy", "rationale_win_rate")  # shown in percent
 INK, GRID = "#333333", "#dddddd"
-BLUE, ORANGE, GREEN, RED, GREY = PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494")
+DARK, MIDDLE, PALE, FAINT = SLATE = ("#2f3e4e", "#7d93a8", "#aebcc9", "#d5dde4")
+RED = "#d55e00"  # alarms, and fits
 COLORS = {  # of judges; later self-rationalized judges are darker
-    "base": GREY, "sft_score_only": "#b07d4f", "sft": "#8e4ec6", CEILING: ORANGE, "sft_continued": "#c39be0", "rft": "#e078b0",
-    "grpo": GREEN, "sre_1": "#56b4e9", "sre_2": BLUE, "sre_3": "#01406b",
+    "base": "#949494", "sft_score_only": "#b07d4f", "sft": "#8e4ec6", CEILING: "#de8f05", "sft_continued": "#c39be0",
+    "rft": "#e078b0", "grpo": "#029e73", "sre_1": "#56b4e9", "sre_2": "#0173b2", "sre_3": "#01406b",
 }  # fmt: skip
 SPARE = ("#7a8b1f", "#b5495b", "#2f9c95", "#6b6f9c", "#8c6d1f")  # of judges that are not in COLORS
 STYLE = {
@@ -40,7 +42,7 @@ def score_histogram(scores: Mapping[str, Sequence[float]]) -> plt.Figure:
     columns = {f"{split} ({len(c)})": pd.Series(c, dtype=float).value_counts(True) for split, c in scores.items()}
     shares = pd.DataFrame(columns).fillna(0).sort_index()
     if len(shares):
-        shares.plot.bar(ax=axes, width=0.8, color=PALETTE, rot=0, legend=False)
+        shares.plot.bar(ax=axes, width=0.8, color=SLATE, rot=0, legend=False)
         every = -(-len(shares) // 12)  # at most a dozen labels
         axes.set_xticks(range(0, len(shares), every), [f"{score:g}" for score in shares.index[::every]])
     axes.set(xlabel="score", ylabel="share")
@@ -53,9 +55,9 @@ def histograms(title: str, columns: Mapping[str, Values], xlabel: str, ylabel: s
     """How the values of each column are distributed, a panel a column, with its median: `{"prompt": [120, 98], "completion": ...}`."""
     columns = {name: pd.Series(column, dtype=float).dropna() for name, column in columns.items()}
     columns = {name: values for name, values in columns.items() if len(values)}
-    figure, panels = axes_of(title, xlabel, ylabel, panels=len(columns))
-    for axes, (name, values), color in zip(panels, columns.items(), PALETTE, strict=False):
-        axes.hist(values, bins=30, color=color)
+    figure, panels = axes_of(title, xlabel, ylabel, len(columns), width=4.2 * (len(columns) > 1))
+    for axes, (name, values) in zip(panels, columns.items(), strict=False):
+        axes.hist(values, bins=30, color=MIDDLE)
         axes.axvline(values.median(), color=INK, linewidth=1, linestyle="--")
         middle, most = round(values.median(), 2), round(values.max(), 2)
         entitle(axes, f"{name}: median {middle:g}, highest {most:g} (n {len(values)})")
@@ -69,9 +71,11 @@ def curves(log: Rows, title: str) -> plt.Figure:
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
-    figure, all_axes = axes_of(title, "step", "nats a token" if len(panels) == 1 else "", panels=len(panels))
+    figure, all_axes = axes_of(
+        title, "step, means over its rows", "nats a token" if len(panels) == 1 else "", len(panels)
+    )
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
-        for key, color in zip(keys, PALETTE, strict=False):
+        for key, color in zip(keys, SLATE, strict=False):
             points = np.transpose([(row["step"], row[key]) for row in log if key in row])
             axes.plot(*points, color=color, label=key.split("/")[1] if len(keys) > 1 else None, linewidth=1.8)
         axes.locator_params(axis="x", integer=True, nbins=6)
@@ -86,8 +90,8 @@ def waterfall(steps: Sequence[tuple[str, int]], title: str = "From judgments to 
     figure, (axes,) = axes_of(title, "", "", height=0.9 + 0.42 * len(steps), width=7.2)
     for i, (_, count) in enumerate(steps):
         before = max(steps[max(i - 1, 0)][1], count)
-        axes.barh(i, count, color=GREEN if i == len(steps) - 1 else BLUE, height=0.7)
-        axes.barh(i, before - count, left=count, color=GREY, alpha=0.35, height=0.7)
+        axes.barh(i, count, color=DARK if i == len(steps) - 1 else MIDDLE, height=0.7)
+        axes.barh(i, before - count, left=count, color=FAINT, height=0.7)
         axes.text(before, i, f" {count:,}" + f"   −{before - count:,}" * (before > count), va="center", color=INK)
     axes.set(xlim=(0, max((count for _, count in steps), default=1) * 1.3), xticks=[])
     axes.grid(visible=False)
@@ -104,10 +108,12 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
     names = in_order([row["arm"] for known in of.values() for row in known])
     height, width = 1.0 + 0.36 * len(names), 2.9 + 2 / max(len(of), 1)
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
-    label_rows(panels[0], [f"{name} (ceiling)" if name == CEILING else name for name in names])
+    label_rows(panels[0], [f"{name} (ceiling)" if arm(name).name == CEILING else name for name in names])
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
-        n = "–".join(str(end) for end in sorted({min(row["n"] for row in known), max(row["n"] for row in known)}))
+        sizes, seeds = {row["n"] for row in known}, {row.get("seed") for row in known}
+        n = "–".join(str(end) for end in sorted({min(sizes), max(sizes)})) + f", {len(seeds)} seeds" * (len(seeds) > 1)
         entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split} (n {n})")
+        axes.set_xlabel("points of the scale; 95% intervals" if metric == "mae" else "95% intervals")
         if metric in SHARES:
             percent(axes.xaxis)
         for name in in_order([row["arm"] for row in known]):
@@ -116,11 +122,10 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
             if len(mine) > 1:
                 value, low, high, _ = intervals.seeds(values := [row["value"] for row in mine])
                 axes.plot(values, [place - 0.25] * len(mine), "o", color=color, alpha=0.4, markersize=5, mew=0)
-            if name in (reference, CEILING):
-                axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if name == reference else ":")
+            if arm(name).name in (reference, CEILING):
+                axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if arm(name).name == reference else ":")
             axes.plot([low, high], [place, place], color=color, linewidth=2.5, alpha=0.55)
-            filled = arm(name.split(", ")[0]).plain  # of a comparison, the name goes on with the setting
-            axes.plot(value, place, "o", color=color, markersize=8, mfc=color if filled else "white")
+            axes.plot(value, place, "o", color=color, markersize=8, mfc=color if arm(name).plain else "white")
             text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", color=INK)
     return figure
@@ -129,11 +134,11 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
 def alarms(results: Rows, title: str = "Alarms, as shares of their limits") -> plt.Figure:
     """Each alarm of each iteration as a dot at value / threshold; right of the line, in red, those that have fired."""
     shown = [row for row in results if pd.notna(row["value"]) and row["threshold"]]
-    labels = [f"{row['alarm'].replace('_', ' ')}, iteration {row['iteration']}" for row in shown]
+    labels = [f"{row['alarm'].replace('_', ' ')}, iteration {row['iteration']} (n {row['n']})" for row in shown]
     places = list(dict.fromkeys(labels))
     figure, (axes,) = axes_of(title, "value / threshold", "", height=1.2 + 0.28 * len(places))
     x, y = [row["value"] / row["threshold"] for row in shown], [places.index(label) for label in labels]
-    axes.scatter(x, y, c=[RED if row["fired"] else BLUE for row in shown], zorder=3)
+    axes.scatter(x, y, c=[RED if row["fired"] else DARK for row in shown], zorder=3)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--")
     label_rows(axes, places)
     return figure
@@ -172,20 +177,22 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
     return figure
 
 
-def reliability(confidence: Values, correct: Values, title: str = "Calibration", fitted: Any = None) -> plt.Figure:
+def reliability(
+    confidence: Values, correct: Values, title: str = "Calibration", fitted: Any = None, color: str = DARK
+) -> plt.Figure:
     """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
     are the confidences after a fit on other items: its curve should pass through the dots."""
     from sklearn.calibration import calibration_curve
 
     figure, (axes,) = axes_of(title, "confidence", f"share that is right (n {len(confidence)})", height=3.5, width=3.5)
-    axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1)
+    axes.axline((0, 0), slope=1, color=MIDDLE, linestyle="--", linewidth=1)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     if not len(confidence):
         return figure
     confidence = np.clip(confidence, 0, 1)
     right, claimed = calibration_curve(correct, confidence, n_bins=10)
     n = np.unique(np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence), return_counts=True)[1]
-    axes.scatter(claimed, right, s=20 + 160 * n / n.max(), color=BLUE, zorder=3, label="observed")
+    axes.scatter(claimed, right, s=20 + 160 * n / n.max(), color=color, zorder=3, label="observed")
     if fitted is not None:
         curve = pd.Series(np.asarray(fitted, dtype=float)).groupby(confidence.round(2)).mean()
         axes.plot(curve.index, curve, color=RED, linewidth=1.8, label="fitted on validation")
@@ -197,7 +204,7 @@ def risk_coverage(curves: Mapping[str, tuple], target: float | None = None) -> p
     """Share of wrong answers among the surest, for every share of answered items: `calibration.curve` by arm."""
     figure, (axes,) = axes_of("Risk against coverage", "items answered", "of them wrong")
     for name, (coverage, risk, _) in curves.items():
-        axes.plot(coverage, risk, label=plain(name), linewidth=1.8, color=color_of(name))
+        axes.plot(coverage, risk, label=f"{plain(name)} (n {len(coverage)})", linewidth=1.8, color=color_of(name))
     if target is not None:
         axes.axhline(target, color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.01), ylim=(0, None))
@@ -230,12 +237,16 @@ def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
 def audits(results: Rows, title: str = "Audits: a judge that does not mind is at 0") -> plt.Figure:
     """Effects of `audit_` rows: shifts as shares of the scale, and the share of scores below the top that reach it."""
     rows = [row for row in results if row["split"].startswith("audit_") and pd.notna(row["value"])]
-    panels = {"shift, in % of the range": ("position_bias", "slope", "shift"), "raised to the top": ("raised_to_top",)}
+    panels = {
+        "shift, in % of the scale; 95% intervals": ("position_bias", "slope", "shift"),
+        "raised to the top": ("raised_to_top",),
+    }
     names, splits = in_order([row["arm"] for row in rows]), {row["split"] for row in rows}
     height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
     figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)
     for axes, (effect, metrics) in zip(all_axes, panels.items(), strict=True):
-        labels = list(dict.fromkeys(row["split"] for row in rows if row["metric"] in metrics))
+        n = {row["split"]: row["n"] for row in rows if row["metric"] in metrics}
+        labels = list(n)
         for k, name in enumerate(names):
             mine = [row for row in rows if row["metric"] in metrics and row["arm"] == name]
             y = [labels.index(row["split"]) + 0.6 * ((k + 0.5) / len(names) - 0.5) for row in mine]
@@ -244,15 +255,16 @@ def audits(results: Rows, title: str = "Audits: a judge that does not mind is at
             axes.plot(value, y, "o", markersize=5, label=plain(name), color=color_of(name))
         axes.axvline(0, color=INK, linewidth=0.8)
         entitle(axes, effect)
-        label_rows(axes, [split.removeprefix("audit_").replace("_", " ") for split in labels])
+        label_rows(axes, [f"{split.removeprefix('audit_').replace('_', ' ')} (n {n[split]})" for split in labels])
         percent(axes.xaxis)
-    legend(all_axes[-1], loc="lower right", bbox_to_anchor=(1, 1), ncols=4, handlelength=1)
+    drawn = all_axes[-1].get_legend_handles_labels()
+    figure.legend(*drawn, loc="outside upper right", frameon=False, fontsize=9, labelcolor=INK, ncols=4, handlelength=1)
     return figure
 
 
 def color_of(name: str) -> str:
     """The colour of an arm, that of its judge, in every setting; a judge not in COLORS always has the same spare one."""
-    judge = arm(name := name.split(", ")[0]).judge or "base"
+    judge = arm(name).judge or "base"
     later = COLORS["sre_3"] if arm(name).iteration > 3 else SPARE[zlib.crc32(judge.encode()) % len(SPARE)]
     return COLORS.get(judge, later)
 
