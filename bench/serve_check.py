@@ -89,13 +89,12 @@ def main() -> None:
     a = arguments.parse_args()
 
     from srlib import data
+    from srlib.data import world
     from srlib.judge import Judge
     from srlib.schema import Example
     from srlib.stats import comparison
 
-    rows = (
-        (row for _, _, row, _ in data.read_rows(a.data)) if a.data else iter(data.world.examples("train", 0, a.prompts))
-    )
+    rows = (row for _, _, row, _ in data.read_rows(a.data)) if a.data else iter(world.examples("train", 0, a.prompts))
     examples = list(itertools.islice((row for row in rows if isinstance(row, Example)), a.prompts))
     how: dict[str, Any] = dict(n=a.n, temperature=1.0, distributions=False, max_new_tokens=a.max_new_tokens)
     server = "the server" if a.url else "transformers serve"

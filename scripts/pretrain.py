@@ -240,7 +240,7 @@ def greedy_accuracy(model, tokenizer, n: int = 100) -> tuple[float, float]:
 
     rows = world.examples("pretraining-check", seed=0, n=n)
     judged = sample.judgments(model, tokenizer, rows, max_new_tokens=120)
-    verdicts = [world.check_rationale(row, judgment.text).verdicts for row, judgment in zip(rows, judged, strict=True)]
+    verdicts = [world.check_rationale(row, judgment.text)[0] for row, judgment in zip(rows, judged, strict=True)]
     return sum(j.score == row.score for row, j in zip(rows, judged, strict=True)) / n, sum(verdicts) / n
 
 

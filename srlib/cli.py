@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from srlib import config
+from srlib import config, files
 from srlib.run import RunError, pipeline
 from srlib.schema import SrlibError
 
@@ -60,7 +60,6 @@ def run(
     anyway: Annotated[bool, typer.Option("--anyway", help="even if the forecast says that it cannot fit")] = False,
 ) -> None:
     """Run the whole method; what is already there and current is not run again."""
-    from srlib import files
     from srlib.report import page, tables
     from srlib.run import plan
 
@@ -68,7 +67,7 @@ def run(
     for suffix, overrides in swept:
         cfg = config.load(yaml, overrides)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
-        directory = (run_dir or config.project_root() / Path(named).expanduser()).expanduser()
+        directory = (run_dir or config.project_root() / Path(named).expanduser()).expanduser().absolute()
         runs[directory.with_name(directory.name + suffix)] = cfg
         here = cluster in ("", "local")  # elsewhere other machines compute
         if here and not anyway and (reason := plan.refusal(cfg)) is not None:
@@ -116,10 +115,11 @@ def params(name: Annotated[str, typer.Argument(help="a notebook (05), or part of
     shown = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(name))
     if not name:
         rest = list(config.FIELDS)
-        for stem in [*notebooks, "machine"]:
-            declared = [field for field in rest if stem == "machine" or field in config.declared_in(stem)]
-            rest = [field for field in rest if field not in declared]
-            shown.add_row(stem, ", ".join(declared))
+        for stem in notebooks:
+            own = config.declared_in(stem)
+            shown.add_row(stem, ", ".join(field for field in rest if field in own))
+            rest = [field for field in rest if field not in own]
+        shown.add_row("others", ", ".join(rest))
         _console().print(shown, "`srlib params 05` or `srlib params lora`: type, default, allowed values and help")
         return
     for title in ("name", "type", "default", "allowed", "help"):
@@ -158,7 +158,6 @@ def judge(
 ) -> None:
     """Judge the rows of a file, and measure agreement where they have gold verdicts; the same command resumes. A server's key
     comes from SRLIB_API_KEY or OPENAI_API_KEY."""
-    from srlib import files
     from srlib.judge import judge_file, summary
 
     reading = ({"columns": columns.split(",")} if columns else {}) | ({"rubric": rubric} if rubric else {})
@@ -179,7 +178,7 @@ def eval_(
     model: Model = "",
 ) -> None:
     """Judge a benchmark and score it by its own rule; the same command resumes."""
-    from srlib import benchmarks, files
+    from srlib import benchmarks
 
     out, options = out or Path(f"{bench}.json"), {"revision": revision, "compare": compare, "model": model}
     rows = benchmarks.evaluate(judge, benchmarks.named(bench), out, data=data or "", **options)
@@ -197,7 +196,7 @@ def score(
     revision: Revision = "",
 ) -> None:
     """Score a benchmark's judgments that another program made, by the same rule."""
-    from srlib import benchmarks, files
+    from srlib import benchmarks
 
     rows = benchmarks.score(benchmarks.named(bench), judgments, data=data or "", revision=revision, out=out)
     _console(stderr=out is not None and files.is_stream(out)).print(benchmarks.table(rows))
@@ -231,7 +230,7 @@ def export(
 
 
 def _console(stderr: bool = False) -> Console:
-    """Without a terminal, in a log, a table has the width that it needs; `stderr` leaves the standard output to a result."""
+    """Without a terminal, as in a log, tables are 160 characters wide; `stderr` keeps standard output for a result."""
     console = Console(highlight=False, stderr=stderr)
     return console if console.is_terminal else Console(highlight=False, width=160, stderr=stderr)
 

@@ -102,7 +102,7 @@ class Parameters(BaseModel):
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
     pair_mix: list[str] = _p([], "kinds of pairs, KIND:WEIGHT of cot, verdict, deduction; empty: cot alone")
     hints: Literal["none", "rescue", "all"] = _p("none", "prompts with a hint: none, rescue (all or none right), all")
-    balance: bool = _p(False, "as many pairs for every gold score as the rarest has")
+    balance: bool = _p(False, "as many pairs for every chosen score as the rarest has")
     drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")
     redraws: int = _p(10, "redraws of a score with its rationale fixed; it flips if most end in another", ge=1)
 

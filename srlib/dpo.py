@@ -32,8 +32,8 @@ class StartsAtLn2(TrainerCallback):
     the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference). Allowed is
     1e-5 in fp32, and 1e-2 in 16 bit, where kernels may round differently, at beta 0.1; a margin grows with beta."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        margin, allowed = float((logs or {}).get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        margin, allowed = float(logs.get("rewards/margins", 0.0)), 1e-2 if args.bf16 or args.fp16 else 1e-5
         allowed *= max(1.0, args.beta / 0.1)
         if state.global_step == 1 and not abs(margin) <= allowed:
             problem = f"at the first step the reward margin is {margin:.3g}, not within {allowed:g} of 0"

@@ -98,7 +98,8 @@ def validate(where: str, values: Any, row_type: type[Row], names: Mapping[str, s
     if first["type"] == "missing":
         problem = f"field {field} is missing; add it"
     elif first["type"] == "extra_forbidden":
-        problem = f"unknown field '{field}'; remove it, or move it into meta"
+        into_meta = ", or move it into meta" * ("meta" in row_type.model_fields and len(first["loc"]) == 1)
+        problem = f"unknown field '{field}'; remove it{into_meta}"
     elif field:
         problem = f"field {field}: {problem}; it is {shorten(first['input'])}; correct it"
     raise RowError(f"{where}: {problem}" + (f" ({len(others)} more errors in this row)" if others else ""))
@@ -122,7 +123,7 @@ def append_rows(path: Path | str, rows: Iterable[Row]) -> None:
 
 def write_text(path: Path | str, text: str) -> None:
     """Replace a file by this text, at once or not at all. A link stays, and its target is replaced; a pipe or device takes it."""
-    path, data = Path(path), text.encode("utf-8", "backslashreplace")  # half a character of somebody loses no result
+    path, data = Path(path), text.encode("utf-8", "backslashreplace")  # a lone surrogate must not lose the result
     if is_stream(path):
         with writing(path), open(path, "ab") as stream:
             stream.write(data)
@@ -160,7 +161,7 @@ def output(path: Path | str, kinds: Sequence[set[str]], inputs: Iterable = (), r
         "was not made by this command": there and path.stat().st_size and not holds(record or path, kinds),
     }.items():
         if holds_true:
-            raise SrlibError(f"{given}: {problem}; name a new file with -o")
+            raise SrlibError(f"{given}: {problem}; name a new file")
     make_dir(path.parent)
     return path
 
@@ -199,20 +200,20 @@ def writing(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except OSError as error:  # of a copied tree, the first file says it
+    except OSError as error:  # shutil.Error lists every file: report the first
         reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
         raise StoreError(f"{path}: cannot be written ({reason}). {KEPT}") from error
 
 
 def relative(path: Path, start: Path | str = ".") -> str:
-    """A path as seen from `start`; the whole path where there is no way, as from one drive of Windows to another."""
+    """A path as seen from `start`; absolute if no relative one exists, as between two Windows drives."""
     with contextlib.suppress(ValueError):
         return os.path.relpath(path, start)
     return str(path.absolute())
 
 
 def sync(folder: Path) -> None:
-    """Put everything in a folder on disk: after a power cut, a name given to it afterwards never stands for half of it."""
+    """Flush a folder to disk, so that a folder that is then renamed is never half written after a power cut."""
     for path in [*folder.rglob("*"), folder]:
         with contextlib.suppress(PermissionError):  # Windows opens no folders, and syncs what is open for writing
             descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -228,8 +229,9 @@ def sweep(folder: Path) -> None:
 
 def make_dir(path: Path) -> None:
     """Make a directory and its parents; StoreError now, not after an hour, if it cannot be written."""
-    with writing(path / "file"), tempfile.TemporaryFile(dir=path):
-        pass
+    with writing(path):
+        path.mkdir(exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(dir=path))
 
 
 def sha256(path: Path | str, but: str = "") -> str:
@@ -299,7 +301,7 @@ def lock(run_dir: Path | str) -> contextlib.ExitStack:
 
 def meet(path: Path, number: int, together: int, then: Callable[[], None] = lambda: None) -> None:
     """Wait until all processes of a stage have come here; the first (number 0) calls `then` before any goes on. Each makes a
-    mark beside `path` and waits until it is gone; those of an earlier launch say nothing, and are deleted."""
+    marker beside `path` and waits until it is deleted; markers of earlier launches are ignored, then deleted."""
     if together == 1:
         then()
         return

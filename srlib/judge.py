@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -80,16 +81,17 @@ class Judge:
 
     def score_many(self, items: Sequence[Item], **sampling: Any) -> list[Judgment]:
         """Judge items, greedily unless `sampling` says otherwise (as in `sample.judgments`: n, temperature, ...). The file `out`
-        lets the same call resume; it is for one judge, one set of items and settings, for it knows ids only."""
+        lets the same call resume; use one for each judge, set of items and settings, because it records ids only."""
         return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
         """N free texts of the model for each request, `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`;
-        `sampling` as in `score_many`. A text that the length limit cuts off is kept as far as it came."""
+        `sampling` as in `score_many`. A text that the length limit cuts off is kept as it is."""
         blank = dict(response="-", rubric=Rubric(criterion="-", levels=["-", "-"]))
         items = [Example(id=f"{i} {text}", instruction=text, **blank) for i, text in enumerate(requests)]
         drawn = self.score_many(items, **{"distributions": False, "desc": "write"} | sampling | {"template": ""})
-        return [[j.text for j in drawn if j.example_id == item.id] for item in items]
+        texts = {name: [j.text for j in of] for name, of in itertools.groupby(drawn, lambda j: j.example_id)}
+        return [texts.get(item.id, []) for item in items]
 
 
 def is_served(judge: str | Path) -> bool:
@@ -98,8 +100,8 @@ def is_served(judge: str | Path) -> bool:
 
 
 def identity(judge: str | Path, model: str = "") -> str:
-    """What tells one judge from another: of a directory, served or not, the hash of its files and of its base's,
-    `"sha256:4f3a5005168266fd"`, as of a GGUF file; of a hub id or any other served model its name: a server may move."""
+    """A text that tells judges apart: of a directory (served or not) or a GGUF file the hash of its files and of its base's,
+    `"sha256:4f3a5005168266fd"`; of a hub id or another served model its name, because a server may move."""
     local = Path(model if is_served(judge) and model else judge).expanduser()
     if not local.exists():
         return str(model or judge)
@@ -115,7 +117,7 @@ def judge_file(
     a `reason`. Judgments are kept in `<out>.partial` as they come: the same command resumes, and asks a server again
     for what it failed on. `reading` goes to `data.read_rows`. Returns what `summary` prints. Raises RowError,
     ModelError, and SrlibError on an `out` that is not its own (see `files.output`)."""
-    started, out = time.monotonic(), files.output(out, RECORDS, [rows, judge, model])
+    out = files.output(out, RECORDS, [rows, judge, model])
     partial, note = (out.with_name(out.name + end) for end in (".partial", ".partial.json"))
     resumes = not files.is_stream(out)
     for path in (partial, note) if resumes else ():
@@ -137,6 +139,7 @@ def judge_file(
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))
+    started = time.monotonic()
     judged = {j.example_id: j for j in loaded.score_many(items, out=partial if resumes else None)}
     failed, seconds = loaded.server.unfinished if loaded.server else {}, time.monotonic() - started
     records: list[dict[str, Any]] = []
@@ -157,9 +160,9 @@ def judge_file(
     scored = len(records) - failures.total()
     done = {"rows": len(records), "scored": scored, "failures": dict(failures), "gold": against_gold(items, judged)}
     done |= {"parse_rate": scored / max(1, len(judged)), "judgments_per_second": (len(judged) - resumed) / seconds}
-    warnings = _unlike_validation(model if loaded.server else judge, loaded, items, list(judged.values()))
+    warnings = _unlike_validation(known, loaded, items, list(judged.values()))
     scales = {item.rubric.scale for item in items if isinstance(item, Example) and item.gold is not None}
-    warnings += ["Gold scores have several scales; mae and correlations pool them: read accuracies"] * (len(scales) > 1)
+    warnings += ["Gold scores have several scales, which mae and correlations mix: use accuracies"] * (len(scales) > 1)
     return done | {"server": loaded.server.summary() if loaded.server else "", "warnings": warnings}
 
 
@@ -193,12 +196,12 @@ def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], ju
     known, facts = models.judge_info(path).get("validation"), []
     if known and judged:
         readable, usual = intervals.mean([j.verdict is not None for j in judged]), known["parse_rate"]
-        if readable.high < usual:
+        if len(judged) >= 8 and readable.high < usual:  # fewer may all fail by chance
             facts.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
         nll = [] if judge.server else prompt_nll(*judge.sampler.args, items, judge.template)
         if nll and fmean(nll) > (usual := known["prompt_nll_highest"]) + FAR:
             facts.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
-    return [f"This judge was trained on another kind of text: {fact}" for fact in facts]
+    return [f"This judge may have been trained on another kind of text: {fact}" for fact in facts]
 
 
 def summary(done: Mapping[str, Any]) -> str:

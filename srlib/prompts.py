@@ -71,9 +71,11 @@ def request(item: Item, template: str = "brief") -> str:
     2409.14664). Without a template, the instruction is the whole request. ValueError on any other."""
     if not template:
         return item.instruction
-    template, _, form = template.partition("-")
-    if template not in TEMPLATES or (form and form not in FORMS):
-        raise ValueError(f"template {template!r} is not one of {', '.join(TEMPLATES)}, or -{form} not of {[*FORMS]}")
+    name, _, form = template.partition("-")
+    if name not in TEMPLATES or (form and form not in FORMS):
+        raise ValueError(
+            f"template {template!r} is not one of {', '.join(TEMPLATES)}, or one with -{', -'.join(FORMS)}"
+        )
     reference = f"### Reference\n{item.reference_answer}\n" if item.reference_answer else ""
     if isinstance(item, Comparison):
         task, responses = _TASK_OF_TWO, f"### Response A\n{item.response_a}\n### Response B\n{item.response_b}\n"
@@ -88,7 +90,7 @@ def request(item: Item, template: str = "brief") -> str:
     scale = ", ".join(map(format_score, item.rubric.scale))
     task = task.format(with_reference=", a reference answer" if reference else "", scale=scale)
     task += _VERDICT_ALONE if form == "verdict" else ""
-    return sections if template == "brief" else task + sections
+    return sections if name == "brief" else task + sections
 
 
 def prompt_text(tokenizer: Any, item: Item, template: str = "brief", shots: Sequence[Item] = ()) -> str:

@@ -20,7 +20,7 @@ ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for 
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
-    """Prompt and gold judgment of each item; `rationale=False` leaves the verdict alone. ModelError if there is no gold one."""
+    """Prompt and gold judgment of each item; `rationale=False` writes the verdict only. ModelError if there is no gold one."""
     rows = []
     for item in items:
         if item.gold is None:
@@ -34,7 +34,7 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
     """(rows of at most `max_length` tokens, their lengths, how many were longer): SFT rows or TRL's pairs. A longer row
     is dropped and never truncated, because the score stands last. The length of a pair is that of its longer side.
     Raises ModelError if a completion would change the ids of its prompt, for sampling reads the prompt alone."""
-    kept, lengths, dropped = [], [], 0
+    kept, lengths = [], []
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
         sides = [text for name, text in row.items() if name != "prompt"]
@@ -42,13 +42,10 @@ def fitting(tokenizer: Any, rows: Sequence[TextRow], max_length: int) -> tuple[l
         if any(ids[: len(prompt)] != prompt for ids in whole):
             problem = "a prompt has other tokens alone and before a judgment, so its judge would read another one"
             raise ModelError(f"{problem}; its template has to end on a token boundary, not in {row['prompt'][-40:]!r}")
-        length = max(map(len, whole))
-        if length > max_length:
-            dropped += 1
-        else:
+        if (length := max(map(len, whole))) <= max_length:
             kept.append(row)
             lengths.append(length)
-    return kept, lengths, dropped
+    return kept, lengths, len(rows) - len(kept)
 
 
 def by_annotator(items: Sequence[Item]) -> list[Item]:
@@ -56,11 +53,10 @@ def by_annotator(items: Sequence[Item]) -> list[Item]:
     the score and the rationale of one annotator, as `<id>#1`, `<id>#2`, ...; any other item as it is."""
     rows: list[Item] = []
     for item in items:
-        verdict = "preference" if isinstance(item, Comparison) else "score"
-        for number, (rating, text) in enumerate(item.annotated, start=1):
-            update = {"id": f"{item.id}#{number}", verdict: rating, "rationale": text}
-            rows += [item.model_copy(update=update)] if (text or "").strip() else []
-        rows += [] if any((text or "").strip() for _, text in item.annotated) else [item]
+        field = "preference" if isinstance(item, Comparison) else "score"
+        given = [(n, v, text) for n, (v, text) in enumerate(item.annotated, start=1) if (text or "").strip()]
+        rows += [item.model_copy(update={"id": f"{item.id}#{n}", field: v, "rationale": text}) for n, v, text in given]
+        rows += [] if given else [item]
     return rows
 
 
@@ -85,11 +81,11 @@ def too_few(n_rows: int, n_rationales: int) -> list[str]:
 
 def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:
     """(items with a rationale, where the rationales come from in words); `written` maps ids to rationales of a writer.
-    Items without one are left out. If too few have one, all items stay as they are, with their verdicts alone."""
+    Items without one are left out. If too few have one, all items are kept, with their verdicts alone."""
     given = sum(bool(item.rationale) for item in items)
     items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
     having = [item for item in items if item.rationale]
     if problem := too_few(len(items), len(having)):
-        return items, problem[0]
+        return [item.model_copy(update={"rationale": None}) for item in items], problem[0]
     out = len(items) - len(having)
     return having, f"rationales: {given} came with the data, {len(having) - given} were written; rows left out: {out}"

@@ -58,7 +58,9 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
         shared_batch = collator(pairs)
         plain = _logprobs(model, plain_batch)
         blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
-        effect = float((plain - blind).abs().mean())  # of all but a prompt's last token: an error near it is no noise
+        effect = float(
+            (plain - blind).abs().mean()
+        )  # of all before a prompt's last token: an error near it is no noise
         allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
         attention, forward = causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
@@ -82,10 +84,8 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
 
 def _longest(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Row]:
     """Two pairs each of the longest prompts, the same pair twice for a prompt with one; tokenized."""
-    pairs: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        pairs.setdefault(row["prompt"], []).append(row)
-    chosen = [pairs[prompt] for prompt in sorted(pairs, key=len)[-PROVED_ON:]]
+    longest = sorted(dict.fromkeys(row["prompt"] for row in rows), key=len)[-PROVED_ON:]
+    chosen = [[row for row in rows if row["prompt"] == prompt] for prompt in longest]
     return [
         {f"{name}_ids": tokenizer(row[name], add_special_tokens=name == "prompt")["input_ids"] for name in row}
         for group in chosen
@@ -95,7 +95,7 @@ def _longest(tokenizer: Any, rows: Sequence[dict[str, str]]) -> list[Row]:
 
 @torch.no_grad()
 def _logprobs(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """(2n,) mean log-probabilities of a token of each completion, in nats."""
+    """(2n,) mean log-probability of a token of each completion, in nats."""
     was_training, batch = model.training, send_to_device(batch, model.device)
     completion = batch.pop("completion_mask")[:, 1:]
     try:

@@ -268,6 +268,7 @@ def no_network(tmp_path, monkeypatch):
 
 @pytest.mark.torch
 def test_a_pinned_set_in_the_cache_needs_no_network_and_a_missing_one_is_one_message(no_network, tmp_path):
+    (tmp_path / "folder").mkdir()
     answers = write(tmp_path / "answers.jsonl", [{"id": "3", "order": "AB", "verdict": "A"}])
     commands = (["score", str(answers)], ["eval", "org/judge", "-o", str(tmp_path / "out.json")])
     for command in (*commands, ["score", str(answers), "--revision", "main"]):
@@ -282,6 +283,10 @@ def test_a_pinned_set_in_the_cache_needs_no_network_and_a_missing_one_is_one_mes
         judged.write(snapshot / "data" / f"{split}-00000-of-00001.parquet", [ROWS["reward_bench"] | {"prompt": split}])
     paths = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split in ("raw", "filtered"))
     (snapshot / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{paths}---\n")
+    for split in ("raw", "other"):
+        judged.write(tmp_path / "folder" / f"{split}.parquet", [ROWS["reward_bench"]])
+    with pytest.raises(RowError, match=r"gold answer; of other.parquet, raw.parquet only filtered would be read: name its file"):
+        protocol.load(named("reward_bench"), tmp_path / "folder")
     questions, origin, _ = protocol.load(named("reward_bench"))
     assert [question.group for question in questions] == ["filtered"]
     assert origin == f"allenai/reward-bench@{snapshot.name}"

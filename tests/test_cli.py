@@ -48,7 +48,7 @@ def srlib(*arguments):
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_runs_go_where_their_file_is_called(tmp_path, ran):
+def test_runs_go_where_their_file_is_called(tmp_path, ran, monkeypatch):
     run = ("run", "params/tiny.yaml")
     status, said = srlib(*run, "-p", "seed=3", "--workers", "1", "--force")
     ends = "Report: runs/tiny/report.html judge: runs/tiny/judge"
@@ -56,10 +56,14 @@ def test_runs_go_where_their_file_is_called(tmp_path, ran):
     assert ran.reports == [tmp_path / "runs" / "tiny"]
     srlib(*run, "--run-dir", "elsewhere")
     srlib(*run, "-p", "run_dir=runs/b03")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    srlib("run", "../params/tiny.yaml", "--run-dir", ".")
+    monkeypatch.chdir(tmp_path)
     said = srlib(*run, "--seeds", "0, 2,2")[1]
     assert said.startswith("== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2'] Report: runs/tiny-0/report.html")
     assert said.endswith(NEXT.format("tiny-2"))
-    same = [("elsewhere", 0, 0, False), ("b03", 0, 0, False), ("tiny-0", 0, 0, False), ("tiny-2", 2, 0, False)]
+    same = [(name, 0, 0, False) for name in ("elsewhere", "b03", "inside", "tiny-0")] + [("tiny-2", 2, 0, False)]
     assert ran.runs == [("tiny", 3, 1, True), *same]
 
 

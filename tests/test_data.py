@@ -76,6 +76,8 @@ def test_our_own_rows_with_rubrics_as_objects_text_and_ranges():
     assert convert(TEXT).rubric == Rubric(criterion="Polite?", levels=["rude or worse", "cool", "kind"])
     assert convert(OURS | {"rubric": json.dumps(OURS["rubric"])}).rubric is convert(OURS).rubric  # one object
     assert convert(RANGE).rubric.scale == tuple(i / 4 for i in range(11))
+    assert convert(RANGE).rubric.criterion == "Complete?\nAward points."
+    assert convert(RANGE | {"rubric": "Does it cite, as in [1]"}).rubric.criterion == "Does it cite, as in [1]"
     moved = [convert(RANGE | {"score": s}) for s in (0.7, 0.125, 0.375, 0.625, 2.5)]
     assert [e.score for e in moved] == [0.75, 0.25, 0.5, 0.75, 2.5]  # the middle moves up
     assert [e.meta.get("score_given") for e in moved] == [0.7, 0.125, 0.375, 0.625, None]  # never in silence
@@ -205,9 +207,9 @@ def test_no_instruction_crosses_and_comparisons_follow_the_examples(tmp_path, mi
 
 def test_refusals_of_whole_sources(tmp_path):
     pairs = write(tmp_path / "b.jsonl", [PAIR | {"id": f"{{}}{i}", "instruction": f"Greet {i}."} for i in range(20)])
-    with pytest.raises(RowError, match="comparisons alone make no judge"):
+    with pytest.raises(RowError, match="comparisons alone cannot train a judge"):
         data.load("", n_validation=2, pairwise=pairs)
-    with pytest.raises(RowError, match=r"no training rows; .*; comparisons alone make no judge"):
+    with pytest.raises(RowError, match=r"no training rows; .*; comparisons alone cannot train a judge"):
         data.load(pairs, n_validation=2)
     with pytest.raises(RowError, match=r"b\.jsonl: id '{}\d+' is in .*a\.jsonl too"):
         data.load(write(tmp_path / "a.jsonl", many(20)), n_validation=2, pairwise=pairs)
@@ -343,7 +345,10 @@ def test_columns_are_found_by_synonyms_and_by_hand(tmp_path, rubric):
 ASKED = {
     "two answers": (GRADED | {"Output": "x"}, "columns 'Answer', 'Output' all fit response.*columns response:Answer"),
     "Alpaca": (OURS | {"input": "Say why."}, "columns 'instruction', 'input' all fit instruction"),
-    "gold": (OURS | {"gold": "4"}, "field gold is '4': set columns=score:gold, or columns=reference_answer:gold"),
+    "gold": (
+        OURS | {"gold": "4"},
+        "field gold is '4': name its field in `columns`: score:gold, or reference_answer:gold",
+    ),
     "gold tie": (PAIR | {"gold": " tie "}, "field gold is ' tie '"),
     "messages": (
         GRADED | {"Question": [{"role": "user", "content": "Hi"}]},
@@ -403,7 +408,7 @@ def test_a_rubric_file_is_for_rows_without_their_own(tmp_path, rubric):
         ("criterion: a\nlevels: {1: a, 2: b, 1: c}", "two of 1, 2, 1 are equal"),
         ("criterion: a\nlevels: {1: a}", "at least two levels"),
         ("criterion: a\nlevels: {one: a, two: b}", "levels.one"),
-        ("criterion: a\nlevels: {1: a, 2: b}\nsteps: 1", "unknown field 'steps'"),
+        ("criterion: a\nlevels: {1: a, 2: b}\nsteps: 1", "unknown field 'steps'; remove it$"), ("levels: {1: a, 2: b}", "field criterion is missing"),
         ("Polite?", "has no `criterion"), ("", "has no `criterion"), ("a: [", "cannot be read"), ("[a]: b", "cannot be read"),
         ("x: {criterion: a, levels: [b]}", ", x: a rubric needs"),
     ]:  # fmt: skip
@@ -446,6 +451,10 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
     assert [e.rationale for e in read(path, told, rubric=file, training=True)] == [None, "So."]
     assert [e.id for e in read(path, rows[:1], rubric=file)] == ["0#polite", "0#clear"], "every dimension is judged"
     assert "field polite is missing" in reasons(path, rows[:1], rubric=file, training=True)[0]
+    pair = {name: text for name, text in PAIR.items() if name != "rubric"}
+    assert "has no score of polite, clear, which the rubric file is for" in reasons(path, [pair], rubric=file)[0]
+    assert len(read(path, [PAIR], rubric=file)) == 1, "a row may have a rubric of its own"
+    assert len(reasons(path, [b"{no json"], rubric=file)) == 1, "a line is one bad row, whatever the rubric file holds"
     part = [nested[0] | {"scores": {"polite": 4, "clear": None}}]
     assert [getattr(row, "id", None) for row in read(path, part, rubric=file)] == ["0", "0#clear"]
     with pytest.raises(
@@ -569,7 +578,7 @@ def test_a_row_has_the_rationale_of_an_annotator_with_its_score():
         "nobody agrees"
     )
     assert convert(OURS | {"meta": said}).rationale is None, "a row to measure on"
-    with pytest.raises(RowError, match=r"field meta: with its verdict behind it, it reads as "):
+    with pytest.raises(RowError, match=r"field meta: followed by its verdict, it reads as "):
         convert(OURS | {"meta": said | {"rationales": ["So [RESULT] 1 it is.", "Warm enough."]}}, training=True)
 
 

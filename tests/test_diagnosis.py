@@ -53,12 +53,15 @@ def coins(n, p, seed):
 
 def test_features_and_the_slices_named_after_them():
     meta = {"topic": "tea", "year": 1999, "key": None, "good": True, "checks": [1], "essay": "x" * 99, "gold": "no"}
+    meta |= {"criteria": "tone+order", "annotator": "hasty"}
     expected = {"criterion": "Is it polite?", "gold": 2.0, "scale": "1 to 3", "response_words": 3.0}
     assert slices.features(example(), meta) == expected | {
         "topic": "tea",
         "year": 1999.0,
         "good": "True",
-        "key check": "no",
+        "key check": "not in the rubric",
+        "criteria": "tone and order",
+        "annotator of the gold rationale": "hasty",
     }
     assert slices.features(comparison("c"))["response_words"] == 3.0
     rows = [{"topic": t, "words": float(w), "same": "x", "id": f"i{w}"} for w in range(60) for t in ("tea", "rain")]
@@ -159,9 +162,9 @@ def test_advice_names_the_attribute_its_size_its_error_and_interval():
     [said] = slices.advice([row, unsure, good])
     assert said.startswith("picnics: 50% [40, 61] of 80 items are wrong, 21% of the rest.")
     assert slices.advice([unsure, good]) == [
-        "None of 2 is worse than the rest beyond chance: more of everything is as good as more of one."
+        "None of 2 is worse than the rest beyond chance: no kind of item needs more data than another."
     ]
-    assert "nothing is known" in slices.advice([])[0]
+    assert "No slice has enough items" in slices.advice([])[0]
 
 
 def write_errors(run):
@@ -207,7 +210,7 @@ def test_notebook_15_finds_the_attribute_that_errs_and_does_without_a_writer(
     run_cells("15_attributes", **own)
     said = capsys.readouterr().out
     assert "This writer proposes none: criteria stand in for them." in said
-    assert "nothing is known of any" in said
+    assert "No slice has enough items" in said
 
 
 def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():

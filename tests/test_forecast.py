@@ -84,7 +84,7 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("test has 2 instructions", [], {"test": rows(instruction=lambda i: f"Greet {i % 2}.")}),
         ("all test scores are 3", [], {"test": rows(score=3)}),
         (
-            "test has 2 scales; mae and correlations pool them",
+            "test has 2 scales, which mae and correlations mix",
             [],
             {"test": rows(rubric=lambda i: (RUBRIC, FROM_0)[i % 2])},
         ),
@@ -124,7 +124,7 @@ def write(run, **facts):
 
 def test_a_run_goes_on_without_what_it_cannot_have(tmp_path):
     cfg = config.load(None, ["data=rows.csv"])
-    assert stages.skipped(cfg, tmp_path) == {}, "nothing is known yet"
+    assert stages.skipped(cfg, tmp_path) == {}, "No slice has enough items yet"
     write(tmp_path, data={"without_rationale": 0, "careful": 0}, **{"pairs/1": {"pairs": 3}, "pairs/2": {"pairs": 0}})
     skipped = stages.skipped(cfg, tmp_path)
     assert list(skipped) == ["rationales", "judges/sre_2", "judges/sft_careful_only"]
@@ -159,7 +159,7 @@ def test_rows_with_rationales_are_learned_from_and_the_others_counted():
     assert [item.rationale for item in kept] == ["It greets."] * 5 + [f"Written {i}." for i in range(5, 25)]
     assert origin == "rationales: 5 came with the data, 20 were written; rows left out: 5"
     kept, origin = sft.with_rationales(items, {"5": "Written."})
-    assert len(kept) == 30, "six rationales teach nobody to write them"
+    assert [item.rationale for item in kept] == [None] * 30, "six rationales teach nobody to write them"
     assert origin.startswith("6 of 30 training rows have a rationale, which is too few")
 
 

@@ -128,6 +128,8 @@ def test_the_gpu_is_the_first_of_those_that_a_process_may_see(monkeypatch):
         ("1,0", [large, small]),
         ("GPU-b2", [large]),
         ("MIG-7", [small, large]),
+        ("0,", [small]),
+        ("NoDevFiles", []),  # of SLURM, for a job without a GPU
     ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.gpus() == cards
@@ -153,7 +155,7 @@ def test_tokens_of_each_stage():
         "rft": (1600 + 800) * 2 * 300,
         "grpo": (800 + 400) * (200 + 10 * (100 + 300)),
         "eval": (100 + 400 + 300 + 2 * 200) * (5 * 300 + 200 + 8 * 100),
-        "diagnose": 5 * 8 * 2 * 300,
+        "diagnose": (5 * 8 * 2 + 400) * 300,  # the chain sft, sre_2; the base reads every test response
     }
     grouped = plan.jobs_of(tiny(**values, arms="grpo", grpo_batch_size=3), LLAMA)["grpo"]
     assert (grouped.rows, grouped.n) == (3 * 10, 1), (

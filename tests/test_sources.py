@@ -111,7 +111,7 @@ def test_what_datasets_saved_to_disk(tmp_path):
     assert [len(loaded.splits[name]) for name in ("train", "validation", "test")] == [25, 5, 10]
     assert next(sources.rows(tmp_path / "two")).where == "train, row 1"
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
-    with pytest.raises(RowError, match="one: cannot be read behind row 0"):
+    with pytest.raises(RowError, match="one: cannot be read after row 0"):
         read(tmp_path / "one")
 
 
@@ -140,7 +140,8 @@ def test_every_file_of_a_folder_is_read_and_its_name_is_a_hint(tmp_path):
 BROKEN = [
     ("rows.json", b'[{"id": "1"}, {"id": 2', "row 2: malformed JSON"),
     ("rows.json", b'[{"id": "1"}, {"id" 2}]', "row 2: malformed JSON"),
-    ("rows.json", b'[{"id": "1"}] {"id": "2"}', "goes on behind the array"),
+    ("rows.json", b'[{"id": "1"},\n', "row 2: malformed JSON (the file ends inside the array)"),
+    ("rows.json", b'[{"id": "1"}] {"id": "2"}', "continues after the array"),
     ("rows.json", b"", "holds no rows"),
     ("rows.json", b"[" * 100_000, "row 1: malformed JSON"),
     ("rows.json", b'{"a": [{"id": "1"}], "b": [{"id": "2"}]}', "an object with several arrays, 'a', 'b'; save"),
@@ -150,7 +151,7 @@ BROKEN = [
     ("rows.csv", b"id;text;id\n1;a;2\n", "row 1: the header must"),
     ("rows.csv", b'id,text\n1,"a\n2,b\n', "row 2: malformed CSV"),
     ("rows.csv", "id,text\n1,a\n".encode("utf-16")[:-1], "cannot be read"),
-    ("rows.parquet", b"PAR1 this is none", "cannot be read behind row 0"),
+    ("rows.parquet", b"PAR1 this is none", "cannot be read after row 0"),
     ("rows.csv.gz", b"not gzip", "cannot be read"),
     ("rows.json.gz", gzip.compress(b"[" + b'{"id": "1"},' * 9, mtime=0)[:-9], "cannot be read"),
     ("rows.xlsx", b"PK", "rows are read from .jsonl, .jsonl.gz, .json"),

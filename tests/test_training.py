@@ -74,7 +74,7 @@ def test_arguments_cut_a_step_into_equal_parts(monkeypatch):
     with pytest.raises(models.ModelError, match="float16 trains on a GPU only"):
         training.arguments(config.load(None, ["dtype=float16"]), batch_size=12)
     assert training.steps(482, 16, 1.0) == 31
-    assert training.steps(482, 16, 1.0, at_least=120) == 120
+    assert training.steps(482, 16, 1.0, fixed=120) == 120
 
 
 def test_curves_go_to_the_wandb_run_that_is_open_when_training_logs(tmp_path, monkeypatch):

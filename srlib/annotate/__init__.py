@@ -136,13 +136,12 @@ class Session(anywidget.AnyWidget):
         e, left, right = self.items[number]
         sections = {"Instruction": e.instruction, "Response": e.response, "Reference answer": e.reference_answer}
         sections |= {"Rubric": e.rubric.text}
-        chosen = {name: self.choices.get((e.id, name), "") for name in CRITERIA}
         self.page = {
             "number": number, "total": len(self.items), "done": len(self.items) - len(self.unfinished),
             "sections": [{"heading": name, "text": text} for name, text in sections.items() if text],
             "left": {"text": left.rationale, "score": format_score(left.score)},
             "right": {"text": right.rationale, "score": format_score(right.score)},
-            "questions": [{"name": name, "text": CRITERIA[name], "choice": chosen[name]} for name in CRITERIA],
+            "questions": [{"name": name, "text": CRITERIA[name], "choice": self.choices.get((e.id, name), "")} for name in CRITERIA],
             "error": error,
         }  # fmt: skip
 

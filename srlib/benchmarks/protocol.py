@@ -117,13 +117,15 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
     if not data and not (benchmark.hub and revision):
         advice = f"give its rows with --data FILE (they are at {benchmark.where})"
         advice += f", or name a commit of {benchmark.hub} with --revision" if benchmark.hub else ""
-        raise SrlibError(f"{benchmark.name}: no set of the hub is pinned; {advice}")
+        raise SrlibError(f"{benchmark.name}: no hub revision is pinned; {advice}")
     questions, left_out = [], Counter()
     seen: dict[str, str] = {}  # id of a question or of an item of it -> its row
+    others: set[str] = set()  # splits, or files of a folder, that are not read
     for file, subset, row in _rows(benchmark, source, revision):
         if row.problem is not None:
             raise RowError(f"{file}, {row.problem}")
         if row.split and benchmark.split and row.split != benchmark.split:
+            others.add(row.split)
             continue
         where = f"{file}, {row.where}"
         expanded = _expand(benchmark, ({benchmark.columns["subset"]: subset} if subset else {}) | row.values, where)
@@ -138,7 +140,8 @@ def load(benchmark: Benchmark, data: str | Path = "", revision: str = "") -> tup
             questions.append(question)
             left_out.update(f"without a gold score {p}".strip() for p, gold in question.gold.items() if gold is None)
     if not any(gold is not None for question in questions for gold in question.gold.values()):
-        raise RowError(f"{source}: holds no item of {benchmark.name} with a gold answer")
+        hint = f"; of {', '.join(sorted(others))} only {benchmark.split} would be read: name its file" if others else ""
+        raise RowError(f"{source}: holds no item of {benchmark.name} with a gold answer{hint}")
     on_hub = sources.is_hub_id(source)
     commit = sources.fetch(source, revision).name if on_hub else files.sha256(source)[:16]
     return questions, f"{source}@{commit}" if on_hub else f"{Path(source).name} sha256:{commit}", dict(+left_out)

@@ -24,10 +24,8 @@ GREEDY = {"samples": 1, "aggregate": "none", "temperature": 0.0}  # how `evaluat
 NOTE = {"judge", "revision", "compare", "sampling", "prompts"}  # of judgments.json, beside the judgments
 RESULT = {"benchmark", "revision", "judge", "part", "subset", "metric", "value", "ci_low", "ci_high", "n", "parse_rate"}
 RESULT |= {"failures", "seed", "left_out", "protocol", "published"}
-INTERVAL = (
-    "95% over prompts, 2000 resamples: BCa for plain means and errors, percentile for weighted means, "
-    "Fisher's z with a jackknife error for correlations over all items"
-)
+INTERVAL = "95% over prompts, 2000 resamples: BCa for plain means and errors, percentile for weighted means, "
+INTERVAL += "Fisher's z with a jackknife error for correlations over all items"
 
 
 class Answer(Row):

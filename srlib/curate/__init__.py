@@ -12,8 +12,8 @@ A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs 
 Preferences (A, B, tie) have no margin: any other one is rejected. Another rule is a function with the same arguments, in
 notebook 04 or in a file: `strategy: my_rule`, `strategy: rules.py:my_rule`. `curate` does the rest for every rule. A rule
 sees judgments with a verdict only, unless it says `my_rule.reads_unreadable = True`, and one of those with the same text,
-unless it says `my_rule.counts_repeats = True`, as a vote has to. The ratings and preferences that
-the last two rules need come from a judge: `followups` has what it is asked."""
+unless it says `my_rule.counts_repeats = True`, as a vote has to. The ratings and preferences that the last two rules need
+come from a judge: `followups` has what it is asked."""
 
 import difflib
 import itertools
@@ -42,10 +42,10 @@ REASONS = {
     "no_comparison": "no comparison of equal judgments could be read",
     "undecided": "the comparisons prefer none of the equal judgments",
     "too_long": "prompt and judgment exceed the length limit", "no_pair": "the rule gives no pair",
-    "flips": "the rejected rationale does not hold its score", "balance": "its score has pairs enough",
-    "cap": "the limit on pairs is reached", "mix": "another kind of pair has no more to match it",
+    "flips": "the rejected rationale does not hold its score", "balance": "its score already has enough pairs",
+    "cap": "the limit on pairs is reached", "mix": "another kind of pair has run out",
 }  # fmt: skip
-ALIKE = 0.9  # share of the words of two responses in common from which they make no pair
+ALIKE = 0.9  # two responses with this share of words in common make no pair
 
 
 def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
@@ -56,7 +56,7 @@ def correct_answer(item: Item, judgments: list[Judgment], margin: float) -> Pair
 
 
 def majority_vote(item: Item, judgments: list[Judgment], margin: float) -> Pairs | str:
-    """Like correct_answer, with the most frequent verdict in place of the gold one: all that fit vote, a text is paired once."""
+    """Like correct_answer, with the most frequent verdict in place of the gold one: all judgments vote, each text is paired once."""
     verdicts, distinct = [j.verdict for j in judgments], list({j.text: j for j in judgments}.values())
     if not isinstance(verdicts[0], str):
         return _against(agreement.majority(verdicts), distinct, margin)
@@ -91,7 +91,7 @@ def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: di
 
 def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences: dict | None = None) -> Pairs | str:
     """The best over the worst of judgments with one score, by Bradley-Terry; `preferences`: id of a meta-comparison -> A, B, tie
-    or None. No score is preferred for being high, as arXiv 2407.19594 saw it, and `margin` does not count."""
+    or None. So high scores are not preferred, as arXiv 2407.19594 saw it happen; `margin` does not count."""
     if preferences is None:
         raise SrlibError("rule meta_equal needs preferences: let the judge compare `meta_comparisons` first")
     equal = [(a, b) for a, b in itertools.permutations(judgments, 2) if a.verdict == b.verdict]
@@ -234,7 +234,7 @@ def kinds(mix: Sequence[str], n: int) -> dict[str, int]:
 
 def mixed(curated: Curation, mix: Sequence[str], asked: Sequence[Example], deduced: Mapping[str, str]) -> Curation:
     """The pairs as pairs of the kinds in `mix` (arXiv 2409.14664): as many as there can be while the weights hold to the pair.
-    `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response, which has to differ from the judged."""
+    `deduced` maps ids of `asked`, the value of `to_deduce`, to a weaker model's response, which has to differ from the judged one."""
     about = {e.id: e for e in asked if e.id in deduced and similarity(e.response, deduced[e.id]) <= ALIKE}
     differ = [p.id for p in curated.pairs if p.rejected_score not in (None, p.chosen_score)]
     first = sorted(about, key={*differ}.__contains__)  # those that can be no pair of verdicts

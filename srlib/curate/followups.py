@@ -19,7 +19,7 @@ META_RUBRIC = Rubric(
         "Every point is right, specific, and the verdict follows",
     ],
 )  # fmt: skip
-COMPARED = 4  # equal judgments of a prompt that meta_equal compares, in both orders: 12 comparisons, 2 of unequal ones
+COMPARED = 4  # judgments of one verdict that are compared, in both orders: 12 comparisons, and 2 with another verdict
 
 
 def meta_examples(items: Sequence[Item], judgments: Sequence[Judgment]) -> list[Example]:

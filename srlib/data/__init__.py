@@ -3,9 +3,7 @@
 `sources` reads rows from files, folders and the hub, `columns` converts their layouts, `splits` sorts them, `loading` puts
 these together, and `overlap` reports text that splits share."""
 
-from srlib.data import columns, overlap, sources, splits, world
-from srlib.data.loading import Loaded, RowFailure, load, read_rows
+from srlib.data.loading import RowFailure, load, read_rows
 from srlib.data.splits import balanced, baselines
 
-__all__ = ["Loaded", "RowFailure", "balanced", "baselines", "columns", "load"]
-__all__ += ["overlap", "read_rows", "sources", "splits", "world"]
+__all__ = ["RowFailure", "balanced", "baselines", "load", "read_rows"]

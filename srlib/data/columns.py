@@ -39,11 +39,11 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise RowError(f"{where}: cannot be read as YAML or JSON in UTF-8 ({problem}); correct it") from None
-    if isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values()):
-        return {name: files.validate(f"{where}, {name}", part, Rubric) for name, part in value.items()}
-    if not isinstance(value, dict) or not value.keys() & {"criterion", "levels"}:
+    if isinstance(value, dict) and value.keys() & {"criterion", "levels"}:
+        return files.validate(where, value, Rubric)
+    if not (isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values())):
         raise RowError(f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor those of dimensions")
-    return files.validate(where, value, Rubric)
+    return {name: files.validate(f"{where}, {name}", part, Rubric) for name, part in value.items()}
 
 
 def read_draft(text: str, original: Rubric) -> Rubric | str:
@@ -91,6 +91,9 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
         columns = match.columns | {"score": column, "rubric": f"rubrics.{name}"}
         yield name, {**row, column: score, f"rubrics.{name}": rubrics[name]}, match._replace(columns=columns)
     if not scores:
+        if isinstance(shared, dict) and row.get(match.name("rubric")) is None:
+            advice = "add a column `rubric` with the rubric of each such row"
+            raise RowError(f"{where}: has no score of {', '.join(shared)}, which the rubric file is for; {advice}")
         if isinstance(shared, Rubric) and row.get(match.name("rubric")) is None:
             match = match._replace(columns=match.columns | {"rubric": "(rubric file)"})
             row = {**row, "(rubric file)": shared}
@@ -112,10 +115,10 @@ def convert(
     """A row as an Example or a Comparison. Raises RowError, beginning with `where`, at the first field that does not
     fit. `match` and `dimension` are those of `expand`; without them, columns have our names or a collection's. A row
     for `training` needs a gold verdict. `number` makes an absent id; `source` and `split` go to meta if absent."""
-    match = match or fields.match(row, synonyms=False)
+    match, advised = match or fields.match(row, synonyms=False), match is not None
     pair = _is_pair(row, match)
     makes, gold, texts = (Comparison, "preference", PAIR_TEXTS) if pair else (Example, "score", TEXTS)
-    fields.check(match, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training)
+    fields.check(match, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training, advised)
     values = {field: row.get(match.name(field)) for field in makes.model_fields}
     values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if match.is_prompt else {}
     values["meta"] = _object(values["meta"], f"{where}: field {match.name('meta')}")
@@ -126,8 +129,8 @@ def convert(
     known = {f: row.get(match.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
     _check_cells(values | known, match, where)
     stated = {n: v for n, v in values.get("meta", {}).items() if not (dimension and n in ("ratings", "rationales"))}
-    known = {n: value for n, value in known.items() if value and stated.get(n) is None}
-    meta = known | {n: value for n, value in stated.items() if value is not None or n not in known}
+    stated = {n: v for n, v in stated.items() if v is not None or not known.get(n)}
+    meta = {n: v for n, v in known.items() if v} | stated
     names = values.get("id", f"{'pair' if pair else 'row'}-{number}"), values.get("group")
     name, group = (str(int(n)) if isinstance(n, int) or (isinstance(n, float) and n.is_integer()) else n for n in names)
     rubric = _rubric(values.get("rubric"), row, match, pair, where, score_step)
@@ -151,7 +154,7 @@ def convert(
     for verdict, text in [(item.gold, item.rationale), *item.annotated] if training else ():
         failure = prompts.parse(prompts.completion(text, verdict), item).failure if text else None
         if failure is not None:
-            problem = f"with its verdict behind it, it reads as {failure}; take {prompts.MARKER} out of it"
+            problem = f"followed by its verdict, it reads as {failure}; remove {prompts.MARKER} from it"
             raise RowError(f"{where}: field {match.name('rationale' if text == item.rationale else 'meta')}: {problem}")
     said = [text for verdict, text in sorted(item.annotated, key=lambda one: one[0] != item.gold) if text]
     return item if item.rationale or not (training and said) else item.model_copy(update={"rationale": said[0]})
@@ -162,16 +165,16 @@ def _is_pair(row: Mapping[str, Any], match: Match) -> bool:
 
 
 def _check_cells(values: Mapping[str, Any], match: Match, where: str) -> None:
-    """RowError at a value that is no JSON (NaN, bytes, half a surrogate pair), or of the wrong kind."""
+    """RowError at a value that is not valid JSON (NaN, bytes, half a surrogate pair), or of the wrong kind."""
     for field, value in values.items():
         place = f"{where}: field {match.name(field)}"
         if isinstance(value, list) and field in (*TEXTS, *PAIR_TEXTS):
-            raise RowError(f"{place}: a list (of chat messages?) is no text; write what the judge shall read")
+            raise RowError(f"{place}: a list (of chat messages?) is not text; write out the text for the judge")
         if field == "meta" and not isinstance(value, dict):
-            raise RowError(f"{place}: {files.shorten(value)} is no object; correct it")
+            raise RowError(f"{place}: {files.shorten(value)} is not an object; correct it")
         is_gold = field == "reference_answer" and match.name(field).lower() == "gold" and field not in match.given
         if is_gold and (_NUMBER.fullmatch(str(value)) or str(value).strip().lower() in ("a", "b", "tie")):
-            advice = "set columns=score:gold, or columns=reference_answer:gold"
+            advice = "name its field in `columns`: score:gold, or reference_answer:gold"
             raise RowError(f"{place} is {files.shorten(value)}: {advice}")
         try:
             if field != "rubric":  # the schema checks rubrics, one object for many rows
@@ -215,7 +218,7 @@ def _rubric(value: Any, row: Mapping[str, Any], match: Match, pair: bool, where:
         levels = {n: " ".join(text.split()) for n, text in zip(scores, parts[1::2], strict=True)}
         if 2 * len(levels) < len(parts):
             raise RowError(f"{where}: field {column} describes a score twice; a rubric has one text a score")
-        criterion = head.strip().removeprefix("[").replace("]\n", "\n").removesuffix("]").strip()
+        criterion = re.sub(r"(?s)\A\[(.*?)\](\n.*)?\Z", r"\1\2", head.strip()).strip()
         rubric = {"criterion": criterion, "levels": levels}
     if isinstance(rubric, dict) and rubric.get("levels") == {}:
         names = [match.name("score_min"), match.name("score_max")]

@@ -82,8 +82,8 @@ def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collect
     return Match(columns, present, doubtful, dict(given))
 
 
-def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool = False) -> None:
-    """RowError, with the map of columns to write, if a needed field has no column or one of `fields` has several."""
+def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str, training: bool, advise: bool) -> None:
+    """RowError if a needed field has no column or one of `fields` has several; `advise` adds the map of columns to write."""
     missing = [field for field in needed if field not in match.columns]
     doubtful = {field: names for field, names in match.doubtful.items() if field in (*fields, *OTHERS)}
     if not missing and not doubtful:
@@ -99,7 +99,8 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
     advice = [f"name columns: {columns}{shorten(','.join(map(':'.join, named.items())), 200)[1:-1]}"] if named else []
     advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []
     there = ", ".join(shorten(column, 30) for column in match.present[:12])
-    raise RowError(f"{where}: {'; '.join(problems)}. The columns are {there or 'none'}; {'; '.join(advice)}")
+    columns = "; ".join([f"The columns are {there or 'none'}", *advice * advise])
+    raise RowError(f"{where}: {'; '.join(problems)}. {columns}")
 
 
 def _spellings(field: str) -> list[str]:

@@ -12,9 +12,9 @@ from srlib import files
 from srlib.data import fields, sources, splits
 from srlib.data.columns import convert, expand, read_rubric
 from srlib.files import RowError
-from srlib.schema import Example, Item
+from srlib.schema import Item
 
-FEW = 0.05  # share of bad rows that are left out without a word from the user
+FEW = 0.05  # share of bad rows that are left out without asking the user
 
 
 class RowFailure(NamedTuple):
@@ -33,7 +33,7 @@ class Loaded:
     columns: list[dict[str, Any]]  # to print: column, our field, rows
     dialects: list[str]  # to print: separators and encodings of CSV files
     counts: dict[str, int]  # "rows", "bad rows", "over a limit", "left out for balance", "moved to test", ...
-    failures: list[RowFailure]  # with bad_rows="drop", the first thousand
+    failures: list[RowFailure]  # the first thousand bad rows
     commits: dict[str, str]  # of sets from the hub
 
 
@@ -60,7 +60,7 @@ def read_rows(
         match = fields.match(raw.values or {}, raw.header, given)
         seen.update(match.present)
         try:
-            parts, problem = [*expand(raw.values or {}, match, raw.where, shared)], raw.problem
+            parts, problem = [*expand(raw.values or {}, match, raw.where, None if raw.problem else shared)], raw.problem
         except RowError as error:
             parts, problem = [("", raw.values, match)], str(error)
         for dimension, values, match in parts:
@@ -108,13 +108,13 @@ def load(
     rubric: str | Path = "",
 ) -> Loaded:
     """The splits of a source of judged examples (each needs a score) and of a source of comparisons beside it. Splits:
-    see splits.split_of; a split that the hub or a folder names counts as a hint. Without test rows, at most a fifth of
-    the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
+    see splits.split_of; a split that the hub or a folder names counts as a hint. Without test rows, about a fifth
+    of the training rows become some, by whole prompts; without a validation split, about `n_validation` (splits.carve). At
     most `limits[split]` rows are kept, a sample that depends on `seed` and ids only, in the source's order;
     `balance_classes` evens out the training scores (splits.balanced). `columns` and `rubric`: see read_rows. `bad_rows`
     "refuse" raises RowError, which lists the bad rows, "drop" counts them, "few" drops at most one row in 20."""
     if not str(source):
-        raise RowError(f"{pairwise}: comparisons alone make no judge; give scored examples beside them, as data")
+        raise RowError(f"{pairwise}: comparisons alone cannot train a judge; give scored examples beside them, as data")
     room = {name: (limits or {}).get(name, math.inf) for name in splits.NAMES}
     n_train, n_test = room["train"], room["test"]
     room["train"] = math.inf if balance_classes else n_train + n_validation + n_test
@@ -123,27 +123,19 @@ def load(
     counts = dict.fromkeys(("rows", "bad rows", "over a limit", "left out for balance"), 0)
     seen, used, failures, present = {}, Counter(), [], set()
 
-    def keep(row: Item) -> None:
-        split = splits.split_of(row, seen)
-        rows[split].append(row)
-        if len(rows[split]) > 2 * room[split] + 1000:  # bounds the memory
-            rows[split] = splits.sample(rows[split], room[split], seed)
-
     origins = [(source, revision), (pairwise, pairwise_revision)][: 2 if str(pairwise) else 1]
     for name, at in origins:
-        waiting = []  # comparisons, for the examples behind them
         for _, _, row, labels in read_rows(name, at, score_step, True, columns, rubric, present):
             counts["rows"] += 1
             used.update(labels)
-            if isinstance(row, Example) or (name is pairwise and isinstance(row, Item)):
-                keep(row)
-            elif isinstance(row, Item):
-                waiting.append(row)
+            if isinstance(row, Item):
+                split = splits.split_of(row, seen)
+                rows[split].append(row)
+                if len(rows[split]) > 2 * room[split] + 1000:  # bounds the memory
+                    rows[split] = splits.sample(rows[split], room[split], seed)
             else:
                 counts["bad rows"] += 1
                 failures += [row._replace(reason=f"{name}, {row.reason}")] if len(failures) < 1000 else []
-        for row in waiting:
-            keep(row)
     every, rows = [row for name in splits.NAMES for row in rows[name]], {name: [] for name in splits.NAMES}
     for row in every:  # the hint of their instruction may have come later
         rows[splits.split_of(row, seen)].append(row)
@@ -165,11 +157,15 @@ def load(
     for name in ("test", "train_pairwise", "pairwise"):
         rows[name] = splits.sample(rows[name], (limits or {}).get(name, math.inf), seed)
     if not rows["train"]:
-        others = "; comparisons alone make no judge, give them as data_pairwise" if rows["train_pairwise"] else ""
+        others = (
+            "; comparisons alone cannot train a judge, give them as data_pairwise" if rows["train_pairwise"] else ""
+        )
         raise RowError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
     if not rows["test"]:
         advice = "add rows with more instructions, set `split_hint` of some to test, or name a `group` for each row"
-        raise RowError(f"{source}: rows are split by instruction, and all training rows have the same; {advice}")
+        raise RowError(
+            f"{source}: rows are split by `group`, or else by instruction, and all training rows have the same; {advice}"
+        )
     if balance_classes:
         counts["left out for balance"] = len(rows["train"]) - len(splits.balanced(rows["train"], seed))
         rows["train"] = splits.balanced(rows["train"], seed, n_train)

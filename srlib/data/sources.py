@@ -194,12 +194,12 @@ def _json(path: Path) -> Rows:
 
 
 def _array(path: Path, text: str, file: TextIO) -> Rows:
-    number, problem = 1, "the file ends in the array"
+    number = 1
     while not (text := text.lstrip(" \t\r\n,")).startswith("]"):
         try:
             value, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError) as error:
-            end, problem = len(text), str(error)
+            end, problem = len(text), str(error) if text else "the file ends inside the array"
         if end < len(text):
             yield number, value
             number, text = number + 1, text[end:]
@@ -208,7 +208,7 @@ def _array(path: Path, text: str, file: TextIO) -> Rows:
         else:
             raise RowError(f"{path}, row {number}: malformed JSON ({problem}): {files.shorten(text)}; correct it")
     if rest := (text[1:] + file.read(CHUNK)).strip():
-        raise RowError(f"{path}: goes on behind the array: {files.shorten(rest)}; correct the file")
+        raise RowError(f"{path}: continues after the array: {files.shorten(rest)}; correct the file")
 
 
 def _arrow(path: Path) -> Rows:
@@ -233,4 +233,4 @@ def _arrow(path: Path) -> Rows:
         raise
     except Exception as error:  # no Parquet, a cut file, bytes that are no text; datasets has no common class
         problem = str(error).partition("\n")[0]
-        raise RowError(f"{path}: cannot be read behind row {number} ({problem}); write it again") from None
+        raise RowError(f"{path}: cannot be read after row {number} ({problem}); write it again") from None

@@ -15,7 +15,6 @@ verdict. Self-rationalization gains under this condition; `care=1.0` is the cont
 
 import random
 import re
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -90,16 +89,13 @@ def comparisons(seed: int, n: int, split: str = "", care: float = 0.5) -> list[C
     return rows
 
 
-Checked = namedtuple("Checked", "verdicts evidence")
-
-
 def has_checks(example: Example) -> bool:
     """Whether an example is of this world: `meta` is the user's elsewhere, and its "checks" may be anything."""
     checks, fields = example.meta.get("checks"), {"label", "ok", "found", "wanted"}
     return bool(checks) and isinstance(checks, list) and all(isinstance(c, dict) and fields <= {*c} for c in checks)
 
 
-def check_rationale(example: Example, rationale: str) -> Checked:
+def check_rationale(example: Example, rationale: str) -> tuple[float, float]:
     """Shares of the four demanded checks with the right verdict, and with the right evidence too, if there is any to state; a
     check that the rationale lacks counts as wrong. Only for examples of this world."""
     checks, verdicts, evidence = example.meta["checks"], 0, 0
@@ -111,7 +107,7 @@ def check_rationale(example: Example, rationale: str) -> Checked:
             verdicts += 1
             needed = [word for word in (check["found"], check["wanted"]) if word is not None]
             evidence += all(text.split().count(word) >= needed.count(word) for word in needed)
-    return Checked(verdicts / len(checks), evidence / len(checks))
+    return verdicts / len(checks), evidence / len(checks)
 
 
 def draw_case(rng: random.Random, held_out: bool = False) -> Case:

@@ -17,7 +17,7 @@ from srlib.schema import Example, Judgment, SrlibError
 from srlib.stats import agreement
 from srlib.stats.intervals import NAN, Floats
 
-CEILING = "sft_careful_only"  # no competitor: it knows what no other judge can know
+CEILING = "sft_careful_only"  # not a competitor: it is told which annotators are careful
 ARMS = {  # in the order of every table and figure
     "base": "the base model, before SFT",
     "base_few_shot": "the base model, with graded examples in its prompt",
@@ -79,12 +79,12 @@ def in_order(names: Sequence[str]) -> list[str]:
     """Each name once: the order of ARMS, with `sre_3` and so on after `sre_2`, then unknown names."""
     places, known = {name: place for place, name in enumerate(ARMS)}, {name: arm(name) for name in names}
     first = {name: of.iteration or (0 if of.name in places else 10**6) for name, of in known.items()}
-    return sorted(first, key=lambda name: (first[name], places.get(known[name].name, len(places)), name))
+    return sorted(first, key=lambda name: (first[name], places.get(known[name].name, len(places)), known[name].name))
 
 
 def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:
-    """One judgment per item, in order of first occurrence; None if no draw of an item has a verdict. The majority, mean
-    or median is the nearest draw with that score. A majority's distribution is that of the votes, so its confidence is
+    """One judgment per item, in order of first occurrence; None if none of its N draws has a verdict. The majority, mean
+    or median is the nearest draw, with that score. A majority's distribution is that of the votes, so its confidence is
     the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences have no mean: the
     majority is read. Raises SrlibError if draws to rank have no log-probability."""
     draws: dict[str, list[Judgment]] = {}

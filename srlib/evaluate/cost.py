@@ -35,15 +35,11 @@ def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     parts = store.read_json(made).get("parts", ()) if made.exists() else ()
     inputs = {p.replace("/", " ").split()[-1] for p in parts if p.startswith("input ")}  # "input judges/..."
     sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and n in inputs] + ["sft"]
-    rows = []
+    needs, rows = {None: [], "sft": sft, "rft": [*sft, "sample_1", "curate_1", "rft"]}, []
+    needs |= {name: [*sft, name] for name in ("sft_continued", "grpo")}
     for arm in compared:
         rounds = [f"{kind}_{t}" for t in range(1, arm.iteration + 1) for kind in ("sample", "curate", "dpo")]
-        after_sft = {name: [name] for name in ("sft_continued", "grpo")}
-        after_sft |= {"sft": [], "rft": ["sample_1", "curate_1", "rft"]}
-        if arm.iteration or arm.judge in after_sft:
-            needed = [*sft, *(rounds or after_sft[arm.judge])]
-        else:
-            needed = [arm.judge] if arm.judge else []
+        needed = [*sft, *rounds] if rounds else needs.get(arm.judge, [arm.judge])
         values = {column: [by_stage[name][column] for name in needed] for column in SUMS}
         rows.append({"arm": arm.name} | {column: None if None in v else sum(v) for column, v in values.items()})
     return rows

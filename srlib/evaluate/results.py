@@ -32,12 +32,11 @@ Splits = Mapping[str, Split]
 Passes = Mapping[str, Mapping[str, Sequence[Judgment]]]  # pass -> split -> judgments
 Judged = Sequence[Judgment | None]
 Options = Mapping[str, Any]
-Models = Mapping[str, str | Path]
 
 
 def judge_all(
     arms: Sequence[Arm],
-    models: Models,
+    models: Mapping[str, str | Path],
     splits: Splits,
     out: Path,
     *,
@@ -75,7 +74,7 @@ def judge_pass(
         os.environ["SRLIB_PROGRESS"] = ""
         machine.end_with_parent()
     loaded, tokenizer = models.load(model, **load)
-    draw = {**draw, "n": 1, "temperature": 0.0} if a.read == "greedy" else draw
+    draw = dict(draw) | ({"n": 1, "temperature": 0.0} if a.read == "greedy" else {})
     draw["template"] = models.judge_info(model, template=draw["template"])["template"]
     judge = functools.partial(sample.judgments, loaded, tokenizer, **draw)
     if a.prompting == "verdict_only":
@@ -104,8 +103,7 @@ def chosen_prompt(a: Arm, judge: Any, splits: Splits, out: Path, shots: Sequence
     chosen = [few(shots, k) for k in ((0, 2) if a.prompting == "best_prompt" else SHOTS)]  # maybe fewer than k
     tried: dict[str, dict[str, Any]] = {f"{len(some)} examples": {"shots": some} for some in chosen}
     if a.prompting == "best_prompt":
-        options = [(t, some) for some in chosen for t in prompts.TEMPLATES]
-        tried = {f"{t}, {len(some)} examples": dict(template=t, shots=some) for t, some in options}
+        tried = {f"{t}, {name}": {"template": t} | shown for name, shown in tried.items() for t in prompts.TEMPLATES}
     items, right = to_judge("validation", splits["validation"]), {}
     for i, (name, prompt) in enumerate(tried.items()):
         judgments = judge(items, out=out / f"prompt_{i}.jsonl", **prompt)
@@ -201,7 +199,7 @@ def quality(rows: Sequence[Example], judgments: Judged) -> np.ndarray | None:
     if not all(world.has_checks(row) for row in rows):
         return None
     texts = ["" if j is None else j.rationale for j in judgments]
-    return np.array([world.check_rationale(row, text)[:2] for row, text in zip(rows, texts, strict=True)])
+    return np.array([world.check_rationale(row, text) for row, text in zip(rows, texts, strict=True)])
 
 
 def _pairwise(a: Arm, judgments: Sequence[Judgment], items: Sequence[Comparison], options: dict) -> dict[str, Interval]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from srlib.schema import Comparison, Item, Judgment
 from srlib.stats.comparison import holm
@@ -23,6 +24,7 @@ VALUES = 12  # a number with more values is sliced by its thirds
 CATEGORIES = 50  # a text feature with more values identifies items, and so does a value with more characters
 RELATIONS = {"is": operator.eq, "is not": operator.ne, "<=": operator.le, ">": operator.gt}
 SAID = {"<=": "at most", ">": "above", "gold": "gold score", "response_words": "length in words"}
+WORLD = {"key": "key check", "criteria": "criteria", "annotator": "annotator of the gold rationale"}
 OPPOSITE = {"is": "is not", "<=": ">", ">": "<="}
 
 
@@ -58,8 +60,9 @@ def features(item: Item, meta: Mapping[str, Any] | None = None) -> dict[str, flo
         "response_words": float(sum(len(text.split()) for text in responses)),
     }
     for name, value in (meta or {}).items():
-        if name == "key" and "checks" in meta:  # of the built-in world: the number of the key check, if there is one
-            name, value = "key check", "no" if value is None else "yes"
+        if "checks" in meta and name in WORLD:  # of the built-in world: names for people
+            value = value.replace("+", " and ") if name != "key" else "in the rubric" if value else "not in the rubric"
+            name = WORLD[name]
         if isinstance(value, str | int | float) and len(str(value)) <= CATEGORIES:  # True is a text
             row.setdefault(name, float(value) if type(value) in (int, float) else str(value))
     return row
@@ -133,23 +136,21 @@ def measure(
 
 
 def _score_test(inside: np.ndarray, errors: np.ndarray, group: Keys) -> float:
-    from scipy.stats import t
-
     number = {key: i for i, key in enumerate(dict.fromkeys(group))}
     sums = np.bincount([number[key] for key in group], (inside - inside.mean()) * (errors - errors.mean()))
     spread = float(np.sqrt((sums**2).sum()))
-    return float(2 * t.sf(abs(sums.sum()) / spread, max(1, len(sums) - 1))) if spread else 1.0
+    return float(2 * stats.t.sf(abs(sums.sum()) / spread, max(1, len(sums) - 1))) if spread else 1.0
 
 
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
     """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
-    none = f"None of {len(table)} is worse than the rest beyond chance: more of everything is as good as more of one."
+    none = f"None of {len(table)} is worse than the rest beyond chance: no kind of item needs more data than another."
     return [
         f"{row['slice']}: {row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items are "
         f"wrong, {row['rest']:.0%} of the rest. Add graded answers of this kind, or sample more of these prompts."
         for row in table
         if row["p_holm"] <= level and row["error"] > row["rest"]
-    ] or [none if table else "None has enough items, with it and without, to be measured: nothing is known of any."]
+    ] or [none if table else "No slice has enough items inside and outside it to be measured."]
 
 
 def focus(leaves: Sequence[Slice], rows: Sequence[Features], errors: Mapping[int, float]) -> np.ndarray:

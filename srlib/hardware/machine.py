@@ -45,13 +45,14 @@ def gpus() -> list[Card]:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
         cards = [[part.strip() for part in line.split(",")] for line in lines if line.count(",") == 3]
         names = [card[0] for card in cards] if visible == "all" else [name.strip() for name in visible.split(",")]
-        named = [card for name in names for card in cards if card[0] == name or card[1].startswith(name)]
-        return [Card(name, float(mib) * 2**20) for _, _, name, mib in named or cards]  # a part of one has another name
+        named = [card for name in filter(None, names) for card in cards if name == card[0] or card[1].startswith(name)]
+        seen = cards if visible.startswith("MIG") else named  # a part of a GPU has a name of its own
+        return [Card(name, float(mib) * 2**20) for _, _, name, mib in seen]
     return []
 
 
 def end_with_parent() -> None:
-    """Let this process end within a second of its parent: a worker that computes would first come to the end of its batch."""
+    """End this process within a second of its parent; a busy worker would otherwise finish its batch first."""
 
     def watch(parent: int = os.getppid()) -> None:
         while os.getppid() == parent and psutil.pid_exists(parent):  # on Windows, its number stays

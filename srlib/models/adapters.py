@@ -24,11 +24,13 @@ MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}
 def linear_layers(model: Any, wanted: str = "all-linear") -> list[str]:
     """Names of the layers that get an adapter, `all-linear -> ["down_proj", "gate_proj", ...]`: all linear layers except
     the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list. ModelError on a name that PEFT would ignore."""
+    from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
+
     head = model.get_output_embeddings()
     linear = {
         name.removesuffix(".base_layer").rpartition(".")[2]  # the suffix is of a layer that has an adapter already
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and ".lora_" not in name
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and ".lora_" not in name
     }
     names = linear if wanted == "all-linear" else {name.strip() for name in wanted.split(",")}
     if names - linear:
@@ -49,7 +51,7 @@ def add_lora(
     checkpointing: bool = False,
     seed: int = 0,
 ) -> Any:
-    """The model with an adapter, all that trains: a fresh one, which changes nothing yet, or the judge's own, which has to
+    """The model with an adapter, its only part that trains: a fresh one, which changes nothing yet, or the judge's own, which has to
     have these settings (ModelError). `rank` 0 trains all weights, without an adapter. `checkpointing` is for Unsloth, which
     trains in the mode that it was given here or in `load`, whatever the trainer's arguments say."""
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -129,7 +131,7 @@ def saving(path: Path) -> Iterator[None]:
 
 def merge_adapters(
     base: str | Path,
-    parts: Mapping[str, Path],
+    parts: Mapping,
     method: str,
     pairwise_weight: float,
     density: float,

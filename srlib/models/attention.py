@@ -39,9 +39,9 @@ def ordinary_tokens(model: Any, n: int) -> list[int]:
 
 @torch.no_grad()
 def looks_ahead(model: Any) -> bool:
-    """Whether its logits depend on later tokens, as Doge's do with torch's attention: its mask of its own is not causal."""
+    """Whether logits depend on later tokens. Doge's do with torch's attention, because its own mask is not causal."""
     ids = torch.tensor([ordinary_tokens(model, 12)], device=model.device)
     one, other = (model(input_ids=text).logits[0, :6].float() for text in (ids, torch.cat([ids[:, :6], ids[:, :6]], 1)))
     if not one.isfinite().all():
         raise ValueError(f"its logits are not finite in {model.dtype}; set dtype: float32")
-    return not float((one - other).std()) <= 0.1 * float(one.std())  # of one length, for kernels round by their shapes
+    return not float((one - other).std()) <= 0.1 * float(one.std())  # both of one length: kernels round by shape

@@ -25,11 +25,11 @@ class ModelError(SrlibError):
 
 
 def directory(model: str | Path) -> str | Path:
-    """The directory of the converted GGUF file; any other model as it is. The first call converts, which takes seconds a
-    gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
+    """The directory of the converted GGUF file; any other model as it is. The first call converts, which takes seconds for
+    each gigabyte; the cache is <HF_HOME>/srlib. Raises ModelError with the reason."""
     if not str(model).lower().endswith(".gguf"):
         return Path(model).expanduser() if str(model).startswith("~") else model
-    digest = files.sha256(file := file_of(str(model)))  # a gigabyte a second; the header alone says too little
+    digest = files.sha256(file := file_of(str(model)))  # a second a gigabyte; headers do not tell files apart
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
     if not target.is_dir():
         with files.writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:
@@ -62,7 +62,7 @@ def _convert(file: Path, out: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from srlib.models import loading
+    from srlib.models import adapters, loading  # which import this module
 
     loading.hush()
     try:
@@ -79,9 +79,10 @@ def _convert(file: Path, out: Path) -> None:
     model.hf_quantizer = None  # transformers still calls the weights quantized, and would refuse to save them
     vars(model.config).pop("quantization_config", None)
     if (end := GGUFReader(file).get_field("tokenizer.ggml.eos_token_id")) is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end.contents()))  # transformers takes that of bos
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(int(end.contents()))  # transformers sets BOS instead
     tokenizer.eos_token = tokenizer.pad_token = loading.end_of_turn(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with adapters.saving(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)

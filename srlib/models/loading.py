@@ -1,7 +1,7 @@
 """Load a base model or a judge, the same way for training and for judging.
 
-A model is a directory, a hub id or a GGUF file (gguf.py). A judge is a directory with complete weights, or with an adapter and the name of its
-base, and a judge.json. Functions import transformers and peft themselves: if Unsloth trains, it is imported before both."""
+A model is a directory, a hub id or a GGUF file (gguf.py). A judge is a directory with judge.json and complete weights, or an
+adapter and the name of its base. Functions import transformers and peft themselves: if Unsloth trains, it comes before both."""
 
 import contextlib
 import datetime
@@ -94,23 +94,23 @@ def load(
             loaded.eval()
             if looks_ahead(loaded):
                 loaded.set_attn_implementation("eager")
-            if looks_ahead(loaded):
-                raise ModelError("its attention is not causal; take a causal language model")
+                if looks_ahead(loaded):
+                    raise ModelError("its attention is not causal; take a causal language model")
     loaded.config.use_cache = not training
     return (loaded.train() if training else loaded.eval()), tokenizer
 
 
 def load_transformers(
-    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = None, device: str = "cuda"
+    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = "auto", device: str = "cuda"
 ) -> Any:
-    """The model alone; `dtype` None keeps that of its files. It goes to one GPU (`device`) as a whole, if there is any."""
+    """The model alone. It goes to one GPU (`device`) as a whole, if there is any."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     model, options = str(gguf.directory(model)), {"device_map": device} if torch.cuda.is_available() else {}
     if quantization == "4bit":
         bits = dict(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_compute_dtype=dtype)
         options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_use_double_quant=True)
-    options |= dict(dtype=dtype or "auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+    options |= dict(dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     with _as_model_error(model):
         loaded, info = AutoModelForCausalLM.from_pretrained(model, **options)
     if info["missing_keys"]:  # transformers would put random numbers in their place
@@ -202,7 +202,7 @@ def load_tokenizer(model: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {model}: its tokenizer has no end-of-sequence token, so a judgment could not end")
-    if judge_info(model).get("vocabulary", vocabulary(tokenizer)) != vocabulary(tokenizer):
+    if judge_info(model).get("vocabulary") not in (None, vocabulary(tokenizer)):
         raise ModelError(f"model {model}: its tokenizer is not the one it was trained with; copy the right files there")
     _add_nothing_behind_a_text(model, tokenizer)
     remedy = "change the template, chat_template.jinja, or remove it if the model can do without"
@@ -225,7 +225,7 @@ def load_tokenizer(model: str | Path) -> Any:
 
 
 def _add_nothing_behind_a_text(model: str | Path, tokenizer: Any) -> None:
-    """Many tokenizers add an end-of-sequence token: the judgment would begin behind it."""
+    """Undo an end-of-sequence token that a tokenizer adds to every text: the judgment would begin behind it."""
     from tokenizers.processors import TemplateProcessing
 
     bare, whole = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
@@ -236,7 +236,7 @@ def _add_nothing_behind_a_text(model: str | Path, tokenizer: Any) -> None:
         special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in dict.fromkeys(first)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=[*first, "$A"], special_tokens=special)
     if tokenizer("a")["input_ids"][-len(bare) :] != bare:
-        raise ModelError(f"model {model}: its tokenizer ends any text in a token of its own; let it add none")
+        raise ModelError(f"model {model}: its tokenizer adds a token to the end of every text; turn that off")
 
 
 def end_of_turn(tokenizer: Any) -> str:

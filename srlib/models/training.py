@@ -28,18 +28,18 @@ WINDOW = 32  # steps whose rows are sorted by length together
 # Where several processes train on CPUs, the Trainer loads its optimizer to "cpu:0", a place that torch does not know.
 torch.serialization.register_package(99, lambda s: None, lambda s, at: s if at.startswith("cpu:") else None)
 os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; `Progress` shows a notebook and the pipeline how far a training is
-disable_progress_bars()  # of its map
+disable_progress_bars()  # of datasets.map
 
 
-def steps(n_rows: int, batch_size: int, epochs: float, at_least: int = 0) -> int:
-    """Optimizer steps of some epochs, or `at_least` if that is set: `(482, 16, 1.0) -> 31`, `(482, 16, 1.0, 120) -> 120`."""
-    return at_least or math.ceil(n_rows / batch_size * epochs)
+def steps(n_rows: int, batch_size: int, epochs: float, fixed: int = 0) -> int:
+    """Optimizer steps of some epochs, or `fixed` if that is set: `(482, 16, 1.0) -> 31`, `(482, 16, 1.0, 120) -> 120`."""
+    return fixed or math.ceil(n_rows / batch_size * epochs)
 
 
 def order(lengths: Sequence[int], prompts: Sequence = (), *, batch_size: int, steps: int, seed: int) -> list[int]:
     """Row numbers of a whole training, `steps * batch_size` of them: every row once before any comes again. Rows of one
     prompt (`prompts`, one for each row) stand side by side, so that `shared_prompts` finds them in one batch. Rows of
-    similar length meet in one step, which saves a fifth of the time in padding; steps are shuffled."""
+    similar length mostly meet in one step, which saves a fifth of the time in padding; steps are shuffled."""
     if not len(lengths):
         raise ModelError("there is nothing to train on: no rows are left; look at the drops of the stage before")
     of_prompt: dict[Hashable, list[int]] = {}
@@ -61,8 +61,8 @@ def order(lengths: Sequence[int], prompts: Sequence = (), *, batch_size: int, st
 
 def arguments(cfg: Parameters, *, batch_size: int) -> dict[str, Any]:
     """Settings of transformers' Trainer that belong to the machine and not to the method. A step of `batch_size` rows
-    is cut into equal parts of at most `cfg.micro_batch_size`, as many for each of `cfg.gpus` processes. In a single
-    process (a notebook by hand) they are the same parts, and so is the judge, but for rounding. On a CPU, fp32 weights
+    is cut into equal parts of at most `cfg.micro_batch_size`, as many for each of `cfg.gpus` processes. A notebook
+    run by hand, in one process, has the same parts, so its judge is the same up to rounding. On a CPU, fp32 weights
     compute in bf16 if it has instructions for that, unless `dtype: float32` forbids it."""
     gpu, dtype = torch.cuda.is_available(), torch_dtype(cfg.dtype)
     if not gpu and dtype == torch.float16:
@@ -92,9 +92,10 @@ def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
 
 
 def sft_loss(model: Any) -> dict[str, str]:
-    """What SFTConfig has to say about the loss: TRL's default, in chunks, leaves out how a Granite scales its logits. Nothing
-    for other models, for Unsloth has a default of its own, which gives way to an explicit one."""
-    scaled = any(hasattr(model.config.get_text_config(), name) for name in ("logits_scaling", "lm_head_multiplier"))
+    """What SFTConfig has to say about the loss: TRL's default, in chunks, leaves out how some models (Granite, RecurrentGemma)
+    scale or cap their logits. Nothing for others, for Unsloth has a default of its own, which gives way to an explicit one."""
+    names = ("logits_scaling", "lm_head_multiplier", "logits_soft_cap", "output_logit_soft_cap")
+    scaled = any(getattr(model.config.get_text_config(), name, None) is not None for name in names)
     return {"loss_type": "nll"} if scaled else {}
 
 

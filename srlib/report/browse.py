@@ -12,6 +12,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from srlib import config, files
 from srlib.evaluate import arms, results, slices
 from srlib.report import plots
@@ -42,7 +44,7 @@ def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
         right = arms.on_scale(items, arms.scores(said)) == [item.score for item in items]
         for row, j, is_right in zip(rows, said, right.tolist(), strict=True):
             text = "" if j is None else j.rationale or j.text
-            score, failure = (None, "no_verdict") if j is None else (j.score, j.failure)
+            score, failure = (None, "no draw has a verdict") if j is None else (j.score, j.failure)
             row["judged"][name] = dict(score=score, failure=failure, text=text, right=is_right)
     about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=arms.arm(n).plain) for n in judged]
     view = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
@@ -76,8 +78,6 @@ def write_viewer(path: Path, view: Mapping[str, Any]) -> None:
 
 def page(template: str, **values: Any) -> str:
     """A template beside this file, filled in; all but what it marks as safe is escaped. style.css is in every page."""
-    import jinja2
-
     folder = Path(__file__).parent
     options = dict(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **options)

@@ -17,7 +17,7 @@ ELSEWHERE = ("run_dir", "workers", "wandb", "endpoint", "alarm_", "stop_on", "di
 def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], form: str, gate: Any) -> ModelCard:
     """README.md of the judge of a run, exported as `form`; `info` is its judge.json, `gate` how near the export is."""
     base, fields = str(info.get("base", cfg.model)), config.FIELDS
-    local = next((path for path in (Path(base).expanduser(), config.project_root(run) / base) if path.is_dir()), None)
+    local = next((path for path in (Path(base).expanduser(), config.project_root(run) / base) if path.exists()), None)
     licence, on_hub = licence_of(local or base), local is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base)
     front = dict(license=licence or "other", library_name="peft" if form == "adapter" else "transformers")
     front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])
@@ -47,7 +47,7 @@ def licence_of(base: str | Path) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A parameter's value for strangers: of a path of this machine only the last part."""
+    """A parameter's value for publication: of a path of this machine only the last part."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return PureWindowsPath(text).name if re.match(r"[/~]|\.\.|[A-Za-z]:[\\/]", text) else text
 

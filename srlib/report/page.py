@@ -1,6 +1,6 @@
 """report.html of a run: its outcome in one sentence, the arms, ten judgments, and the executed notebooks 06 and 07 without
 their code, as one file that opens offline; beside it judgments.html, to search.
-What models and data wrote is hostile: it is cleaned, and a content policy forbids scripts and requests on top."""
+Text from models and data is untrusted: it is cleaned, and a content policy also forbids scripts and requests."""
 
 import contextlib
 import hashlib
@@ -55,7 +55,7 @@ def _head(run: Path, cfg: config.Parameters, view: Mapping[str, Any]) -> dict[st
     facts |= {stage: stages.manifest(run / stage) for stage in ("data", "eval")} | dict(source=shown(cfg.data))
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
     main = [of for of in view["arms"] if of["name"] in ("base", "sft", last, CEILING)]
-    ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # picked by nobody
+    ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # a sample that nobody picked
     facts |= dict(last=last, rounds=arm(last).iteration, ceiling=CEILING, better=better, rows=rows, main=main, ten=ten)
     return view | facts
 
@@ -78,9 +78,8 @@ def _rendered(path: Path) -> str:
     exporter.register_filter("clean_html", clean)
     exporter.log.setLevel("ERROR")  # it warns of figures without a description
     html, _ = exporter.from_notebook_node(notebook)
-    return html.replace(
-        '"No description has been provided for this image"', f'"Figure of {path.stem}, told by the text above it"'
-    )
+    said = f'"Figure of {path.stem}, described by the text above it"'
+    return html.replace('"No description has been provided for this image"', said)
 
 
 def clean(text: object) -> str:

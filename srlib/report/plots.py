@@ -178,7 +178,7 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
 
 
 def reliability(
-    confidence: Values, correct: Values, title: str = "Calibration", fitted: Any = None, color: str = DARK
+    confidence: Values, correct: Values, title: str = "", fitted: Any = None, color: str = DARK
 ) -> plt.Figure:
     """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
     are the confidences after a fit on other items: its curve should pass through the dots."""
@@ -234,7 +234,7 @@ def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
     return figure
 
 
-def audits(results: Rows, title: str = "Audits: a judge that does not mind is at 0") -> plt.Figure:
+def audits(results: Rows, title: str = "Audits: an unaffected judge is at 0") -> plt.Figure:
     """Effects of `audit_` rows: shifts as shares of the scale, and the share of scores below the top that reach it."""
     rows = [row for row in results if row["split"].startswith("audit_") and pd.notna(row["value"])]
     panels = {

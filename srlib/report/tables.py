@@ -64,16 +64,16 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     first, *others = settings
     pairs = [(line[last, n], line[other, n]) for n in settings for other in AGAINST if last and other in arms]
     pairs += [(line[last, name], line[last, first]) for name in others if last]
-    names = [(name, "") for name in line.values()] + pairs
-    cells = [_over_seeds(rows, title, *name) for name in names for title in COMPARED]
-    most = max(map(len, settings.values()))
-    texts = [_show(cell, title, most) for cell, title in zip(cells, COMPARED * len(names), strict=True)]
-    lines = [[" − ".join(filter(None, name)), *texts[7 * i : 7 * i + 7]] for i, name in enumerate(names)]
+    most, record, lines = max(map(len, settings.values())), {"arms": [], "differences": []}, []
+    for name, against in [(name, "") for name in line.values()] + pairs:
+        cells = [_over_seeds(rows, title, name, against) for title in COMPARED]
+        record["differences" if against else "arms"] += cells
+        texts = [_show(cell, title, most) for cell, title in zip(cells, COMPARED, strict=True)]
+        lines.append([" − ".join(filter(None, (name, against))), *texts])
     seeds = ", ".join(str(seed) for _, seed, _ in runs)
     title = f"{len(settings)} settings, {len(runs)} runs" if others else f"seed{'s' * (len(runs) > 1)} {seeds}"
     title += ": mean, 95% t interval over seeds"
     named = {f"{name}, seed={seed}" if name else str(seed): path.name for name, seed, path in runs}
-    record = {"arms": cells[: 7 * len(line)], "differences": cells[7 * len(line) :]}
     files.write_json(out / "compare.json", {"runs": named} | record)
     markdown = [["arm", *COMPARED], ["---", *["---:"] * len(COMPARED)], *lines]
     markdown = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in markdown]

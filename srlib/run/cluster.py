@@ -1,7 +1,7 @@
 """Stages of runs as tasks of a Ray cluster: `srlib run --cluster local|auto|ADDRESS`. The extra `cluster` installs Ray.
 
-Ray places work, counts cores and GPUs, and runs a task again whose worker or node died. It holds no state that counts: that is
-in the run directories, which all nodes see at one path. A stage there is the same process as on this machine (execute.py), and
+Ray places work, counts cores and GPUs, and reruns a task if its worker or node died. All state that matters is in the run
+directories, which all nodes see at one path. A stage there is the same process as on this machine (execute.py), and
 resumes in its directory; so the same command goes on with or without a cluster. Draws and judgments of arms are shared by
 processes on as many nodes as have room, a part each, as `gpus` processes share them on one node."""
 
@@ -24,13 +24,13 @@ from srlib import config, files
 from srlib.run import pipeline
 from srlib.run.stages import RunError
 
-RETRIES = 5  # times that a stage is started again whose worker or node died
+RETRIES = 5  # restarts of a stage if its worker or node dies
 PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy")
 SHARED = "shared, with locks"
 ANSWER = 120.0  # seconds in which every node has to answer
 
 
-class Cluster:
+class Cluster(contextlib.AbstractContextManager):
     """A connected cluster whose nodes all see the project and the run directories, and have the same versions. Raises RunError
     that names the node and what is wrong with it, or what to install."""
 
@@ -40,9 +40,6 @@ class Cluster:
         self.most = {name: max(int(node.get(name, 0)) for node in self.nodes) for name in ("CPU", "GPU")}
         for folder in {path.absolute().parent for path in run_dirs}:
             self._check(folder)
-
-    def __enter__(self) -> "Cluster":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.ray.wait(self.refs, num_returns=len(self.refs), timeout=10) if self.refs else None  # after Ctrl-C

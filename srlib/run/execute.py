@@ -17,7 +17,7 @@ from jupyter_client import AsyncKernelManager  # noqa: E402
 from jupyter_client.kernelspec import KernelSpec  # noqa: E402
 
 ROOM = ". Free memory (--workers 1) or space; the same command then resumes"
-# Of Python, the system, its loader of libraries, a kernel with none left to say more; of a full disk in safetensors
+# What Python, the system, its library loader and a dying kernel say; the last is safetensors on a full disk
 NO_MEMORY = "MemoryError", "allocate memory", "map segment", "CellExecutionError: ", "(os error 28)"
 
 

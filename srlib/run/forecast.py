@@ -77,16 +77,17 @@ def _measure(test: Sequence[Example], notes: Texts, refusals: Texts) -> None:
     if (instructions := len({e.cluster for e in test})) < min(FEW_TEST_ITEMS, len(test)):
         notes.append(f"test has {instructions} instructions, and intervals resample instructions: they will be wide")
     if (scales := len({e.rubric.scale for e in test})) > 1:
-        notes.append(f"test has {scales} scales; mae and correlations pool them: read accuracies, or split it")
+        notes.append(f"test has {scales} scales, which mae and correlations mix: use accuracies, or split it")
     if len({e.score for e in test}) == 1:
-        notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them do not exist")
+        notes.append(f"all test scores are {format_score(test[0].score)}, so correlations with them are undefined")
 
 
 def _lengths(items: Sequence[Item], cfg: config.Parameters, tokenizer: Any, notes: Texts, refusals: Texts) -> None:
     """Tokens of prompt and gold judgment, against max_length."""
     answers = [prompts.completion(item.rationale, item.gold) for item in items]
     texts = [prompts.prompt_text(tokenizer, e, cfg.template) + text for e, text in zip(items, answers, strict=True)]
-    whole, ids = (tokenizer(some)["input_ids"] if items else [] for some in (texts, answers))
+    whole = tokenizer(texts)["input_ids"] if items else []
+    ids = tokenizer(answers, add_special_tokens=False)["input_ids"] if items else []
     longer = [len(tokens) + 1 for tokens in whole if len(tokens) >= cfg.max_length]  # the end-of-sequence token
     if cut := sum(len(tokens) >= cfg.max_new_tokens for tokens in ids):
         text = f"{cut} of {len(items)} gold judgments have more than max_new_tokens ({cfg.max_new_tokens}), and a judge that"

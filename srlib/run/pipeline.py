@@ -100,7 +100,8 @@ class Job:
             return
         problem = printable(self.process.stdout.read())
         if not problem and (self.process.returncode or stages.manifest(self.output) in ({}, self.before)):
-            problem = f"to complete {self.stage.output}; does it call stage.finish()?"
+            ended = f"with exit status {self.process.returncode}" * bool(self.process.returncode)
+            problem = ended or f"to complete {self.stage.output}; does it call stage.finish()?"
         self.status = "failed" if problem else "done"
         failure = f"{self.stage.name} (notebook {self.stage.notebook}) failed {problem}"
         failure += f"\nThe notebook as far as it came: {self.notebook}\nIts log: {self.log}"
@@ -121,10 +122,10 @@ def run_all(
     runs: Mapping[Path, Parameters], workers: int = 0, force: bool = False, console: Any = None, place: Any = None
 ) -> list[list[Job]]:
     """Bring runs up to date side by side: of each directory its jobs. In a run, `workers` stages are executed side by side (0:
-    two on a CPU with two cores, else one), or as many as there is room for in `place`, a `cluster.Cluster`. `force` runs all
+    two on a CPU of several cores, else one), or as many as there is room for in `place`, a `cluster.Cluster`. `force` runs all
     again. After a failure nothing new starts in its run, and what is running ends. runs/last is the run whose first stage was
-    done last. Raises StoreError if a directory cannot be written or another process runs in it, RunError, ParamError or
-    SrlibError before anything starts. KeyboardInterrupt stops the kernels."""
+    done last. Raises StoreError if a directory cannot be written, SrlibError if another process runs in it, and RunError or
+    ParamError before anything starts. KeyboardInterrupt stops the kernels."""
     console = console or Console(highlight=False)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     bars, done = Progress(*columns, console=console, transient=True, disable=not console.is_terminal), {}

@@ -23,7 +23,7 @@ from srlib.run import stages
 
 GIB = 2**30
 LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}  # CUDA's context on a GPU; torch, transformers and TRL in RAM
-# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest, a row of at most 160 drawn
+# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest; one of up to 160 rows drawn
 MEASURED = {"dpo": 4_200, "sample": 19}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 
@@ -79,7 +79,7 @@ def refusal(cfg: Parameters, root: Path | None = None, card: Card | None = None)
         advice += [f"set {name} below {rows}"] * (rows > 1) + ["lower workers"] * (stage == "eval" and plan.workers > 1)
     text = f"this run does not fit: stage {stage} of {plan.shape.name} needs about {need / GIB:.1f} GiB and {plan.card.name} has"
     text += f" {plan.card.bytes / GIB:.1f} GiB: {', '.join([*advice, 'choose a smaller model'])}"
-    return f"{text}; `srlib plan` shows every part, `--anyway` starts all the same"
+    return f"{text}; `srlib plan` shows every part, `--anyway` starts it regardless"
 
 
 def jobs_of(cfg: Parameters, shape: shapes.Shape) -> dict[str, Job]:
@@ -127,8 +127,9 @@ def tokens_of(stage: stages.Stage, cfg: Parameters) -> float:
         return prompts * (prompt + cfg.n_samples * (judgment + cfg.max_length))
     reads = [arms.arm(name) for name in cfg.arms]
     if stage.notebook == "07_diagnose":
-        audited = sum(arm.read == "greedy" and arm.name.startswith(("sft", "sre")) for arm in reads)
-        return cfg.audit_items * robustness.COPIES * audited * cfg.max_length
+        audited = sum(arm.plain and (arm.name == "sft" or arm.iteration > 0) for arm in reads)
+        rows = cfg.audit_items * robustness.COPIES * audited
+        return (rows + cfg.n_test) * cfg.max_length if rows else 0  # the base reads every response, too
     compared = cfg.n_pairwise * (2 if cfg.sft_mode == "pointwise" else 4)  # both responses; both orders as well
     items = cfg.n_validation + cfg.n_test + cfg.n_ood + compared
     n = {arm.judged_in: 1 if arm.read == "greedy" else cfg.eval_samples for arm in reads}  # arms of one pass share it
@@ -169,8 +170,8 @@ def show(plan: Plan) -> Any:
         table.add_row("together", *(f"{sum(sizes.values()) / GIB:.3f}" for sizes in parts.values()))
         table.add_row("rows x tokens", *(f"{plan.jobs[kind].rows} x {plan.jobs[kind].tokens:,}" for kind in parts))
         tables.append(table)
-    notes = f"Tokens, M, at most: {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
-    rates = MEASURED | {"sample": MEASURED["sample"] * min(160, drawn.rows * drawn.n)}  # as if few rows lasted as long
+    notes = f"Tokens, M, at most (04, 09 and trials of prompts not counted): {tokens}; in all {sum(plan.tokens.values()) / 1e6:,.0f}"
+    rates = MEASURED | {"sample": MEASURED["sample"] * min(160, drawn.rows * drawn.n)}  # a smaller batch takes as long
     rates = rates if job.four_bit and 0.9 < plan.shape.parameters / 8.03e9 < 1.1 else {}
     times = {name: n / rates[kind] / 3600 for name, n in plan.tokens.items() if (kind := name.split("_")[0]) in rates}
     hours = f"hours at the rates of an H200 (docs/bench/gpu.md): {', '.join(f'{name} {n:.1f}' for name, n in times.items())}"

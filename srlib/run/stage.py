@@ -111,7 +111,7 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
-    or does not name, comes from params.yaml of the run. Raises ParamError; RunError if inputs lack or another has it open."""
+    or does not name, is as in the run's params.yaml. Raises ParamError; RunError if inputs are missing or another has it open."""
     config.in_namespace(notebook, namespace)
     run, values = open_run(namespace), config.in_namespace(notebook, namespace)
     recorded = run / "params.yaml"
@@ -184,8 +184,9 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
 def kept(run: Path, cfg: config.Parameters) -> str:
     """The judge that a run takes home, `"judges/sre_2"`: the last one of the chain, or with `keep: best` the one with the
     highest accuracy on the validation split, on ties the earlier. Raises RunError if none of them was evaluated there."""
+    gone = stages.skipped(cfg, run)
     judges = [stage.output for stage in stages.of(cfg) if stage.notebook == "05_dpo" or stage.name == "sft"]
-    judges = [judge for judge in judges if judge not in stages.skipped(cfg, run)]
+    judges = [judge for judge in judges if judge not in gone]
     if cfg.keep == "last":
         return judges[-1]
     rows = [r for r in files.read_json(run / "results.json") if (r["split"], r["metric"]) == ("validation", "accuracy")]

@@ -54,9 +54,8 @@ def of(cfg: config.Parameters) -> list[Stage]:
     needed = {"sft"} | {arms.arm(name).judge or "sft" for name in cfg.arms}  # the base model has no judge
     if unknown := needed - judges.keys():
         known = f"with iterations={cfg.iterations} there are base, {', '.join(judges)}"
-        raise RunError(
-            f"arms need the judge {min(unknown)!r}, and {known}: correct arms (base has no draws), or raise iterations"
-        )
+        advice = "correct arms (base has no draws), or raise iterations"
+        raise RunError(f"arms need the judge {min(unknown)!r}, and {known}: {advice}")
     outputs = {output for judge in needed for output in (judges[judge].output, *judges[judge].inputs)}
     chain = any(output.startswith(("pairs/", "judgments/")) for output in outputs)
     stages = [stage for stage in stages if stage.output in outputs or (chain and "iteration" in stage.fixed)]
@@ -80,7 +79,7 @@ def before_eval(cfg: config.Parameters) -> list[Stage]:
             Stage(f"dpo_{t}", "05_dpo", {"iteration": t}, ("data", f"pairs/{t}", judge), f"judges/sre_{t}"),
         ]
         judge = f"judges/sre_{t}"
-    needs |= {"sft_score_only": rows, "sft_careful_only": ("data",)}  # the rows of sft
+    needs |= {"sft_score_only": rows, "sft_careful_only": ("data",)}  # sft_score_only: as sft
     needs |= dict.fromkeys(FROM_PAIRS, (*rows, "judges/sft", *(f"pairs/{t}" for t in iterations)))
     sft = [Stage(arm, "02_sft", {"arm": arm}, inputs, f"judges/{arm}") for arm, inputs in needs.items()]
     drawn = (f"judgments/{t}" for t in iterations)
@@ -122,8 +121,8 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     if file := values.get("strategy", "").rpartition(":")[0]:
         values[f"code of {file}"] = content(file, root)
     values |= {f"code of {module}": digest for module, digest in code.items()}
-    inputs = [name for name in stage.inputs if name not in skipped(cfg, run)]
-    return values | {f"input {name}": manifest(run / name).get("content") for name in inputs}
+    gone = skipped(cfg, run)
+    return values | {f"input {name}": manifest(run / name).get("content") for name in stage.inputs if name not in gone}
 
 
 def outdated(run: Path, name: str) -> tuple[str, str] | None:
@@ -146,8 +145,8 @@ def check_strategy(strategy: str) -> None:
     source = _source(path) if not file else path.read_text("utf-8", "replace") if path.is_file() else ""
     defined = re.search(rf"(?m)^(def |from .*\b)?(?=\w){re.escape(name)}(\(| *=|,|$)", source)
     if strategy not in curate.RULES and not defined:
-        rules = f"built-in rules: {', '.join(curate.RULES)}"
-        raise SrlibError(f"strategy {strategy}: {path} defines no function {name}; {rules}")
+        problem = f"{path} defines no function {name}" if path.is_file() else f"there is no file {path}"
+        raise SrlibError(f"strategy {strategy}: {problem}; built-in rules: {', '.join(curate.RULES)}")
 
 
 def key(parts: dict[str, Any]) -> str:

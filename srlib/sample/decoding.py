@@ -24,8 +24,8 @@ PROMPTS = 128  # more are slower: the tiny judge on a CPU by a quarter
 PROMPT_TOKENS = 2**16  # most prompt tokens of a batch, padding included: their keys and values are kept
 COMPACT = 0.8  # rows that have ended leave once fewer than this share of the batch is unfinished
 VERDICT = 32  # tokens that a verdict alone takes at most
-BATCH = 32  # rationales whose verdicts are scored side by side,
-CANDIDATES = 256  # and at most so many verdicts, for each has logits of its own: a scale from 0 to 100 has 101
+BATCH = 32  # most rationales whose verdicts are scored side by side
+CANDIDATES = 256  # most verdicts scored side by side, because each has its own logits: a scale from 0 to 100 has 101
 
 
 class Draw(NamedTuple):
@@ -146,7 +146,7 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
         text, n = tokenizer.decode(draw.token_ids, skip_special_tokens=True), len(draw.token_ids)
         facts = dict(tokens=n, prompt_tokens=len(batch[p][1]), logprob=round(draw.logprob, 6))
         row = judgment(item, i, text, draw.finished, **facts)
-        # Not after "4.0": its last token is the score 0
+        # Not after "4.0", whose last token looks like the score 0
         plain = row.verdict is not None and row.text.endswith(f" {prompts.spelled(row.verdict)}")
         if plain and draw.token_ids[n - 2] in single[p]:  # before the end-of-sequence token
             logprobs = [draw.watched[n - 2, watch.index(token)] for token in single[p]]
@@ -203,12 +203,9 @@ def score_candidates(model: Any, contexts: Prompts, continuations: Sequence[Prom
 def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, list[int], str]]) -> list[dict]:
     """Probability of each verdict after an item's prompt (token ids) and a rationale, as fields of a judgment
     (arXiv 2312.09300): `[(example, ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
-    fields, starts, verdicts = [], [], 0
-    for i, (item, _, _) in enumerate(asked):
-        verdicts += len(item.verdicts)
-        if not starts or i - starts[-1] == BATCH or verdicts > CANDIDATES:
-            starts, verdicts = [*starts, i], len(item.verdicts)
-    for batch in (asked[start:end] for start, end in itertools.pairwise([*starts, len(asked)])):
+    fields, most = [], max((len(item.verdicts) for item, _, _ in asked), default=1)
+    size = max(1, min(BATCH, CANDIDATES // most))
+    for batch in (asked[i : i + size] for i in range(0, len(asked), size)):
         written = [candidates(tokenizer, *given) for given in batch]
         contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(batch, written, strict=True)]
         ended = [[[*ids, tokenizer.eos_token_id] for ids in rest] for _, rest in written]  # or 2 would begin 2.25
@@ -220,7 +217,7 @@ def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, 
 def verdicts(
     model: Any, tokenizer: Any, items: Sequence[Item], template: str, out: Path | None = None, desc: str = "judge"
 ) -> list[Judgment]:
-    """The likeliest judgment of each item that is a verdict alone, asked for one: it ends there, and nothing is generated."""
+    """The likeliest verdict of each item, as a judgment without a rationale: the prompt asks for none, and nothing is generated."""
     model.eval()
 
     def source(work: Work, k: int, together: int) -> Iterator[list[Judgment]]:
@@ -239,14 +236,9 @@ def verdicts(
 
 
 def filled(
-    model: Any,
-    tokenizer: Any,
-    items: Mapping[str, Item],
-    judgments: Sequence[Judgment],
-    template: str,
-    shots: Sequence[Item] = (),
+    model: Any, tokenizer: Any, items: Mapping, judgments: Sequence[Judgment], template: str, shots: Sequence[Item] = ()
 ) -> list[Judgment]:
-    """The judgments, each that has a verdict with its distribution; `items` maps ids to what was judged."""
+    """The judgments, with a distribution added to each that has a verdict; `items` maps ids to what was judged."""
     model.eval()
     missing = [j for j in judgments if j.verdict is not None and not (j.distribution or j.preference_probability)]
     ids = [prompts.prompt_ids(tokenizer, items[j.example_id], template, shots) for j in missing]

@@ -19,7 +19,7 @@ from srlib.schema import Item, Judgment, SrlibError
 from srlib.stats.intervals import Interval, mean
 
 Work = list[tuple[Item, list[int]]]  # all items, each with the indices of its missing draws
-Source = Callable[[Work, int, int], Iterator[list[Judgment]]]  # of all its batches the k-th, the (k + n)-th, ...
+Source = Callable[[Work, int, int], Iterator[list[Judgment]]]  # (work, k, n) -> batches k, k + n, k + 2n, ...
 
 
 class DrawsError(SrlibError):
@@ -55,12 +55,12 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
         raise SrlibError(f"several items have id {files.shorten(twice[0])} ({len(twice)} ids in all); make ids unique")
     wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
     have, (k, together) = _read(out), config.together()
-    if out is None or wanted.keys() <= have.keys():
-        k, together = 0, 1  # there is nothing to share
-    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")  # a process of an earlier one, thought dead, may still write
+    if out is None:
+        k, together = 0, 1  # each process draws for itself
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")  # a process of an earlier launch, thought dead, may still write
     target = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
     for path in parts(out):
-        if path == target or f".{launch}." not in path.name or together == 1:  # which the others write now
+        if path == target or f".{launch}." not in path.name or together == 1:  # skip what others are writing now
             have |= _read(path)
     work = [(item, [i for i in range(n) if (item.id, i) not in have]) for item in items]
     missing = sum(len(indices) for _, indices in work)
@@ -94,7 +94,7 @@ def _read(path: Path | None) -> dict[tuple[str, int], Judgment]:
 
 
 def parts(out: Path | None) -> list[Path]:
-    """The files beside `out` that processes have written together, in any launch."""
+    """The part files beside `out`, one for each process of any launch."""
     beside = out.parent.iterdir() if out is not None and out.parent.is_dir() else ()
     return [path for path in beside if re.fullmatch(rf"\.{re.escape(out.name)}\.(.+\.)?\d+-of-\d+", path.name)]
 

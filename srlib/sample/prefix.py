@@ -20,7 +20,7 @@ from srlib.models.attention import check_arguments
 
 NAME = "srlib_shared_prefix"
 PREFILL = 2048  # prompt tokens in one forward pass: activations stay in a CPU's cache, and small on a GPU
-HEAD = 64  # tokens that all prompts must begin with for these to be read once: two passes cost more than fewer save
+HEAD = 64  # shortest common beginning of all prompts that is read once: a second pass costs more than fewer tokens save
 BLOCK = 32  # the rows' own keys and values grow by so many tokens at a time
 
 Prompts = Sequence[Sequence[int]]  # token ids

@@ -257,7 +257,7 @@ def _distribution(tokens: list[Token], item: Item, row: Judgment) -> dict[str, A
 
 
 def _failure(error: Exception) -> Failure | None:
-    """The failure of the judgments of a prompt that is itself the reason why its request is refused."""
+    """The failure to record if the prompt itself is why its request was refused, else None."""
     refused = getattr(error, "status_code", None) in (400, 403, 413, 422)
     return next((name for name, words in REASONS.items() if refused and re.search(words, str(error), re.I)), None)
 

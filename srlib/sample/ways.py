@@ -4,7 +4,7 @@ Shared  one copy of the prompt for all its judgments (prefix.py)
 Copies  a copy of the prompt, in the model's own cache, for each judgment
 Plain   no cache: the whole text again for every token, which is right for any causal model
 
-Each model is tried once, on two short prompts. A way slower than Shared is named in one line."""
+Each model is tried once, on two short prompts. If a model needs a slower way than Shared, one line says so."""
 
 import contextlib
 import inspect
@@ -124,7 +124,7 @@ def _fastest(model: Any, within: float, longest: int) -> type:
     def error(other: Tensor) -> float:
         return float((other - plain).gather(-1, likely).abs().max())
 
-    effect = error(_tried(Plain, model, [prompt[-1:] for prompt in prompts], rests))  # of all but a prompt's last token
+    effect = error(_tried(Plain, model, [prompt[-1:] for prompt in prompts], rests))  # of all before its last token
     allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
     for way in ways:
         try:
