@@ -1,11 +1,14 @@
 """For the tests of notebooks 07 and 08 and of the report: run a notebook's code without a kernel, and a run made by hand."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import srlib
 from srlib import files
+from srlib.report import plots
 from srlib.schema import Example, Judgment, Pair, Rubric
 
 NOTEBOOKS = Path(srlib.__file__).resolve().parent.parent / "notebooks"
@@ -72,9 +75,10 @@ def write_reported(run: Path, n: int = 12, also: str = "") -> None:
         chosen=f"The greeting: pass. {HOSTILE} [RESULT] 4", rejected=f"The greeting: fail. {HOSTILE} [RESULT] 1"
     )
     files.write_rows(run / "pairs" / "1" / "pairs.jsonl", [Pair(id=f"p{also}", **ids, **about, **sides)])
-    output = nbformat.new_output(
-        "display_data", {"text/html": "<table><tr>" + "<td>wide cell</td>" * 30 + "</tr></table>"}
-    )
+    table = f"<table><caption>What it holds</caption><tr>{'<td>wide cell</td>' * 30}</tr></table>"
+    output = nbformat.new_output("display_data", {"text/html": table})
+    plots.forest(rows, [("accuracy", "test")] * 3).savefig(drawn := io.BytesIO(), format="png")
+    figure = nbformat.new_output("display_data", {"image/png": base64.b64encode(drawn.getvalue()).decode()})
     printed = nbformat.new_output("stream", text=f"{HOSTILE}\n")
-    cells = [nbformat.new_markdown_cell("# 6 · Eval"), nbformat.new_code_cell("1", outputs=[output, printed])]
+    cells = [nbformat.new_markdown_cell("# 6 · Eval"), nbformat.new_code_cell("1", outputs=[output, printed, figure])]
     files.write_json(run / "notebooks" / "eval.ipynb", nbformat.new_notebook(cells=cells))

@@ -107,9 +107,15 @@ def test_a_page_fits_is_readable_and_asks_for_nothing(run, browser, name, width,
     ours = page.locator("summary" if name == "report.html" else "section > .label").first
     assert HOSTILE[:30] in ours.inner_text(), "the id of an item"
     assert ours.evaluate(PLACES, "gold") == sorted(ours.evaluate(PLACES, "gold")), "no override reaches our own words"
+    if name == "report.html":
+        assert page.locator("caption").inner_text() == "What it holds"
+        assert "<caption" not in page.inner_text("main")
+        assert page.locator("main .scroll > img").bounding_box()["height"] > 50
     if name == "report.html" and width == 400:
-        hint = "getComputedStyle(document.querySelector('.scroll:last-of-type'), '::before')"
-        assert page.evaluate(f"{hint}.opacity") == "1", "a table that is wider than the page says that it scrolls"
+        for one in ("table", "img"):
+            last = f"[...document.querySelectorAll('.scroll:has({one})')].at(-1)"
+            hint = f"getComputedStyle({last}, '::before')"
+            assert page.evaluate(f"{hint}.opacity") == "1", f"a {one} that is wider than the page says that it scrolls"
 
 
 def test_the_first_judgment_is_one_click_away(run, browser):

@@ -37,7 +37,7 @@ def ended(path: Path) -> list[Any]:
 
 
 def tracked(folder: Path) -> list[dict[str, Any]]:
-    """Each run below a `wandb` folder: group, job_type, `history` (one dict a step), `summary`, `tables` by file name."""
+    """Each run below a `wandb` folder: group, job_type, config, `history` (one dict a step), `summary`, `tables` by file name."""
     runs = []
     for path in sorted(folder.glob("offline-run-*/*.wandb")):
         run: dict[str, Any] = {"history": [], "summary": {}}
@@ -45,6 +45,7 @@ def tracked(folder: Path) -> list[dict[str, Any]]:
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 run |= {"group": record.run.run_group, "job_type": record.run.job_type}
+                run["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
             if kind == "history":
                 run["history"].append(
                     {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}

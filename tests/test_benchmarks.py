@@ -285,7 +285,9 @@ def test_a_pinned_set_in_the_cache_needs_no_network_and_a_missing_one_is_one_mes
     (snapshot / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{paths}---\n")
     for split in ("raw", "other"):
         judged.write(tmp_path / "folder" / f"{split}.parquet", [ROWS["reward_bench"]])
-    with pytest.raises(RowError, match=r"gold answer; of other.parquet, raw.parquet only filtered would be read: name its file"):
+    with pytest.raises(
+        RowError, match=r"gold answer; of other.parquet, raw.parquet only filtered would be read: name its file"
+    ):
         protocol.load(named("reward_bench"), tmp_path / "folder")
     questions, origin, _ = protocol.load(named("reward_bench"))
     assert [question.group for question in questions] == ["filtered"]

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 import srlib
@@ -93,8 +94,17 @@ def test_the_repository_is_named_alike_and_every_file_of_the_package_is_shipped(
     assert [path for path in data if not any(path.match(pattern) for pattern in patterns)] == []
 
 
-def test_outside_of_a_clone_it_says_what_to_clone(tmp_path):
-    shutil.copytree(ROOT / "srlib", tmp_path / "site" / "srlib")  # as a wheel installs it
+def test_a_wheel_is_whole_and_outside_of_a_clone_it_says_what_to_clone(tmp_path):
+    pytest.importorskip("setuptools")
+    shutil.copytree(ROOT / "srlib", (source := tmp_path / "source") / "srlib")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('..')"]
+    subprocess.run(build, cwd=source, capture_output=True, check=True)
+    [wheel] = tmp_path.glob("srlib-*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    shipped = {path.relative_to(tmp_path / "site") for path in (tmp_path / "site").rglob("*.*")}
+    assert {path.relative_to(ROOT) for path in (ROOT / "srlib").rglob("*.*") if path.suffix != ".pyc"} <= shipped
     (tmp_path / "tiny.yaml").write_text("seed: 1\n")
     where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
     code = "from srlib.cli import app; app()"

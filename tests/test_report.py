@@ -212,7 +212,8 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     for name in ("report", "judgments"):
         parser.feed((run / f"{name}.html").read_text())
     assert [attributes.get("id") for tag, attributes in seen if tag == "script"] == ["data", None]
-    assert not [tag for tag, attributes in seen if tag == "img" or any(name.startswith("on") for name in attributes)]
+    assert not [tag for tag, attributes in seen if any(name.startswith("on") for name in attributes)]
+    assert [attributes["src"][:21] for tag, attributes in seen if tag == "img"] == ["data:image/png;base64"]
     assert ("a", {"href": "judgments.html"}) in seen
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', (run / "judgments.html").read_text())[
         1

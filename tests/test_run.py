@@ -350,6 +350,7 @@ def test_wandb_asks_nobody_and_keeps_no_secret(root, monkeypatch):
         assert (run.group, run.job_type, run.name, run.config["beta"]) == ("notes", "data", "notes/data", 0.1)
     [kept] = tracked(one.run / "wandb")
     assert (kept["group"], kept["job_type"], kept["history"][0]["loss"]) == ("notes", "data", 0.5)
+    assert (kept["config"]["seed"], kept["config"]["beta"]) == (0, 0.1), "runs can be grouped by them"
     assert kept["tables"]["judgments/sft"]["data"] == [["e1", 4.0], ["e2", None]]
     assert not [path for path in root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     monkeypatch.setattr("wandb.init", lambda **options: modes.append(options["mode"]))
