@@ -20,13 +20,16 @@ def render(notebook: Path, out: Path) -> None:
     """One page: title, what was run and how to read it, the first figure, then the cells; no setup cell, no warnings."""
     import nbformat
     from nbconvert import MarkdownExporter
+    from traitlets.config import Config
 
     cells = nbformat.read(notebook, as_version=4)
     cells.cells = [cell for cell in cells.cells if "setup" not in cell.metadata.get("tags", [])]
     for cell in [cell for cell in cells.cells if cell.cell_type == "code"]:
+        cell.metadata.tags = ["folded"] * ("jupyter" in cell.metadata)
         cell.outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
     names = {"output_files_dir": notebook.stem, "unique_key": notebook.stem}
-    text, resources = MarkdownExporter().from_notebook_node(cells, resources=names)
+    folded = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"folded"}}})
+    text, resources = MarkdownExporter(config=folded).from_notebook_node(cells, resources=names)
     run = notebook.parent.parent
     date = files.read_json(run / "eval" / "manifest.json")["created"][:10]
     seed = config.load(run / "params.yaml").seed
@@ -36,7 +39,8 @@ def render(notebook: Path, out: Path) -> None:
     read = f"Executed by `srlib run params/{run.resolve().name}.yaml`, seed {seed}, {date}; rendered at commit {commit}: each cell, then its output."
     title, _, rest = text.partition("\n")
     figure = re.search(r"^!\[\w+\]\(\S+\)$", text, re.MULTILINE)
-    text = "\n\n".join([title, read, *([figure[0]] if figure else []), rest.lstrip()])
+    about = f"![The first figure of {notebook.stem}]{figure[0].partition(']')[2]}" if figure else ""
+    text = "\n\n".join(filter(None, [title, read, about, rest.lstrip()]))
     text = re.sub(r"<style\b.*?</style>", "", text, flags=re.DOTALL)  # of pandas; markdown viewers show it as text
     text = re.sub(r' id="T_[^"]*"| class="(?:col|row|data|blank|level|index_name|dataframe)[^"]*"', "", text)
     folder = out / notebook.stem

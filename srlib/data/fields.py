@@ -98,9 +98,8 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
     problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]
     advice = [f"name columns: {columns}{shorten(','.join(map(':'.join, named.items())), 200)[1:-1]}"] if named else []
     advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []
-    there = ", ".join(shorten(column, 30) for column in match.present[:12])
-    columns = "; ".join([f"The columns are {there or 'none'}", *advice * advise])
-    raise RowError(f"{where}: {'; '.join(problems)}. {columns}")
+    there = ", ".join(shorten(column, 30) for column in match.present[:12]) or "none"
+    raise RowError(f"{where}: {'; '.join(problems)}. {'; '.join([f'The columns are {there}', *advice * advise])}")
 
 
 def _spellings(field: str) -> list[str]:

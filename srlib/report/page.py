@@ -12,6 +12,7 @@ from typing import Any
 
 from srlib import config, files
 from srlib.evaluate.arms import CEILING, arm
+from srlib.hardware import shapes
 from srlib.report import browse, tables
 from srlib.report.card import shown
 from srlib.run import stages
@@ -51,11 +52,13 @@ def _head(run: Path, cfg: config.Parameters, view: Mapping[str, Any]) -> dict[st
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         told = subprocess.run(["git", "-C", str(root), *describe], capture_output=True, text=True, check=True)
         commit = told.stdout.strip()
-    facts = dict(cfg=cfg, model=shown(cfg.model), commit=commit, path=files.relative(run, root))
+    facts = dict(cfg=cfg, model=shown(cfg.model), size="", commit=commit, path=files.relative(run, root))
     facts |= {stage: stages.manifest(run / stage) for stage in ("data", "eval")} | dict(source=shown(cfg.data))
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
     main = [of for of in view["arms"] if of["name"] in ("base", "sft", last, CEILING)]
     ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # a sample that nobody picked
+    with contextlib.suppress(shapes.ShapeError):
+        facts["size"] = f", {shapes.of_model(cfg.model, root).parameters / 1e6:,.1f} M parameters"
     facts |= dict(last=last, rounds=arm(last).iteration, ceiling=CEILING, better=better, rows=rows, main=main, ten=ten)
     return view | facts
 

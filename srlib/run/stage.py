@@ -185,8 +185,7 @@ def kept(run: Path, cfg: config.Parameters) -> str:
     """The judge that a run takes home, `"judges/sre_2"`: the last one of the chain, or with `keep: best` the one with the
     highest accuracy on the validation split, on ties the earlier. Raises RunError if none of them was evaluated there."""
     gone = stages.skipped(cfg, run)
-    judges = [stage.output for stage in stages.of(cfg) if stage.notebook == "05_dpo" or stage.name == "sft"]
-    judges = [judge for judge in judges if judge not in gone]
+    judges = [s.output for s in stages.of(cfg) if (s.notebook == "05_dpo" or s.name == "sft") and s.output not in gone]
     if cfg.keep == "last":
         return judges[-1]
     rows = [r for r in files.read_json(run / "results.json") if (r["split"], r["metric"]) == ("validation", "accuracy")]
