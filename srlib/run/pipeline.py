@@ -100,9 +100,7 @@ class Job:
             return
         problem = printable(self.process.stdout.read())
         if not problem and ((code := self.process.returncode) or stages.manifest(self.output) in ({}, self.before)):
-            problem = (
-                f"with exit status {code}" if code else f"to make {self.stage.output}; does it call stage.finish()?"
-            )
+            problem = f"with status {code}" if code else f"to make {self.stage.output}; does it call stage.finish()?"
         self.status = "failed" if problem else "done"
         failure = f"{self.stage.name} (notebook {self.stage.notebook}) failed {problem}"
         failure += f"\nThe notebook as far as it came: {self.notebook}\nIts log: {self.log}"
