@@ -41,6 +41,7 @@ def render(notebook: Path, out: Path) -> None:
     figure = re.search(r"^!\[\w+\]\(\S+\)$", text, re.MULTILINE)
     about = f"![The first figure of {notebook.stem}]{figure[0].partition(']')[2]}" if figure else ""
     text = "\n\n".join(filter(None, [title, read, about, rest.lstrip()]))
+    text = re.sub(r"(?m)^\[!\[Open in Colab\].*\n", "", text)  # of the notebook, not of its page
     text = re.sub(r"<style\b.*?</style>", "", text, flags=re.DOTALL)  # of pandas; markdown viewers show it as text
     text = re.sub(r' id="T_[^"]*"| class="(?:col|row|data|blank|level|index_name|dataframe)[^"]*"', "", text)
     folder = out / notebook.stem
