@@ -29,7 +29,7 @@ from srlib.schema import Row, SrlibError
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is not a row
 KEPT = "What was written is kept: free space or choose another run directory; the same command then resumes"
-HELD = (BlockingIOError, PermissionError)  # what a system says of a lock that another process holds
+HELD = (BlockingIOError, PermissionError)  # raised if another process holds the lock
 _held: dict[Path, io.FileIO] = {}  # locks of this process
 
 

@@ -4,7 +4,7 @@ A prompt has the sections of Prometheus 2 (arXiv 2405.01535, appendix), inside t
 The template `brief` has headings only; `prometheus` also explains the task, for a model that was not trained on it. One line
 of a prompt says which form the answer has: a rationale and a verdict, or, as in `brief-verdict`, a verdict alone.
 
-A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and a full stop do no harm. Only generated text is
+A judgment ends in `[RESULT]` and a score, A, B or tie; Markdown's emphasis and a full stop are ignored. Only generated text is
 parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])

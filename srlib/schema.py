@@ -110,7 +110,7 @@ class Rubric(Row):
 
 
 class _ItemFields(Row):
-    """Fields that Example and Comparison share. `meta` is the row's own object; few of its names say something to srlib."""
+    """Fields that Example and Comparison share. `meta` belongs to the row; srlib reads only a few of its keys."""
 
     id: str = Field(min_length=1)
     instruction: Text
@@ -144,7 +144,7 @@ class _ItemFields(Row):
 
     @property
     def annotated(self) -> list[tuple[Verdict, str | None]]:
-        """Verdict and rationale of each of several annotators, meta["ratings"] and meta["rationales"]; [] if one has no place."""
+        """Verdict and rationale of each of several annotators, meta["ratings"] and meta["rationales"]; [] unless both lists fit."""
         texts = self.meta.get("rationales")
         fit = isinstance(texts, list) and all(isinstance(text, str | None) for text in texts)
         return list(zip(self.ratings, texts, strict=True)) if fit and len(texts) == len(self.ratings) else []

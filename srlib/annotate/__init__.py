@@ -2,7 +2,7 @@
 
 People compare two arms' rationales blind, side by side, six questions an item, every click saved at once (annotate.js,
 annotate.css). A hash of the item decides which arm is on the left, and neither the page nor the answers name an arm: an answer
-holds hashes of the two texts. So it is a preference only beside the run's judgments, and is outdated if these have changed.
+holds hashes of the two texts. So it is a preference only together with the run's judgments, and outdated once these change.
 Each annotator has one append-only file; the last answer to a question holds."""
 
 import datetime

@@ -45,7 +45,7 @@ class Judged(NamedTuple):
 def pair_metrics(row: Judged) -> dict[str, float | None]:
     """Every metric of an item with two responses, None if one does not apply. Of two scores, the higher is preferred. A
     right verdict earns 1, a tie of unequal responses a half. `accuracy` is the mean of the orders, 0 for a failure. `one_order`
-    (RewardBench, arXiv 2403.13787) takes one order, by a hash of the id, a half for a failure. In `two_orders` (JudgeBench,
+    (RewardBench, arXiv 2403.13787) scores one order, chosen by a hash of the id; a failure earns a half. In `two_orders` (JudgeBench,
     arXiv 2410.12784) a right order adds 1, a wrong one subtracts 1; a sum above 0 is right."""
     a, b = row.answers.get("A"), row.answers.get("B")
     by_score = {"": None if a is None or b is None else "A" if a > b else "B" if b > a else "tie"}

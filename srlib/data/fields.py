@@ -1,7 +1,7 @@
 """Which column of a row holds which of our fields: by its name, by a synonym in fields.yaml, or by the user's own map.
 
-Names match without regard to case, spaces and underscores; a column with exactly our name comes first, and two others that
-match are asked about. Rows of the Feedback and the Preference Collection have columns orig_instruction, orig_response, ...,
+Names match without regard to case, spaces and underscores; a column with exactly our name comes first; if two others
+match, the error asks which. Rows of the Feedback and the Preference Collection have columns orig_instruction, orig_response, ...,
 or the whole prompt in `instruction` and the judgment in `output`.
 
 >>> match({"Question": "2 + 2?", "Answer": "4", "Grade": "1"}).columns

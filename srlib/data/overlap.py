@@ -15,8 +15,8 @@ MEASURES = {"13-gram": 13, "50-character": 50}
 
 def report(train: Iterable[Item], splits: Mapping[str, Sequence[Item]]) -> list[dict[str, Any]]:
     """For each split, the share of items with an instruction, or a response, that shares a gram with a training row's:
-    `[{"split": "test", "text": "instruction", "items": 400, "13-gram": 0.02, "50-character": 0.03}, ...]`. No lines of an
-    empty split. Nothing is sampled: 100,000 training rows take half a minute, a gram to look for 200 bytes."""
+    `[{"split": "test", "text": "instruction", "items": 400, "13-gram": 0.02, "50-character": 0.03}, ...]`. Empty
+    splits are left out. Nothing is sampled: 100,000 training rows take half a minute; each gram of the splits 200 bytes."""
     train, lines = list(train), {}
     for kind, (measure, n) in itertools.product(("instruction", "response"), MEASURES.items()):
         items = {split: [_texts(row, kind, n) for row in rows] for split, rows in splits.items() if rows}

@@ -36,7 +36,7 @@ class SourceRow(NamedTuple):
 
 
 def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
-    """Every row of a source. Raises RowError if the source cannot be read, or not beyond some row."""
+    """Every row of a source. Raises RowError if the source cannot be read, or cannot be read past some row."""
     total, parts = 0, _files(source, revision)
     for split, file in parts:
         for number, value, *header in _read(file):
@@ -56,7 +56,7 @@ def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
 
 
 def dialects(source: str | Path, revision: str = "") -> list[str]:
-    """What was taken for the separator and the encoding of each CSV file: `["a.csv: ';', windows-1252"]`."""
+    """The separator and encoding detected for each CSV file: `["a.csv: separator ';', encoding utf-8"]`."""
     tables = [(file.name, *_dialect(file)) for _, file in _files(source, revision) if _kind(file) == "csv"]
     return [f"{name}: separator {mark!r}, encoding {encoding.removesuffix('-sig')}" for name, encoding, mark in tables]
 
@@ -92,8 +92,8 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def fetch(name: str, revision: str = "") -> Path:
-    """The folder of a hub set, from the cache if it was downloaded before; its last part is the commit. Raises
-    RowError, with the command that downloads it, if there is no network."""
+    """The folder of a hub set, whose last part is the commit; from the cache if the hub cannot be reached. Raises
+    RowError, with the command that downloads it, if it is not there either."""
     from huggingface_hub import snapshot_download
 
     problem, options = "", {"repo_type": "dataset", "revision": revision or None}
@@ -123,7 +123,7 @@ def _kind(path: Path) -> str:
 
 
 def _open(path: Path, encoding: str = "") -> Any:
-    """A file of bytes; with an encoding of text, where bytes that are none become surrogates, to be refused with their row."""
+    """A binary file; with `encoding` a text file, whose undecodable bytes become surrogates, refused with their row."""
     file = (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb")
     return io.TextIOWrapper(file, encoding, "surrogateescape", newline="") if encoding else file
 

@@ -28,9 +28,9 @@ def hinted(hint: Any) -> str:
 
 
 def split_of(row: Item, seen: dict[str, str]) -> str:
-    """The split of a row: by its hint, or else that of the hinted examples of its group, of a comparison any examples' of its
-    instruction or group, or else by a hash of its group (80% train, 10% validation, 10% test). `seen` collects the splits
-    of examples, so no instruction crosses if it has seen all hints, and, for a comparison, all examples."""
+    """The split of a row: its hint's; else that of the hinted examples of its group; of a comparison, that of any example with
+    its instruction or group; else by a hash of its group (80% train, 10% validation, 10% test), which is the instruction if
+    a row names none. `seen` collects the splits of examples: no group crosses once it has seen all hints and examples."""
     keys, pair = [_hash(row.instruction), _hash(row.cluster)], isinstance(row, Comparison)
     hint = hinted(row.meta.get("split_hint"))
     follows = (f"hint {keys[1]}", f"hint {keys[0]}", *keys) if pair else (f"hint {keys[1]}",)
@@ -71,7 +71,7 @@ def complete(splits: dict[str, list[Any]], n_validation: int, n_test: float, see
     return counts
 
 
-def carve(splits: dict[str, list[Any]], n: int, seed: int, name: str = "validation") -> None:
+def carve(splits: dict[str, list[Any]], n: int, seed: int, name: str) -> None:
     """Make a split of about `n` rows of train: whole prompts with their comparisons. If each prompt has more rows than that,
     validation gets single rows, and test the smallest prompt, unless it is the only one."""
     train, chosen, wanted = splits["train"], set(), n

@@ -68,7 +68,7 @@ def examples(split: str, seed: int, n: int, care: float = 0.5) -> list[Example]:
 def comparisons(seed: int, n: int, split: str = "", care: float = 0.5) -> list[Comparison]:
     """`n` pairs of responses with different gold scores (the analogue of RewardBench), every other one held out. With `split`,
     "train", all are in-domain and have a gold rationale to learn from, "Response A: The day: fail. ... Response B: ...", and
-    `meta` as in `examples`, with the checks of both responses."""
+    `meta` as in `examples` without genre and topic, with scores and checks of both responses."""
     rng = random.Random(f"world pairwise {split} {seed}" if split else f"world pairwise {seed}")
     name = f"{split}-pairwise-{seed}".removeprefix("-")
     rows: list[Comparison] = []

@@ -55,8 +55,8 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
         raise SrlibError(f"several items have id {files.shorten(twice[0])} ({len(twice)} ids in all); make ids unique")
     wanted = dict.fromkeys((item.id, i) for item in items for i in range(n))
     have, (k, together) = _read(out), config.together()
-    if out is None:
-        k, together = 0, 1  # each process draws for itself
+    if out is None or wanted.keys() <= have.keys():
+        k, together = 0, 1  # there is nothing to share; the other processes may have ended
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "")  # a process of an earlier launch, thought dead, may still write
     target = out if together == 1 else out.with_name(f".{out.name}.{launch}.{k}-of-{together}")
     for path in parts(out):
@@ -81,7 +81,7 @@ def collect(source: Source, items: Sequence[Item], n: int, out: Path | None = No
         if written or (out is not None and wanted.keys() <= have.keys() and list(whole) != list(have)):
             files.write_rows(out, whole.values())
         for path in written:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have been faster
 
     files.meet(out or Path(), k, together, put_together)
     have |= _read(out) if k else {}

@@ -17,7 +17,7 @@ def measure(gold: Array, scores: Array, n_boot: int = 2000, seed: int = 0, group
     """accuracy, balanced_accuracy, parse_rate, mae, pearson, spearman, kendall and qwk of `scores` (n,), `gold` (n,).
     NaN in `scores` is left out of all but the first three, and their `n` says how many remain. Balanced accuracy is the
     mean accuracy of the gold scores that occur; Kendall is tau-b; QWK weighs by the squared distance of scores (Lin's
-    concordance; on an even scale Cohen's kappa). A correlation with a constant is NaN, QWK of two equal ones."""
+    concordance; on an even scale Cohen's kappa). A correlation with a constant is NaN, QWK if both are the same constant."""
     gold, scores = columns(missing=["scores"], gold=gold, scores=scores)
     kept, missing = np.isfinite(scores), 1e300
     outcome = gold + 1j * np.where(kept, scores, missing)  # a pair of numbers that sorts like one

@@ -21,8 +21,8 @@ class Curve(NamedTuple):
 
 def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Interval:
     """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy in ten bins, weighted by size.
-    Chance makes gaps: the value is too large, that of a resample more so, and percentiles miss the truth. The interval
-    holds them and their reflection at the value, and begins at 0 if a calibrated judge would often have such an error
+    Chance alone makes gaps: the value is too large, that of a resample more so, and percentiles miss the truth. The interval
+    covers them and their mirror image about the value, and begins at 0 if a calibrated judge would often have such an error
     (consistency resampling, Broecker and Smith 2007)."""
     confidence, correct = columns(confidence=confidence, correct=correct)
     counts, n = intervals.resamples(len(correct), n_boot, seed, group), len(correct)

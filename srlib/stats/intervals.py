@@ -60,8 +60,8 @@ def resamples(n: int, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> 
 
 def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackknife: bool = False) -> tuple:
     """Distinct outcomes (cells,) of items (n,), `[4, 4, 2] -> [2, 4]`; how often each is in the data, each resample and
-    (`jackknife`) the data without each unit, an item or a group (1 + n_boot + U, cells); units that leave each table (U,).
-    A single group does not tell how others would be: its resamples are NaN."""
+    (`jackknife`) the data without each unit, an item or a group (1 + n_boot + U, cells); units that each such table lacks (U,).
+    One group says nothing about others: its resamples are NaN."""
     if n_boot < 1 or not len(outcomes):
         raise ValueError(f"{len(outcomes)} items and n_boot {n_boot}: a metric needs at least one of each")
     rng = np.random.default_rng(seed)
