@@ -139,7 +139,7 @@ def judge_file(
         files.write_json(note, made_from)
     resumed = len(files.read_rows(partial, Judgment, drop_torn_tail=True)) if partial.exists() else 0
     loaded = Judge.load(judge, model=model, **({"left_out": 1.0} if is_served(judge) else {}))
-    started = time.monotonic()
+    started = time.monotonic() - 1e-9  # a coarse clock may stand still
     judged = {j.example_id: j for j in loaded.score_many(items, out=partial if resumes else None)}
     failed, seconds = loaded.server.unfinished if loaded.server else {}, time.monotonic() - started
     records: list[dict[str, Any]] = []

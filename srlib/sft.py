@@ -86,6 +86,7 @@ def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[
     items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
     having = [item for item in items if item.rationale]
     if problem := too_few(len(items), len(having)):
-        return [item.model_copy(update={"rationale": None}) for item in items], problem[0]
+        bare = [i.model_copy(update={"rationale": None, "meta": i.meta | {"rationales": None}}) for i in items]
+        return bare, problem[0]
     out = len(items) - len(having)
     return having, f"rationales: {given} came with the data, {len(having) - given} were written; rows left out: {out}"

@@ -77,7 +77,9 @@ def test_our_own_rows_with_rubrics_as_objects_text_and_ranges():
     assert convert(OURS | {"rubric": json.dumps(OURS["rubric"])}).rubric is convert(OURS).rubric  # one object
     assert convert(RANGE).rubric.scale == tuple(i / 4 for i in range(11))
     assert convert(RANGE).rubric.criterion == "Complete?\nAward points."
-    assert convert(RANGE | {"rubric": "Does it cite, as in [1]"}).rubric.criterion == "Does it cite, as in [1]"
+    for text in ("Does it cite, as in [1]", "[A] and [B]", "[A] is good\n[B]\nis better"):
+        assert convert(RANGE | {"rubric": text}).rubric.criterion == text
+    assert convert(RANGE | {"rubric": "[Is it [really] so?]\nAward"}).rubric.criterion == "Is it [really] so?\nAward"
     moved = [convert(RANGE | {"score": s}) for s in (0.7, 0.125, 0.375, 0.625, 2.5)]
     assert [e.score for e in moved] == [0.75, 0.25, 0.5, 0.75, 2.5]  # the middle moves up
     assert [e.meta.get("score_given") for e in moved] == [0.7, 0.125, 0.375, 0.625, None]  # never in silence

@@ -53,16 +53,18 @@ def coins(n, p, seed):
 
 def test_features_and_the_slices_named_after_them():
     meta = {"topic": "tea", "year": 1999, "key": None, "good": True, "checks": [1], "essay": "x" * 99, "gold": "no"}
-    meta |= {"criteria": "tone+order", "annotator": "hasty"}
+    meta |= {"annotator": "hasty"}
     expected = {"criterion": "Is it polite?", "gold": 2.0, "scale": "1 to 3", "response_words": 3.0}
     assert slices.features(example(), meta) == expected | {
         "topic": "tea",
         "year": 1999.0,
         "good": "True",
         "key check": "not in the rubric",
-        "criteria": "tone and order",
-        "annotator of the gold rationale": "hasty",
+        "annotator": "hasty",
     }
+    assert slices.features(example(), {"key": 0, "checks": 1})["key check"] == "in the rubric", (
+        "the first of four checks"
+    )
     assert slices.features(comparison("c"))["response_words"] == 3.0
     rows = [{"topic": t, "words": float(w), "same": "x", "id": f"i{w}"} for w in range(60) for t in ("tea", "rain")]
     assert [part.name for part in slices.named(rows)] == [

@@ -149,7 +149,7 @@ def test_the_fitted_curve_and_the_colours_of_arms():
     [axes] = plots.forest(settings).axes
     in_order = ["sft", "sft_careful_only", "sre_1"]
     assert [label.removesuffix(" (ceiling)") for label in labels(axes)] == [
-        f"{arm}, beta={b}" for arm in in_order for b in (0.1, 0.3)
+        f"{arm}, beta={b}" for arm in in_order for b in (0.3, 0.1)
     ]
     assert plots.color_of("sre_1, beta=0.1") == plots.color_of("sre_1")
     assert {*plots.COLORS.values(), *plots.SPARE}.isdisjoint(plots.SLATE), "a colour of an arm is of nothing else"

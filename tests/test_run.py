@@ -202,7 +202,8 @@ def test_a_mistyped_strategy_is_refused_before_training(root):
     for good in ("meta_judge", "shortest", "a", "b", "c", "rules.py:mine"):
         stages.check_strategy(good)
     for bad in ["", *"meta_jugde short rules.py:min rules.py:mine2 rule.py:mine rules.py:meta_judge return".split()]:
-        with pytest.raises(SrlibError, match=rf"^strategy {bad}: .* defines no function .*; built-in rules: correct"):
+        problem = "there is no file .*/rule.py" if bad == "rule.py:mine" else ".* defines no function .*"
+        with pytest.raises(SrlibError, match=rf"^strategy {bad}: {problem}; built-in rules: correct"):
             stages.check_strategy(bad)
     files.write_text(root / "runs" / "notes" / "params.yaml", "strategy: meta_jugde\n")
     with pytest.raises(SrlibError, match="strategy meta_jugde"):

@@ -141,6 +141,7 @@ BROKEN = [
     ("rows.json", b'[{"id": "1"}, {"id": 2', "row 2: malformed JSON"),
     ("rows.json", b'[{"id": "1"}, {"id" 2}]', "row 2: malformed JSON"),
     ("rows.json", b'[{"id": "1"},\n', "row 2: malformed JSON (the file ends inside the array)"),
+    ("rows.json", b'[{"id": "1"}', "row 1: malformed JSON (the file ends inside the array)"),
     ("rows.json", b'[{"id": "1"}] {"id": "2"}', "continues after the array"),
     ("rows.json", b"", "holds no rows"),
     ("rows.json", b"[" * 100_000, "row 1: malformed JSON"),

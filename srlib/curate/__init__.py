@@ -91,7 +91,7 @@ def meta_judge(item: Item, judgments: list[Judgment], margin: float, ratings: di
 
 def meta_equal(item: Item, judgments: list[Judgment], margin: float, preferences: dict | None = None) -> Pairs | str:
     """The best over the worst of judgments with one score, by Bradley-Terry; `preferences`: id of a meta-comparison -> A, B, tie
-    or None. So high scores are not preferred, as arXiv 2407.19594 saw it happen; `margin` does not count."""
+    or None. No score is preferred for being high, which arXiv 2407.19594 saw happen; `margin` does not count."""
     if preferences is None:
         raise SrlibError("rule meta_equal needs preferences: let the judge compare `meta_comparisons` first")
     equal = [(a, b) for a, b in itertools.permutations(judgments, 2) if a.verdict == b.verdict]

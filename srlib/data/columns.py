@@ -23,6 +23,7 @@ TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "
 _HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^[ \t]*Score[ \t]+([-+]?\d+(?:[.,]\d+)?)[ \t]*:", re.MULTILINE)
 _DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
+_BRACKETS = re.compile(r"(?s)\A\[((?:[^\[\]]|\[[^\[\]]*\])*)\](\n.*)?\Z")  # around the criterion, as in the collections
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+|\d+,\d\d?)\s*", re.ASCII)  # 2,5 in many countries, not 2,500
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _parsed = lru_cache(maxsize=4096)(Rubric.model_validate_json)
@@ -218,7 +219,7 @@ def _rubric(value: Any, row: Mapping[str, Any], match: Match, pair: bool, where:
         levels = {n: " ".join(text.split()) for n, text in zip(scores, parts[1::2], strict=True)}
         if 2 * len(levels) < len(parts):
             raise RowError(f"{where}: field {column} describes a score twice; a rubric has one text a score")
-        criterion = re.sub(r"(?s)\A\[(.*?)\](\n.*)?\Z", r"\1\2", head.strip()).strip()
+        criterion = _BRACKETS.sub(r"\1\2", head.strip()).strip()
         rubric = {"criterion": criterion, "levels": levels}
     if isinstance(rubric, dict) and rubric.get("levels") == {}:
         names = [match.name("score_min"), match.name("score_max")]

@@ -12,7 +12,7 @@ from srlib import files
 from srlib.data import fields, sources, splits
 from srlib.data.columns import convert, expand, read_rubric
 from srlib.files import RowError
-from srlib.schema import Item
+from srlib.schema import Example, Item
 
 FEW = 0.05  # share of bad rows that are left out without asking the user
 
@@ -129,7 +129,8 @@ def load(
             counts["rows"] += 1
             used.update(labels)
             if isinstance(row, Item):
-                split = splits.split_of(row, seen)
+                known = isinstance(row, Example) or splits.hinted(row.meta.get("split_hint"))
+                split = splits.split_of(row, seen) if known else "train_pairwise"  # until all examples are known
                 rows[split].append(row)
                 if len(rows[split]) > 2 * room[split] + 1000:  # bounds the memory
                     rows[split] = splits.sample(rows[split], room[split], seed)

@@ -196,10 +196,11 @@ def _json(path: Path) -> Rows:
 def _array(path: Path, text: str, file: TextIO) -> Rows:
     number = 1
     while not (text := text.lstrip(" \t\r\n,")).startswith("]"):
+        problem = "the file ends inside the array"
         try:
             value, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError) as error:
-            end, problem = len(text), str(error) if text else "the file ends inside the array"
+            end, problem = len(text), str(error) if text else problem
         if end < len(text):
             yield number, value
             number, text = number + 1, text[end:]

@@ -76,7 +76,7 @@ def arm(name: str) -> Arm:
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """Each name once: the order of ARMS, with `sre_3` and so on after `sre_2`, then unknown names."""
+    """Each name once: the order of ARMS, with `sre_3` and so on after `sre_2`, then unknown names; settings as they come."""
     places, known = {name: place for place, name in enumerate(ARMS)}, {name: arm(name) for name in names}
     first = {name: of.iteration or (0 if of.name in places else 10**6) for name, of in known.items()}
     return sorted(first, key=lambda name: (first[name], places.get(known[name].name, len(places)), known[name].name))

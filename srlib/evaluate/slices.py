@@ -24,7 +24,7 @@ VALUES = 12  # a number with more values is sliced by its thirds
 CATEGORIES = 50  # a text feature with more values identifies items, and so does a value with more characters
 RELATIONS = {"is": operator.eq, "is not": operator.ne, "<=": operator.le, ">": operator.gt}
 SAID = {"<=": "at most", ">": "above", "gold": "gold score", "response_words": "length in words"}
-WORLD = {"key": "key check", "criteria": "criteria", "annotator": "annotator of the gold rationale"}
+SAID["annotator"] = "gold annotator"
 OPPOSITE = {"is": "is not", "<=": ">", ">": "<="}
 
 
@@ -60,9 +60,8 @@ def features(item: Item, meta: Mapping[str, Any] | None = None) -> dict[str, flo
         "response_words": float(sum(len(text.split()) for text in responses)),
     }
     for name, value in (meta or {}).items():
-        if "checks" in meta and name in WORLD:  # of the built-in world: names for people
-            value = value.replace("+", " and ") if name != "key" else "in the rubric" if value else "not in the rubric"
-            name = WORLD[name]
+        if name == "key" and "checks" in meta:  # of the built-in world: the number of the key check, if there is one
+            name, value = "key check", "not in the rubric" if value is None else "in the rubric"
         if isinstance(value, str | int | float) and len(str(value)) <= CATEGORIES:  # True is a text
             row.setdefault(name, float(value) if type(value) in (int, float) else str(value))
     return row

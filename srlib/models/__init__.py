@@ -6,6 +6,7 @@ adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one ad
 training   what SFT, DPO and GRPO share around TRL's trainers; distil adds what notebook 11 needs"""
 
 # ruff: noqa: F401
-from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge, saving
+from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge
 from srlib.models.adapters import linear_layers as lora_targets
+from srlib.models.gguf import saving
 from srlib.models.loading import ModelError, base_of, check_model, judge_info, load, load_tokenizer, torch_dtype

@@ -3,15 +3,12 @@
 A judge is kept `merged`, complete weights with the adapter added in, which is exact in fp32; or as its `adapter` alone. A
 merge rounded to 16 or 4 bit is no longer the judge that was trained. J(t) trains the adapter of J(t-1) on; none is stacked."""
 
-import contextlib
-import errno
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from srlib import files
 from srlib.config import resolve_backend
@@ -24,13 +21,11 @@ MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}
 def linear_layers(model: Any, wanted: str = "all-linear") -> list[str]:
     """Names of the layers that get an adapter, `all-linear -> ["down_proj", "gate_proj", ...]`: all linear layers except
     the output head (QLoRA, arXiv 2305.14314, section 4), or those of a comma list. ModelError on a name that PEFT would ignore."""
-    from transformers.pytorch_utils import Conv1D  # the linear layer of GPT-2
-
     head = model.get_output_embeddings()
     linear = {
         name.removesuffix(".base_layer").rpartition(".")[2]  # the suffix is of a layer that has an adapter already
         for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and ".lora_" not in name
+        if isinstance(module, torch.nn.Linear) and module is not head and ".lora_" not in name
     }
     names = linear if wanted == "all-linear" else {name.strip() for name in wanted.split(",")}
     if names - linear:
@@ -91,7 +86,7 @@ def save_judge(model: Any, tokenizer: Any, out: Path, *, source: Any, judge: Map
     from peft import PeftModel
 
     base = loading.base_of(source) or str(gguf.directory(source))
-    with saving(out):
+    with gguf.saving(out):
         if isinstance(model, PeftModel):
             part, local = (out if adapter else out / "adapter"), Path(base).expanduser()
             model.peft_config["default"].base_model_name_or_path = str(local.resolve()) if local.is_dir() else base
@@ -115,18 +110,6 @@ def stop_at_end_of_turn(model: Any, tokenizer: Any) -> Any:
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
     return model
-
-
-@contextlib.contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """files.writing for safetensors and torch, which raise no OSError when the disk is full."""
-    with files.writing(path):
-        try:
-            yield
-        except (SafetensorError, RuntimeError) as error:
-            if "I/O error" in str(error) or ("inline_container" in str(error) and "StreamReader" not in str(error)):
-                raise OSError(errno.EIO, str(error)) from error
-            raise
 
 
 def merge_adapters(

@@ -6,13 +6,16 @@
 The directory is what plain transformers loads: weights in fp32, and a tokenizer that ends a turn where the chat template does."""
 
 import contextlib
+import errno
 import importlib.util
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
 
 from srlib import files
 from srlib.schema import SrlibError
@@ -32,12 +35,24 @@ def directory(model: str | Path) -> str | Path:
     digest = files.sha256(file := file_of(str(model)))  # a second a gigabyte; headers do not tell files apart
     target = Path(HF_HOME) / "srlib" / f"{file.stem}-{digest[:12]}"
     if not target.is_dir():
-        with files.writing(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:
+        with saving(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=".gguf-") as folder:
             made = Path(folder) / "model"
             _convert(file, made)
             if not target.is_dir():  # another process may have been faster
                 made.rename(target)
     return target
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """files.writing for safetensors and torch, which raise no OSError when the disk is full."""
+    with files.writing(path):
+        try:
+            yield
+        except (SafetensorError, RuntimeError) as error:
+            if "I/O error" in str(error) or ("inline_container" in str(error) and "StreamReader" not in str(error)):
+                raise OSError(errno.EIO, str(error)) from error
+            raise
 
 
 def file_of(model: str) -> Path:
@@ -62,7 +77,7 @@ def _convert(file: Path, out: Path) -> None:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from srlib.models import adapters, loading  # which import this module
+    from srlib.models import loading
 
     loading.hush()
     try:
@@ -83,6 +98,5 @@ def _convert(file: Path, out: Path) -> None:
     tokenizer.eos_token = tokenizer.pad_token = loading.end_of_turn(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-    with adapters.saving(out):
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)

@@ -92,10 +92,9 @@ def dataset(rows: Sequence[dict[str, Any]], folder: Path) -> Dataset:
 
 
 def sft_loss(model: Any) -> dict[str, str]:
-    """What SFTConfig has to say about the loss: TRL's default, in chunks, leaves out how some models (Granite, RecurrentGemma)
-    scale or cap their logits. Nothing for others, for Unsloth has a default of its own, which gives way to an explicit one."""
-    names = ("logits_scaling", "lm_head_multiplier", "logits_soft_cap", "output_logit_soft_cap")
-    scaled = any(getattr(model.config.get_text_config(), name, None) is not None for name in names)
+    """What SFTConfig has to say about the loss: TRL's default, in chunks, leaves out how a Granite scales its logits. Nothing
+    for other models, for Unsloth has a default of its own, which gives way to an explicit one."""
+    scaled = any(hasattr(model.config.get_text_config(), name) for name in ("logits_scaling", "lm_head_multiplier"))
     return {"loss_type": "nll"} if scaled else {}
 
 

@@ -122,8 +122,8 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
             if len(mine) > 1:
                 value, low, high, _ = intervals.seeds(values := [row["value"] for row in mine])
                 axes.plot(values, [place - 0.25] * len(mine), "o", color=color, alpha=0.4, markersize=5, mew=0)
-            if arm(name).name in (reference, CEILING):
-                axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if arm(name).name == reference else ":")
+            if name in (reference, CEILING):
+                axes.axvline(value, color=color, linewidth=1.2, linestyle="--" if name == reference else ":")
             axes.plot([low, high], [place, place], color=color, linewidth=2.5, alpha=0.55)
             axes.plot(value, place, "o", color=color, markersize=8, mfc=color if arm(name).plain else "white")
             text = f"{100 * value:.1f}" if metric in SHARES else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
@@ -245,8 +245,8 @@ def audits(results: Rows, title: str = "Audits: an unaffected judge is at 0") ->
     height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
     figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)
     for axes, (effect, metrics) in zip(all_axes, panels.items(), strict=True):
-        n = {row["split"]: row["n"] for row in rows if row["metric"] in metrics}
-        labels = list(n)
+        labels = list(dict.fromkeys(row["split"] for row in rows if row["metric"] in metrics))
+        n = {row["split"]: row["n"] for row in sorted(rows, key=lambda row: row["n"]) if row["metric"] in metrics}
         for k, name in enumerate(names):
             mine = [row for row in rows if row["metric"] in metrics and row["arm"] == name]
             y = [labels.index(row["split"]) + 0.6 * ((k + 0.5) / len(names) - 0.5) for row in mine]
