@@ -112,7 +112,10 @@ def test_a_stage_alone_is_forced_dies_and_does_not_finish(project, monkeypatch):
             "(Kernel died). Free memory (--workers 1) or space;",
         ),
         ("raise MemoryError('no room')\n", "MemoryError: no room. Free memory (--workers 1) or space;"),
-        ("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n", "failed with status -9"),  # the process around it
+        (
+            "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n",
+            "failed with status -9",
+        ),
         ("stage.finish = lambda **facts: None\n", "does it call stage.finish()?"),
     ):
         (root / "runs" / "last").unlink(missing_ok=True)
