@@ -164,7 +164,7 @@ def test_advice_names_the_attribute_its_size_its_error_and_interval():
     [said] = slices.advice([row, unsure, good])
     assert said.startswith("picnics: 50% [40, 61] of 80 items are wrong, 21% of the rest.")
     assert slices.advice([unsure, good]) == [
-        "None of 2 is worse than the rest beyond chance: no kind of item needs more data than another."
+        "None of 2 is worse than the rest beyond chance: no kind of item is shown to need more data."
     ]
     assert "No slice has enough items" in slices.advice([])[0]
 

@@ -143,7 +143,7 @@ def _score_test(inside: np.ndarray, errors: np.ndarray, group: Keys) -> float:
 
 def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]:
     """What to do about each slice that is worse than the rest beyond chance, the worst first; one sentence if none is."""
-    none = f"None of {len(table)} is worse than the rest beyond chance: no kind of item needs more data than another."
+    none = f"None of {len(table)} is worse than the rest beyond chance: no kind of item is shown to need more data."
     return [
         f"{row['slice']}: {row['error']:.0%} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}] of {row['n']} items are "
         f"wrong, {row['rest']:.0%} of the rest. Add graded answers of this kind, or sample more of these prompts."

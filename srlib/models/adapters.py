@@ -122,7 +122,7 @@ def merge_adapters(
     alpha: int,
     seed: int,
 ) -> tuple[Any, Any]:
-    """One adapter of the base, made of a pointwise and a pairwise one (paper, section 2.1), and the tokenizer.
+    """One adapter of the base, made of a pointwise and a pairwise one (as in the paper), and the tokenizer.
     `parts` names their directories; each has half of `rank`. With w = pairwise_weight, the update of the weights
     becomes `linear`, (1 - w) pointwise + w pairwise, exactly (PEFT's `linear` mixes the A of one with the B of the
     other); `dare_linear`, the same after dropping a random 1 - density of each and rescaling the rest (arXiv
