@@ -211,7 +211,7 @@ def test_notebook_15_finds_the_attribute_that_errs_and_does_without_a_writer(
     assert ("validation guest" in asked, "test guest" in asked) == (True, False)
     run_cells("15_attributes", **own)
     said = capsys.readouterr().out
-    assert "This writer proposes none: criteria stand in for them." in said
+    assert "The writer proposes fewer than two: criteria stand in for them." in said
     assert "No slice has enough items" in said
 
 
