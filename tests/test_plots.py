@@ -81,7 +81,7 @@ def test_compare_has_a_dot_for_each_seed_and_the_mean():
     rows = [row("sft", 0.4 + 0.01 * s, seed=s) for s in range(3)] + [row("sre_1", 0.6, seed=0), row("base", None)]
     [axes] = plots.forest(rows, [("accuracy", "test"), ("accuracy", "nowhere")]).axes
     assert labels(axes) == ["sft", "sre_1"]
-    assert axes.get_title("left") == "Accuracy on test (n 40, 3 seeds)"
+    assert (axes.get_title("left"), axes.get_xlabel()) == ("Accuracy on test (n 40)", "95% intervals over 3 seeds")
     dots, _, interval, mean = axes.lines[:4]
     assert list(interval.get_xdata()) == pytest.approx([0.41 - 0.02484, 0.41 + 0.02484], abs=1e-5)
     assert (list(dots.get_xdata()), mean.get_xdata()[0]) == (pytest.approx([0.4, 0.41, 0.42]), pytest.approx(0.41))

@@ -110,10 +110,10 @@ def forest(results: Rows, columns: Columns = ACCURACIES, reference: str = "sft")
     figure, panels = axes_of("", "", "", len(of), height, width, sharey=True)
     label_rows(panels[0], [f"{name} (ceiling)" if arm(name).name == CEILING else name for name in names])
     for axes, ((metric, split), known) in zip(panels, of.items(), strict=False):
-        sizes, seeds = {row["n"] for row in known}, {row.get("seed") for row in known}
-        n = "–".join(str(end) for end in sorted({min(sizes), max(sizes)})) + f", {len(seeds)} seeds" * (len(seeds) > 1)
+        seeds, sizes = len({row.get("seed") for row in known}), {row["n"] for row in known}
+        n = "–".join(str(end) for end in sorted({min(sizes), max(sizes)}))
         entitle(axes, f"{metric.replace('_', ' ').capitalize()} on {split} (n {n})")
-        axes.set_xlabel("points of the scale; 95% intervals" if metric == "mae" else "95% intervals")
+        axes.set_xlabel("points; " * (metric == "mae") + "95% intervals" + f" over {seeds} seeds" * (seeds > 1))
         if metric in SHARES:
             percent(axes.xaxis)
         for name in in_order([row["arm"] for row in known]):
