@@ -306,6 +306,6 @@ def percent(axis: Any) -> None:
     axis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
 
 
-def plain(text: str, limit: int = 40) -> str:
+def plain(text: str, limit: int = 44) -> str:
     """Text that is drawn as it is: not as a formula, and not longer than there is room for."""
     return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")
