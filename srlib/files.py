@@ -161,7 +161,7 @@ def output(path: Path | str, kinds: Sequence[set[str]], inputs: Iterable = (), r
         "was not made by this command": there and path.stat().st_size and not holds(record or path, kinds),
     }.items():
         if holds_true:
-            raise SrlibError(f"{given}: {problem}; name a new file")
+            raise SrlibError(f"{given}: {problem}; name a new file with -o")
     make_dir(path.parent)
     return path
 
@@ -231,7 +231,7 @@ def make_dir(path: Path) -> None:
     """Make a directory and its parents; StoreError now, not after an hour, if it cannot be written."""
     with writing(path):
         path.mkdir(exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(dir=path))
+        tempfile.TemporaryFile(dir=path).close()  # leaves nothing, even if this process is killed
 
 
 def sha256(path: Path | str, but: str = "") -> str:

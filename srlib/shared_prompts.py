@@ -58,9 +58,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
         shared_batch = collator(pairs)
         plain = _logprobs(model, plain_batch)
         blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
-        effect = float(
-            (plain - blind).abs().mean()
-        )  # of all before a prompt's last token: an error near it is no noise
+        effect = float((plain - blind).abs().mean())  # of all before a prompt's last token: such an error is no noise
         allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
         attention, forward = causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)

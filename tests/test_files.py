@@ -164,7 +164,7 @@ def test_an_input_is_no_output(tmp_path, lies):
         os.link(data, out)
     else:
         source, out = (data, data) if lies == "as it is" else (tmp_path, tmp_path / "new.jsonl")
-    with pytest.raises(SrlibError, match=rf"{out.name}: is an input of this command.*name a new file") as error:
+    with pytest.raises(SrlibError, match=rf"{out.name}: is an input of this command.*name a new file with -o") as error:
         files.output(out, KINDS, ["org/hub-id", source])
     assert error.value.exit_status == 2
 
@@ -190,7 +190,7 @@ def test_only_a_file_that_this_command_made_is_replaced(tmp_path, content, ours)
                 files.output(name, KINDS)
     assert path.read_text() == content
     for name, problem in ((tmp_path, "is a directory"), (tmp_path / "no" / "x", "is in a folder that does not exist")):
-        with pytest.raises(SrlibError, match=f"{problem}; name a new file"):
+        with pytest.raises(SrlibError, match=f"{problem}; name a new file with -o"):
             files.output(name, KINDS)
 
 

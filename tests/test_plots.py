@@ -3,6 +3,7 @@
 import io
 import math
 
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_heatmaps_count_and_leave_the_unknown_blank():
 
 
 def test_calibration_and_coverage():
-    dots = plots.reliability([0.05, 0.95, 0.92], [0, 1, 0]).axes[0].collections[0]
+    dots = plots.reliability([0.05, 0.95, 0.92], [0, 1, 0], "sft").axes[0].collections[0]
     np.testing.assert_allclose(dots.get_offsets(), [[0.05, 0], [0.935, 0.5]])
     assert dots.get_sizes().tolist() == [100, 180]
     curves = {"sft": calibration.curve([0.9, 0.5], [1, 0]), "sre_2": calibration.curve([0.9, NAN], [1, 0])}
@@ -128,9 +129,10 @@ def test_calibration_and_coverage():
 
 
 def test_the_fitted_curve_and_the_colours_of_arms():
-    observed = plots.reliability([0.5, 0.9], [1, 0], fitted=[0.4, 0.6]).axes[0]
+    observed = plots.reliability([0.5, 0.9], [1, 0], "sft", [0.4, 0.6], "#56b4e9").axes[0]
     assert [list(line.get_xdata()) for line in observed.lines[1:]] == [[0.5, 0.9]]
     assert list(observed.lines[1].get_ydata()) == [0.4, 0.6]
+    assert matplotlib.colors.to_hex(observed.collections[0].get_facecolor()[0]) == "#56b4e9", "the arm's own colour"
     colors = {
         name: plots.color_of(name) for name in ("sft", "sft_careful_only", "base", "sre_1", "sre_2", "sre_3", "grpo")
     }
@@ -179,5 +181,5 @@ def test_nothing_to_show_is_no_error():
     for name, rows in [*nothing, ("risk_coverage", {})]:
         getattr(plots, name)(rows).savefig(io.BytesIO())
     plots.curves([], "SFT").savefig(io.BytesIO())
-    plots.reliability([], []).savefig(io.BytesIO())
+    plots.reliability([], [], "sft").savefig(io.BytesIO())
     plots.histograms("", {"entropy": [NAN]}, "", "").savefig(io.BytesIO())

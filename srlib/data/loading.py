@@ -114,7 +114,7 @@ def load(
     `balance_classes` evens out the training scores (splits.balanced). `columns` and `rubric`: see read_rows. `bad_rows`
     "refuse" raises RowError, which lists the bad rows, "drop" counts them, "few" drops at most one row in 20."""
     if not str(source):
-        raise RowError(f"{pairwise}: comparisons alone cannot train a judge; give scored examples beside them, as data")
+        raise RowError(f"{pairwise}: comparisons cannot train a judge alone; give scored examples beside them, as data")
     room = {name: (limits or {}).get(name, math.inf) for name in splits.NAMES}
     n_train, n_test = room["train"], room["test"]
     room["train"] = math.inf if balance_classes else n_train + n_validation + n_test
@@ -158,14 +158,12 @@ def load(
     for name in ("test", "train_pairwise", "pairwise"):
         rows[name] = splits.sample(rows[name], (limits or {}).get(name, math.inf), seed)
     if not rows["train"]:
-        others = (
-            "; comparisons alone cannot train a judge, give them as data_pairwise" if rows["train_pairwise"] else ""
-        )
+        others = "; comparisons cannot train a judge alone, give them as data_pairwise" * bool(rows["train_pairwise"])
         raise RowError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
     if not rows["test"]:
         advice = "add rows with more instructions, set `split_hint` of some to test, or name a `group` for each row"
         raise RowError(
-            f"{source}: rows are split by `group`, or else by instruction, and all training rows have the same; {advice}"
+            f"{source}: rows are split by group or instruction, and all training rows have the same; {advice}"
         )
     if balance_classes:
         counts["left out for balance"] = len(rows["train"]) - len(splits.balanced(rows["train"], seed))

@@ -46,8 +46,8 @@ def add_lora(
     checkpointing: bool = False,
     seed: int = 0,
 ) -> Any:
-    """The model with an adapter, its only part that trains: a fresh one, which changes nothing yet, or the judge's own, which has to
-    have these settings (ModelError). `rank` 0 trains all weights, without an adapter. `checkpointing` is for Unsloth, which
+    """The model with an adapter, the only part that trains: a fresh one, which changes nothing yet, or the judge's own, which
+    has to have these settings (ModelError). `rank` 0 trains all weights, without an adapter. `checkpointing` is for Unsloth, which
     trains in the mode that it was given here or in `load`, whatever the trainer's arguments say."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -114,7 +114,7 @@ def stop_at_end_of_turn(model: Any, tokenizer: Any) -> Any:
 
 def merge_adapters(
     base: str | Path,
-    parts: Mapping,
+    parts: Mapping[str, Path],
     method: str,
     pairwise_weight: float,
     density: float,

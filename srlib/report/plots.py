@@ -71,9 +71,8 @@ def curves(log: Rows, title: str) -> plt.Figure:
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
-    figure, all_axes = axes_of(
-        title, "step, means over its rows", "nats a token" if len(panels) == 1 else "", len(panels)
-    )
+    unit = "nats a token" if len(panels) == 1 else ""
+    figure, all_axes = axes_of(title, "step, means over its rows", unit, len(panels))
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key, color in zip(keys, SLATE, strict=False):
             points = np.transpose([(row["step"], row[key]) for row in log if key in row])
@@ -177,9 +176,7 @@ def _heatmap(table: pd.DataFrame, title: str, size: tuple[float, float], **optio
     return figure
 
 
-def reliability(
-    confidence: Values, correct: Values, title: str = "", fitted: Any = None, color: str = DARK
-) -> plt.Figure:
+def reliability(confidence: Values, correct: Values, title: str, fitted: Any = None, color: str = DARK) -> plt.Figure:
     """Observed accuracy over mean confidence in ten bins; larger dots hold more items, the dashed line is the ideal. `fitted`
     are the confidences after a fit on other items: its curve should pass through the dots."""
     from sklearn.calibration import calibration_curve
@@ -237,10 +234,8 @@ def preferences(won: Mapping[str, Any], first: str, second: str) -> plt.Figure:
 def audits(results: Rows, title: str = "Audits: an unaffected judge is at 0") -> plt.Figure:
     """Effects of `audit_` rows: shifts as shares of the scale, and the share of scores below the top that reach it."""
     rows = [row for row in results if row["split"].startswith("audit_") and pd.notna(row["value"])]
-    panels = {
-        "shift, in % of the scale; 95% intervals": ("position_bias", "slope", "shift"),
-        "raised to the top": ("raised_to_top",),
-    }
+    panels = {"shift, in % of the scale; 95% intervals": ("position_bias", "slope", "shift")}
+    panels |= {"raised to the top": ("raised_to_top",)}
     names, splits = in_order([row["arm"] for row in rows]), {row["split"] for row in rows}
     height = 1.3 + (0.25 + 0.12 * len(names)) * len(splits)
     figure, all_axes = axes_of(title, "", "", panels=2, height=height, width=4.6)

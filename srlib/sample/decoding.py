@@ -203,9 +203,12 @@ def score_candidates(model: Any, contexts: Prompts, continuations: Sequence[Prom
 def score_distributions(model: Any, tokenizer: Any, asked: Sequence[tuple[Item, list[int], str]]) -> list[dict]:
     """Probability of each verdict after an item's prompt (token ids) and a rationale, as fields of a judgment
     (arXiv 2312.09300): `[(example, ids, "Polite: pass.")] -> [{"distribution": {1.0: 0.1, 2.0: 0.9}, "on_scale": 1.0}]`."""
-    fields, most = [], max((len(item.verdicts) for item, _, _ in asked), default=1)
-    size = max(1, min(BATCH, CANDIDATES // most))
-    for batch in (asked[i : i + size] for i in range(0, len(asked), size)):
+    fields, starts, verdicts = [], [], 0
+    for i, (item, _, _) in enumerate(asked):
+        verdicts += len(item.verdicts)
+        if not starts or i - starts[-1] == BATCH or verdicts > CANDIDATES:
+            starts, verdicts = [*starts, i], len(item.verdicts)
+    for batch in (asked[start:end] for start, end in itertools.pairwise([*starts, len(asked)])):
         written = [candidates(tokenizer, *given) for given in batch]
         contexts = [[*ids, *shared] for (_, ids, _), (shared, _) in zip(batch, written, strict=True)]
         ended = [[[*ids, tokenizer.eos_token_id] for ids in rest] for _, rest in written]  # or 2 would begin 2.25
