@@ -243,13 +243,13 @@ def test_a_limit_is_a_sample_by_seed_and_id_in_the_order_of_the_file(tmp_path):
     assert order == sorted(order)
     assert data.load(path, n_validation=5, limits=limits, seed=1).splits["train"] != one.splits["train"]
     assert data.load(turned, n_validation=5, limits=limits).splits["train"] == one.splits["train"][::-1]
-    first = [{k: v for k, v in row.items() if k not in ("response", "score")} for row in many(3000)]
+    first = [{k: v for k, v in row.items() if k not in ("response", "score")} for row in many(6000)]
     first = [
         row | {"id": f"c{i}", "response_a": "Hi", "response_b": "Yo", "preference": "A"} for i, row in enumerate(first)
     ]
-    mixed, room = [*first, *many(3000, split_hint="train")], {"train_pairwise": 500, "pairwise": 10, "test": 3}
+    mixed, room = [*first, *many(6000, split_hint="train")], {"train_pairwise": 5500, "pairwise": 10, "test": 3}
     before, after = (data.load(write(path, order), n_validation=5, limits=room) for order in (mixed, mixed[::-1]))
-    assert sizes(before.splits)["train_pairwise"] == 500, "comparisons before their examples are no fewer"
+    assert sizes(before.splits)["train_pairwise"] == 5500, "comparisons before their examples are no fewer"
     for name in ("train_pairwise", "pairwise"):
         assert {c.id for c in before.splits[name]} == {c.id for c in after.splits[name]}, name
     hinted = data.load(write(path, many(300, split_hint="train")), n_validation=20, limits={"train": 100}).splits
