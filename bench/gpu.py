@@ -434,6 +434,8 @@ def sampling(work: dict[str, Any]) -> Iterator[Row]:
     if too_large := _too_large(work["path"], job):
         raise SystemExit(too_large)
     model = models.load(work["path"], quantization="4bit")[0] if four_bit else _random(work["shape"])
+    if four_bit:  # as every judge in 4 bit has one
+        model = models.add_lora(model, quantization="4bit").get_base_model().eval()
     model.generation_config.eos_token_id, model.config.use_cache = None, True
     tokenizer = AutoTokenizer.from_pretrained(common.ROOT / "models" / "tiny-base")
     texts = [common.words(tokenizer, prompt, str(i)) for i in range(rows)]

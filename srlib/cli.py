@@ -65,9 +65,12 @@ def run(
 
     console, runs, whole, swept = _console(), {}, [], config.sweep([*(p or []), *(grid or [])], seeds)
     for suffix, overrides in swept:
-        cfg = config.load(yaml, overrides)
+        cfg, root = config.load(yaml, overrides), config.project_root()
+        paths = {n: Path(path).expanduser() for n in pipeline.stages.MAY_BE_PATHS if (path := getattr(cfg, n))}
+        here = {n: str(path.absolute()) for n, path in paths.items() if path.exists() and not (root / path).exists()}
+        cfg = cfg.model_copy(update=here)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
-        directory = (run_dir or config.project_root() / Path(named).expanduser()).expanduser().absolute()
+        directory = (run_dir or root / Path(named).expanduser()).expanduser().absolute()
         runs[directory.with_name(directory.name + suffix)] = cfg
         here = cluster in ("", "local")  # elsewhere other machines compute
         if here and not anyway and (reason := plan.refusal(cfg)) is not None:
@@ -160,7 +163,7 @@ def judge(
     comes from SRLIB_API_KEY or OPENAI_API_KEY."""
     from srlib.judge import judge_file, summary
 
-    reading = ({"columns": columns.split(",")} if columns else {}) | ({"rubric": rubric} if rubric else {})
+    reading = ({"columns": config.split(columns)} if columns else {}) | ({"rubric": rubric} if rubric else {})
     done = judge_file(judge, rows, out, limit=limit, model=model, **reading)
     _say(summary(done), stderr=files.is_stream(out))
     if not done["scored"]:

@@ -108,7 +108,7 @@ class Parameters(BaseModel):
 
     # 05 dpo
     beta: float = _p(0.1, "inverse temperature of the DPO loss: how strongly the reference holds", gt=0)
-    nll_weight: float = _p(0.5, "weight of the chosen side's NLL beside the DPO loss; 0: none", ge=0)
+    nll_weight: float = _p(0.5, "weight of the chosen side's NLL a token, beside the DPO loss; 0: none", ge=0)
     dpo_learning_rate: float = _p(0.00025, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
     dpo_epochs: float = _p(1.0, "passes over the pairs", gt=0)
     dpo_batch_size: int = _p(16, "pairs in an optimizer step of DPO", ge=1)
@@ -154,13 +154,12 @@ class Parameters(BaseModel):
     # machine
     backend: Literal["auto", "unsloth", "transformers"] = _p("auto", "training backend; auto: Unsloth if it works here")
     quantization: Literal["none", "4bit"] = _p("none", "weights of the frozen model; 8B on 24 GB: 4bit")
-    quant_type: Literal["nf4", "fp4"] = _p("nf4", "type of the 4-bit weights")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _p("auto", "auto: fp32 on a CPU, bf16 or fp16 on a GPU")
     judge_format: Literal["auto", "merged", "adapter"] = _p("auto", "auto: merged if weights are fp32, else an adapter")
     max_length: int = _p(512, "longest prompt + judgment in tokens; longer ones are dropped, never truncated", ge=16)
     micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 2", ge=1)
     gpus: int = _p(1, "GPUs of one machine that share training, draws and evaluation; without a GPU, processes", ge=1)
-    gradient_checkpointing: bool = _p(False, "less memory for a quarter more time; 8B: true")
+    gradient_checkpointing: bool = _p(False, "less memory for more time; 8B: true")
     sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
     workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
     endpoint: str = _p("", "URL of an OpenAI-compatible server with the current judge; empty: sample here")
@@ -260,10 +259,11 @@ def together() -> tuple[int, int]:
     return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def resolve_backend(backend: str = "auto", lora_rank: int = 1) -> str:
-    """`auto` -> `unsloth` if it works here, trains an adapter alone and was imported before trl, which it patches; else `transformers`."""
+def resolve_backend(backend: str = "auto", lora_rank: int = 1, dtype: str = "auto") -> str:
+    """`auto` -> `unsloth` if it works here, trains an adapter alone and was imported before trl, which it patches; else, and for
+    `float32`, which Unsloth computes in bf16 on a GPU, `transformers`."""
     alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)
-    if backend == "transformers" or (backend == "auto" and not (alone and lora_rank)):
+    if backend == "transformers" or (backend == "auto" and not (alone and lora_rank and dtype != "float32")):
         return "transformers"
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
@@ -327,6 +327,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def split(text: str) -> list[str]:
+    """The parts of a list: `"sft,sre_1"`, or `"score:Good, or bad,id:No"`, where only a comma before `NAME:` parts them."""
+    parts = re.split(r",(?=\s*\w+:)" if ":" in text else ",", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
 def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
     """The value in the parameter's type, or ParamError; `is_text` for text of the command line."""
     if name not in FIELDS:
@@ -334,7 +340,7 @@ def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
         raise ParamError(f"{where}: there is no parameter {shorten(name)}; {hint}`srlib params` lists all")
     field = FIELDS[name]
     if is_text and field.annotation == list[str]:
-        return [item.strip() for item in value.split(",") if item.strip()]
+        return split(value)
     rules = ConfigDict(strict=not is_text, allow_inf_nan=False)
     adapter = TypeAdapter(Annotated[field.annotation, field], config=rules)
     try:

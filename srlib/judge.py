@@ -52,7 +52,7 @@ class Judge:
         the quantization of its training) or to `sample.Server` (concurrency, ...). Raises ModelError or DrawsError."""
         if not is_served(path):
             info = models.judge_info(path)
-            bits = {k: info[k] for k in ("quantization", "quant_type") if k in info and models.base_of(path)}
+            bits = {"quantization": info["quantization"]} if "quantization" in info and models.base_of(path) else {}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
             return cls(bound, info["template"], info["max_new_tokens"])
         here = model * Path(model).is_dir()

@@ -73,9 +73,8 @@ def request(item: Item, template: str = "brief") -> str:
         return item.instruction
     name, _, form = template.partition("-")
     if name not in TEMPLATES or (form and form not in FORMS):
-        raise ValueError(
-            f"template {template!r} is not one of {', '.join(TEMPLATES)}, or one with -{', -'.join(FORMS)}"
-        )
+        known = f"{', '.join(TEMPLATES)}, or one with -{', -'.join(FORMS)}"
+        raise ValueError(f"template {template!r} is not one of {known}")
     reference = f"### Reference\n{item.reference_answer}\n" if item.reference_answer else ""
     if isinstance(item, Comparison):
         task, responses = _TASK_OF_TWO, f"### Response A\n{item.response_a}\n### Response B\n{item.response_b}\n"

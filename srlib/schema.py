@@ -137,17 +137,23 @@ class _ItemFields(Row):
 
     @property
     def ratings(self) -> list[Verdict]:
-        """The verdicts of several annotators, meta["ratings"]; [] if these are not two or more possible verdicts."""
-        given = self.meta.get("ratings")
-        given = [rounded(v) if isinstance(v, float) else v for v in given] if isinstance(given, list) else []
-        return given if len(given) > 1 and all(type(v) is not bool and v in self.verdicts for v in given) else []
+        """The verdicts of two or more annotators, from meta["ratings"] without its nulls; [] if any is no possible verdict."""
+        given = [verdict for verdict in self._rated if verdict is not None]
+        return given if len(given) > 1 else []
 
     @property
     def annotated(self) -> list[tuple[Verdict, str | None]]:
-        """Verdict and rationale of each of several annotators, meta["ratings"] and meta["rationales"]; [] unless both lists fit."""
-        texts = self.meta.get("rationales")
-        fit = isinstance(texts, list) and all(isinstance(text, str | None) for text in texts)
-        return list(zip(self.ratings, texts, strict=True)) if fit and len(texts) == len(self.ratings) else []
+        """Verdict and rationale of each annotator who gave a verdict, from meta["ratings"] and meta["rationales"], lists of
+        equal length; [] unless both fit."""
+        rated, texts = self._rated, self.meta.get("rationales")
+        fit = isinstance(texts, list) and len(texts) == len(rated) and all(isinstance(t, str | None) for t in texts)
+        return [(v, text) for v, text in zip(rated, texts, strict=True) if v is not None] if fit else []
+
+    @property
+    def _rated(self) -> list[Verdict | None]:
+        given = self.meta.get("ratings")
+        given = [rounded(v) if isinstance(v, float) else v for v in given] if isinstance(given, list) else []
+        return given if all(v is None or (type(v) is not bool and v in self.verdicts) for v in given) else []
 
 
 class Example(_ItemFields):
@@ -159,7 +165,8 @@ class Example(_ItemFields):
     @model_validator(mode="after")
     def _check_score(self) -> Example:
         if self.score is not None and self.score not in self.rubric.scale:
-            scale = ", ".join(map(format_score, self.rubric.scale))
+            scale = [*map(format_score, self.rubric.scale)]
+            scale = ", ".join([*scale[:3], "...", scale[-1]] if len(scale) > 11 else scale)
             raise ValueError(f"score {format_score(self.score)} is not on the rubric's scale ({scale})")
         return self
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from srlib import prompts
 from srlib.models import ModelError
-from srlib.schema import Comparison, Item, format_score
+from srlib.schema import Comparison, Example, Item
 
 TextRow = dict[str, str]
 HINT = "(Hint: the right verdict is {}. Explain it by the rubric, and do not mention this hint.)"
@@ -20,11 +20,9 @@ ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for 
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
-    """Prompt and gold judgment of each item; `rationale=False` writes the verdict only. ModelError if there is no gold one."""
+    """Prompt and gold judgment of each item; `rationale=False` writes the verdict only."""
     rows = []
     for item in items:
-        if item.gold is None:
-            raise ModelError(f"{item.id} has no gold score or preference to learn from; give it one or leave it out")
         completion = prompts.defused(prompts.completion(item.rationale if rationale else None, item.gold), tokenizer)
         rows.append({"prompt": prompts.prompt_text(tokenizer, item, template), "completion": completion})
     return rows
@@ -62,8 +60,8 @@ def by_annotator(items: Sequence[Item]) -> list[Item]:
 
 def hinted(item: Item) -> Item:
     """The item with its gold verdict as a hint behind the instruction, for whoever writes its rationale."""
-    gold = item.gold if isinstance(item.gold, str) else format_score(item.gold)
-    return item.model_copy(update={"instruction": f"{item.instruction}\n\n{HINT.format(gold)}"})
+    hint = HINT.format(prompts.spelled(item.gold))
+    return item.model_copy(update={"instruction": f"{item.instruction}\n\n{hint}"})
 
 
 def mentions_hint(rationale: str) -> bool:
@@ -71,22 +69,19 @@ def mentions_hint(rationale: str) -> bool:
     return bool(re.search(r"\bhint|\b(right|correct|given|stated) (verdict|score|preference)\b", rationale, re.I))
 
 
-def too_few(n_rows: int, n_rationales: int) -> list[str]:
-    """A sentence if so few rows have a rationale that a judge cannot learn to write them, else nothing."""
-    if n_rationales >= max(10, ENOUGH * n_rows):
-        return []
-    text = f"{n_rationales} of {n_rows} training rows have a rationale, which is too few to learn from: the judge learns verdicts"
-    return [f"{text} alone. Name a `writer` that can judge, such as a server, or write some rationales"]
-
-
-def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str]:
-    """(items with a rationale, where the rationales come from in words); `written` maps ids to rationales of a writer.
-    Items without one are left out. If too few have one, all items are kept, with their verdicts alone."""
-    given = sum(bool(item.rationale) for item in items)
-    items = [i if i.rationale else i.model_copy(update={"rationale": written.get(i.id)}) for i in items]
-    having = [item for item in items if item.rationale]
-    if problem := too_few(len(items), len(having)):
-        bare = [i.model_copy(update={"rationale": None, "meta": i.meta | {"rationales": None}}) for i in items]
-        return bare, problem[0]
-    out = len(items) - len(having)
-    return having, f"rationales: {given} came with the data, {len(having) - given} were written; rows left out: {out}"
+def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[list[Item], str, list[str]]:
+    """(items with a rationale, where the rationales come from, problems); `written` maps ids to rationales of a writer. Items
+    without one are left out. If too few examples have one, or too few comparisons, a judge cannot learn to write them:
+    all of these are kept with their verdicts alone, and a sentence says so."""
+    given, kept, problems = sum(bool(item.rationale) for item in items), [], []
+    for kind in (Example, Comparison):
+        rows = [item for item in items if isinstance(item, kind)]
+        rows = [item.model_copy(update={"rationale": item.rationale or written.get(item.id)}) for item in rows]
+        having = [item for item in rows if item.rationale]
+        if few := len(having) < min(len(rows), max(10, ENOUGH * len(rows))):
+            text = f"{len(having)} of {len(rows)} training {kind.__name__.lower()}s have a rationale, too few to learn from"
+            problems.append(f"{text}: the judge learns verdicts alone. Name a `writer` that can judge, or write some")
+        bare = [i.model_copy(update={"rationale": None, "meta": i.meta | {"rationales": None}}) for i in rows if few]
+        kept += bare or having
+    n, out = sum(bool(item.rationale) for item in kept), len(items) - len(kept)
+    return kept, f"rationales: {given} came with the data, {n - given} were written; rows left out: {out}", problems

@@ -53,16 +53,16 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
         reason = f"{name} adds a loss of its routers, a mean over all tokens"
     elif within < math.inf and any(len(tokenizer(r["prompt"] + r[e]).input_ids) >= within for r in rows for e in ends):
         reason = f"{name} attends within {within:g} tokens and a text has more"
+    elif hasattr(model, "for_training") and torch.cuda.is_available():
+        reason = "Unsloth's attention on a GPU takes no other"
     else:
-        plain_batch = DataCollatorForPreference.torch_call(collator, pairs)
-        shared_batch = collator(pairs)
-        plain = _logprobs(model, plain_batch)
-        blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
-        effect = float((plain - blind).abs().mean())  # of all before a prompt's last token: such an error is no noise
-        allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
-        attention, forward = causal.config._attn_implementation, causal.forward
+        shared_batch, attention, forward = collator(pairs), causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
         try:
+            plain = _logprobs(model, DataCollatorForPreference.torch_call(collator, pairs))
+            blind = _logprobs(model, {key: part for key, part in shared_batch.items() if key != "shared"})
+            effect = float((plain - blind).abs().mean())  # of all before a prompt's last token: no noise is so large
+            allowed = min(EXACT if next(model.parameters()).dtype == torch.float32 else HALF, effect / 5)
             causal.set_attn_implementation(ATTENTION)
             causal.forward = functools.partial(_forward, forward)
             difference = float((_logprobs(model, shared_batch) - plain).abs().max())
@@ -75,7 +75,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
             reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)
         causal.forward = forward
-    advice = "; with backend: transformers they may be" * (" fails with " in reason and hasattr(model, "for_training"))
+    advice = "; with backend: transformers they may be" * hasattr(model, "for_training")
     print(f"prompts are not shared: {reason}; each judgment reads its own prompt, as with share_prompts: false{advice}")
     return None
 

@@ -33,23 +33,6 @@ def feedback(n: int) -> list[dict]:
     ]
 
 
-def prompt(row: dict) -> dict:
-    """The one-field form of a Feedback Collection row."""
-    rubric = "\n".join(f"Score {s}: {row[f'orig_score{s}_description']}" for s in range(1, 6))
-    sections = {
-        "Task Description": "An instruction, a response, a reference answer and a rubric are given.",
-        "The instruction to evaluate": row["orig_instruction"],
-        "Response to evaluate": row["orig_response"],
-        "Reference Answer (Score 5)": row["orig_reference_answer"],
-        "Score Rubrics": f"[{row['orig_criteria']}]\n{rubric}",
-        "Feedback": "",
-    }
-    return {
-        "instruction": "\n\n".join(f"###{heading}:\n{section}" for heading, section in sections.items()),
-        "output": f"Feedback: {row['orig_feedback']} [RESULT] {row['orig_score']}",
-    }
-
-
 def preference(n: int) -> list[dict]:
     return [
         {

@@ -107,3 +107,10 @@ def test_a_backend_that_works_trains_adapters_alone(monkeypatch):
     for name, module in {"unsloth": ModuleType("unsloth"), "trl": None}.items():
         monkeypatch.setitem(sys.modules, name, module)
     assert [config.resolve_backend("auto", rank) for rank in (8, 0)] == ["unsloth", "transformers"]
+    assert config.resolve_backend("auto", 8, "float32") == "transformers", "on a GPU, Unsloth computes it in bf16"
+
+
+def test_a_list_is_parted_at_commas_but_not_in_the_name_of_a_column():
+    assert config.split("sft, sre_1,") == ["sft", "sre_1"]
+    assert config.split("score:Rate it (1 = bad, 5 = good), id:No") == ["score:Rate it (1 = bad, 5 = good)", "id:No"]
+    assert config.load(None, ["columns=score:Good, or bad,id:No"]).columns == ["score:Good, or bad", "id:No"]

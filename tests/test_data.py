@@ -25,7 +25,6 @@ RANGE = OURS | {"id": "r", "rubric": "[Complete?]\nAward points.", "score_min": 
 PAIR = {k: v for k, v in OURS.items() if k not in ("response", "score")}
 PAIR |= {"id": "p", "response_a": "Hi", "response_b": "Yo", "preference": "A"}
 [FEEDBACK], [PREFERENCE] = judged.feedback(1), judged.preference(1)
-PROMPT = judged.prompt(FEEDBACK)
 COUNTS = {"rows": 0, "bad rows": 0, "over a limit": 0, "left out for balance": 0}
 COUNTS |= {"moved to test": 0, "moved to validation": 0}
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -51,7 +50,7 @@ def sizes(splits):
     return {name: len(rows) for name, rows in splits.items() if rows}
 
 
-def test_rows_of_the_collections_and_their_prompts():
+def test_rows_of_the_collections():
     own = {name: FEEDBACK[f"orig_{name}"] for name in ("instruction", "response", "reference_answer")}
     own |= {"rationale": FEEDBACK["orig_feedback"], "meta": {"source": "set"}}
     rubric = Rubric(criterion="Is it complete (0)?", levels=[f"{s} of five things, 0" for s in range(1, 6)])
@@ -59,14 +58,12 @@ def test_rows_of_the_collections_and_their_prompts():
     assert convert(FEEDBACK | {"id": 7, "split_hint": "dev"}, split="train").meta["split_hint"] == "dev"
     c = convert(PREFERENCE)
     assert (c.response_a, c.response_b) == (PREFERENCE["orig_response_A"], PREFERENCE["orig_response_B"])
-    assert (c.id, c.preference, c.meta) == ("pair-3", "B", {"source": "set", "scores": [1.0, 3.0]})
+    assert (c.id, c.preference, c.meta) == ("pair-3", "B", {"source": "set"})
     assert c.rubric.scale == (1, 2, 3, 4, 5)  # the collection describes no scores; a pointwise judge needs some
     levels = {f"orig_score{s}_description": f"{s} things" for s in range(1, 6)}
     assert convert(PREFERENCE | levels | {"orig_preference": " Tie "}).rubric.levels[3] == "3 things"
-    assert convert(PROMPT) == convert(FEEDBACK) == convert(FEEDBACK | PROMPT)  # orig_* columns decide
-    short = PROMPT["instruction"].replace(f"###Reference Answer (Score 5):\n{FEEDBACK['orig_reference_answer']}", "")
-    e = convert({"instruction": short, "output": "Good. [RESULT] 5"})
-    assert (e.reference_answer, e.rationale, e.score, e.response) == (None, "Good.", 5.0, FEEDBACK["orig_response"])
+    whole = {"instruction": "###The instruction to evaluate:\n...", "output": "Good. [RESULT] 1", "input": ""}
+    assert convert(FEEDBACK | whole) == convert(FEEDBACK), "the prompt as a whole, which the hub has beside the fields"
 
 
 def test_our_own_rows_with_rubrics_as_objects_text_and_ranges():
@@ -97,9 +94,7 @@ BAD = {
     "off the scale": (FEEDBACK | {"orig_score": "6"}, "score 6 is not on the rubric's scale (1, 2, 3, 4, 5)"),
     "huge score": (FEEDBACK | {"orig_score": 10**400}, "field orig_score"),
     "no level": (FEEDBACK | {"orig_score3_description": None}, "field orig_criteria.levels.3"),
-    "no verdict": (PROMPT | {"output": "Good."}, "field output: 'Good.' has no '[RESULT]'"),
-    "heading twice": (PROMPT | {"instruction": PROMPT["instruction"] * 2}, "2 headings '###The instruction to evaluate:'"),
-    "no heading": (PROMPT | {"instruction": "Greet me."}, "0 headings '###The instruction to evaluate:'"),
+    "whole prompt": ({"instruction": "###Score Rubrics: ...", "output": "Good. [RESULT] 1"}, "field rubric is missing"),
     "preference": (PREFERENCE | {"orig_preference": "C"}, "field orig_preference: Input should be 'A', 'B' or 'tie'"),
     "no response B": (PREFERENCE | {"orig_response_B": ""}, "field orig_response_B is missing"),
     "malformed JSON": (b'{"id": "x", ', "malformed JSON"),
@@ -123,7 +118,7 @@ BAD = {
 def test_a_bad_row_is_named_and_the_others_are_kept(tmp_path, row, message):
     path = write(tmp_path / "rows.jsonl", [OURS | {"id": "good"}, row, TEXT])
     good, failure, last = [row for _, _, row, _ in data.read_rows(path)]
-    assert (good.id, last.id, failure.line) == ("good", "f", 2)
+    assert (good.id, last.id) == ("good", "f")
     assert failure.reason.startswith("line 2: ")
     assert message in failure.reason
     assert (len(failure.reason) < 1000, failure.reason.isprintable()) == (True, True)  # a megabyte is not shown
@@ -137,8 +132,8 @@ def test_bad_rows_are_refused_or_dropped_and_counted(tmp_path):
         data.load(path, n_validation=2)
     loaded = data.load(path, n_validation=2, bad_rows="drop")
     assert loaded.counts == COUNTS | {"rows": 24, "bad rows": 4, "moved to test": 3, "moved to validation": 2}
-    reasons = [f"{f.line}: {f.reason.partition(': field ')[2][:16]}" for f in loaded.failures]
-    assert reasons[1:] == ["22: score is missing", "23: preference is mi", "24: split_hint: 'foo"]
+    reasons = [failure.reason.partition("line ")[2][:27] for failure in loaded.failures]
+    assert reasons[1:] == ["22: field score is missing;", "23: field preference is mis", "24: field split_hint: 'food"]
     bad = [line for line, _, row, _ in data.read_rows(path) if isinstance(row, data.RowFailure)]
     assert bad == [21]  # a row to judge needs neither a gold verdict nor a split
 
@@ -397,6 +392,12 @@ def test_missing_columns_are_asked_for_in_one_message(tmp_path, rubric):
     assert {line["column"]: line["our field"] for line in loaded.columns} == {
         "Nr": "(not used)", "Questions": "instruction", "Text": "response", "Grades": "score", "(rubric file)": "rubric",
     }  # fmt: skip
+    spaced = judged.write(tmp_path / "b.csv", [{"User Questions": "Where?", "Text": "Here", "Grade": "2"}])
+    [reason] = [row.reason for _, _, row, _ in data.read_rows(spaced)]
+    assert "--columns 'instruction:User Questions,response:COLUMN'" in reason, "as a shell reads it"
+    preferred = write(tmp_path / "c.jsonl", [{"prompt": "Where?", "chosen": "Here", "rejected": "There"}])
+    [reason] = [row.reason for _, _, row, _ in data.read_rows(preferred)]
+    assert "write these pairs as response_a, response_b and preference (A or B)" in reason
     for by_hand, message in [
         (["instruction:Question"], "no row has the column 'Question' that `columns` names, but 'Questions'"),
         (["instruktion:Questions"], "columns: 'instruktion:Questions' is not FIELD:COLUMN"),
@@ -472,6 +473,41 @@ def test_scores_of_several_dimensions_become_a_row_each(tmp_path):
         RowError, match=r"line 1, polite: score 4 is not on .*\n.*line 1, clear: field scores.clear is missing"
     ):
         data.load(path, n_validation=1, rubric=file)
+
+
+def test_dimensions_beside_an_overall_score_or_a_row_for_each_criterion(tmp_path):
+    path, file = tmp_path / "a.jsonl", tmp_path / "r.yaml"
+    file.write_text("polite: {criterion: P, levels: [a, b, c]}\nclear: {criterion: C, levels: [a, b, c]}")
+    row = {"question": "Where?", "answer": "Here", "score": 5}
+    for form in ({"polite": 1, "clear": 3}, {"scores": {"polite": 1, "clear": 3}}):
+        assert [e.score for e in read(path, [row | form], rubric=file, training=True)] == [1, 3], "not the overall one"
+    assert "has no score of polite, clear" in reasons(path, [row], rubric=file, training=True)[0]
+    tidy = [row | {"id": name, "Criterion": name, "score": n} for n, name in enumerate(("Polite", "clear"), start=1)]
+    found = [(e.id, e.rubric.criterion, e.score) for e in read(path, tidy, rubric=file, training=True)]
+    assert found == [("Polite", "P", 1), ("clear", "C", 2)]
+    one = [{"question": f"Where {i}?", "answer": "Here", "Polite": 1 + i % 3, "How clear?": 2} for i in range(30)]
+    with pytest.raises(RowError, match=r"r\.yaml: no row has a score of 'clear'; name its column"):
+        data.load(write(path, one), n_validation=2, rubric=file)
+
+
+def test_a_label_in_words_is_no_score_of_a_row_to_judge(tmp_path, rubric):
+    row = {"question": "Where?", "answer": "Here", "label": "billing"}
+    assert [e.score for e in read(tmp_path / "a.jsonl", [row, row | {"label": "3"}], rubric=rubric)] == [None, 3]
+    for options in ({"training": True}, {"columns": ["score:label"]}):
+        [reason] = reasons(tmp_path / "a.jsonl", [row], rubric=rubric, **options)
+        assert "field label: 'billing' is not a number" in reason
+    [reason] = reasons(tmp_path / "a.jsonl", [row | {"label": "4/5"}], rubric=rubric)
+    assert "field label: '4/5' is not a number" in reason, "this was meant as one"
+
+
+def test_comparisons_beside_examples_keep_their_own_columns(tmp_path):
+    named = ["instruction:Frage", "response:Antwort", "score:Note"]
+    path = write(tmp_path / "p.jsonl", [PAIR | {"id": str(i), "instruction": f"Greet {i}."} for i in range(9)])
+    assert len([row for row in read(path, [PAIR], columns=named, training=True) if isinstance(row, Comparison)]) == 1
+    example = {"Frage": "Where?", "Antwort": "Here", "Note": 2, "rubric": PAIR["rubric"]}
+    rows = [example, {"instruction": "Where?", "response": "Here", "score": 1, "rubric": PAIR["rubric"]}]
+    good, bad = read(tmp_path / "a.jsonl", rows, columns=named, training=True)
+    assert (good.score, "field Frage" in bad.reason) == (2, True), "a row of the examples is read by the map alone"
 
 
 def test_numbers_are_rounded_once_and_a_run_reads_its_own_rows(tmp_path):
@@ -555,6 +591,22 @@ def test_ratings_of_the_whole_response_are_not_those_of_a_dimension(tmp_path):
     row = {"instruction": "i", "response": "r", "scores": {"x": 1, "y": 2}, "rubrics": rubrics, "meta": meta}
     made = read(tmp_path / "a.jsonl", [row])
     assert [(e.score, e.annotated, e.meta["source"]) for e in made] == [(1, [], "s"), (2, [], "s")]
+
+
+def test_every_annotator_is_learned_from_or_refused():
+    row = {"instruction": "a", "response": "b", "rubric": "[c]\nScore 1: x\nScore 2: y", "score": 1}
+    alone, some = (
+        {"ratings": [1], "rationales": ["Curt."]},
+        {"ratings": [2, None, 1], "rationales": ["So.", None, None]},
+    )
+    assert [(e.id, e.rationale) for e in sft.by_annotator([convert(row | {"meta": alone})])] == [("row-3#1", "Curt.")]
+    both = convert(row | {"meta": some}, training=True)
+    assert (both.ratings, both.annotated, both.rationale) == ([2, 1], [(2, "So."), (1, None)], "So.")
+    for ratings in (["1", "2", "1"], [1, 2], [1, 3, 1]):
+        with pytest.raises(
+            RowError, match=r"field meta: `rationales` needs as many `ratings`, each null or one of \(1.0,"
+        ):
+            convert(row | {"meta": some | {"ratings": ratings}}, training=True)
 
 
 def test_comparisons_keep_the_split_that_they_name(tmp_path):

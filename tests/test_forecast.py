@@ -12,8 +12,8 @@ from srlib.schema import Comparison, Example, Rubric
 pytestmark = pytest.mark.torch
 RUBRIC = Rubric(criterion="Is it polite?", levels={1: "rude", 2: "neutral", 3: "kind"})
 FROM_0 = Rubric(criterion="Is it polite?", levels={0: "an insult", 1: "rude", 2: "neutral", 3: "kind"})
-TWO = dict(id="c", instruction="Greet.", response_a="Hi", response_b="Oi", preference="A", rubric=RUBRIC)
-PAIRED = {"train_pairwise": [Comparison(**TWO)]}
+TWO = dict(instruction="Greet.", response_a="Hi", response_b="Oi", rubric=RUBRIC, rationale="It greets.")
+PAIRED = {"train_pairwise": [Comparison(**TWO, id=f"c{p}", preference=p) for p in "AB"]}
 
 
 def rows(n=40, **changes):
@@ -63,6 +63,11 @@ def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
             {},
         ),
         (
+            "all preferences of training comparisons are A, so a judge learns the place",
+            ["sft_mode=mix"],
+            {"train_pairwise": PAIRED["train_pairwise"][:1]},
+        ),
+        (
             "endpoint_model j is one judge, and each iteration samples the newest",
             ["endpoint=http://h/v1", "endpoint_model=j"],
             {},
@@ -99,6 +104,12 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("40 of 40 training rows have no rationale: the writer W writes", ["writer=W"], {"rationale": ""}),
         ("40 of 40 gold judgments have more than max_new_tokens (4), and a judge", ["max_new_tokens=4"], {}),
         ("the arm sft_careful_only is left out", ["arms=sft,sft_careful_only"], {}),
+        ("the run takes sre_3 home, which is not among the arms", ["iterations=3"], {}),
+        (
+            "2 of 42 training rows have no rationale",
+            ["sft_mode=mix"],
+            {"train_pairwise": [c.model_copy(update={"rationale": None}) for c in PAIRED["train_pairwise"]]},
+        ),
     ],
 )
 def test_what_is_less_than_hoped_for_is_noted(note, overrides, changes):
@@ -156,14 +167,25 @@ def test_the_built_in_world_needs_no_writer():
 def test_rows_with_rationales_are_learned_from_and_the_others_counted():
     items = rows(30, rationale=lambda i: "It greets." if i < 5 else None)
     items[0] = items[0].model_copy(update={"meta": {"ratings": [1, 2], "rationales": ["It greets.", "It whines."]}})
-    kept, origin = sft.with_rationales(items, {str(i): f"Written {i}." for i in range(5, 25)})
+    kept, origin, few = sft.with_rationales(items, {str(i): f"Written {i}." for i in range(5, 25)})
     assert [item.rationale for item in kept] == ["It greets."] * 5 + [f"Written {i}." for i in range(5, 25)]
     assert origin == "rationales: 5 came with the data, 20 were written; rows left out: 5"
-    kept, origin = sft.with_rationales(items, {"5": "Written."})
+    assert few == []
+    kept, origin, few = sft.with_rationales(items, {"5": "Written."})
     assert [item.rationale for item in sft.by_annotator(kept)] == [None] * 30, (
         "six rationales teach nobody to write them"
     )
-    assert origin.startswith("6 of 30 training rows have a rationale, which is too few")
+    assert few[0].startswith("6 of 30 training examples have a rationale, too few")
+
+
+def test_comparisons_without_rationales_are_learned_beside_examples_with_them():
+    bare = [Comparison(**TWO | {"id": f"c{i}", "rationale": None}, preference="AB"[i % 2]) for i in range(20)]
+    kept, origin, few = sft.with_rationales(rows(100, rationale="It greets.") + bare, {"c0": "A greets."})
+    assert [sum(isinstance(item, kind) for item in kept) for kind in (Example, Comparison)] == [100, 20]
+    assert {item.rationale for item in kept} == {"It greets.", None}
+    assert few[0].startswith("1 of 20 training comparisons have a rationale, too few")
+    assert origin == "rationales: 100 came with the data, 0 were written; rows left out: 0"
+    assert sft.with_rationales(rows(3, rationale="It greets."), {})[2] == [], "few rows, but all of them have one"
 
 
 def test_a_hint_names_the_verdict_and_never_gets_into_a_rationale():

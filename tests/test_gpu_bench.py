@@ -231,7 +231,7 @@ def test_unsloth_is_given_arguments_that_it_can_read(checkpointing, max_length, 
     language_model = SimpleNamespace(from_pretrained=lambda model, **options: given.update(options) or (None, None))
     monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=language_model))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    loading._load_unsloth(str(base_dir), "none", "nf4", torch.bfloat16, checkpointing, max_length)
+    loading._load_unsloth(str(base_dir), "none", torch.bfloat16, checkpointing, max_length)
     source = Path(UNSLOTH.origin).parent / "models" / "_utils.py"
     [function] = [
         node for node in ast.parse(source.read_text()).body

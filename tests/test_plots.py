@@ -122,10 +122,10 @@ def test_calibration_and_coverage():
     dots = plots.reliability([0.05, 0.95, 0.92], [0, 1, 0], "sft").axes[0].collections[0]
     np.testing.assert_allclose(dots.get_offsets(), [[0.05, 0], [0.935, 0.5]])
     assert dots.get_sizes().tolist() == [100, 180]
-    curves = {"sft": calibration.curve([0.9, 0.5], [1, 0]), "sre_2": calibration.curve([0.9, NAN], [1, 0])}
+    curves = {"sft": calibration.curve([0.9, 0.5, 0.5], [1, 0, 0]), "sre_2": calibration.curve([0.9, NAN], [1, 0])}
     [axes] = plots.risk_coverage(curves, target=0.2).axes
-    assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[0.5, 1.0], [0.5]]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft (n 2)", "sre_2 (n 1)"]
+    assert [line.get_xdata().tolist() for line in axes.lines[:2]] == [[1 / 3, 1.0], [0.5]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["sft (n 3)", "sre_2 (n 1)"]
 
 
 def test_the_fitted_curve_and_the_colours_of_arms():

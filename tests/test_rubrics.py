@@ -13,7 +13,7 @@ from srlib.schema import Example, Rubric
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 3.5: "kind"}, step=0.25)
 GOOD = "Here is a rubric:\n\n**Criterion: Is it kind?**\n\n- **Score 1:** insults\n- Score 2 : says  nothing\n* Level 3: thanks\n\nI hope it helps."
-choose = definition("14_rubric", "choose", np=np, ORIGINAL="original")
+finalists, decide = (definition("14_rubric", name, np=np, ORIGINAL="original") for name in ("finalists", "choose"))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,10 @@ def test_a_draft_is_a_rubric_on_the_same_scale_or_named_by_what_is_wrong(text, f
 def test_the_step_of_a_scale_stays():
     draft = read_draft("Score 0: bad\nScore 3.5: good", QUARTERS)
     assert (draft.scale, draft.levels) == (QUARTERS.scale, {0: "bad", 3.5: "good"})
+
+
+def choose(selection, held_out, keep=3):
+    return decide({name: held_out[name] for name in finalists(selection, keep)})
 
 
 def test_the_held_out_half_decides_among_the_three_best_and_the_original():
@@ -150,4 +154,5 @@ def test_notebook_14_with_a_writer_behind_a_server(base_dir, rows, tmp_path, one
     assert written.scale == rows[0].rubric.scale
     kept = files.read_json(tmp_path / "rubric" / "drafts.json")
     assert kept["chosen"] == found["chosen"]
-    assert list(kept["selection"]) == list(kept["held_out"]) or set(kept["selection"]) == set(kept["held_out"])
+    assert set(kept["held_out"]) <= set(kept["selection"])
+    assert len(kept["held_out"]) <= 4, "only finalists are measured on the half that decides"

@@ -79,6 +79,7 @@ def test_every_draw_once_and_in_order(serve, tmp_path):
     assert {b["messages"][0]["content"] for b in server.bodies} == set(map(prompts.request, ITEMS))
     sent = dict(n=3, top_k=-1, min_p=0.0, repetition_penalty=1.0, top_p=1.0, temperature=1.0, max_tokens=50)
     assert all(sent.items() <= b.items() for b in server.bodies), "defaults of the server are switched off"
+    assert all(b["chat_template_kwargs"] == {"enable_thinking": False} for b in server.bodies), "as in this process"
     assert client.summary() == ""
 
 
@@ -115,6 +116,7 @@ def test_refused_fields_are_not_sent_again(serve, named):
     found, client = ask(server, distributions=True)
     assert ids(found) == ALL
     refused = {"top_k", "min_p", "repetition_penalty", "logprobs", "top_logprobs", "max_tokens", "n"}
+    refused |= {"chat_template_kwargs"}
     assert client.refused == (refused if named else refused | {"top_p", "seed"})
     assert len(server.bodies) == len(ALL) + 1
     assert server.bodies[-1]["max_completion_tokens"] == 50

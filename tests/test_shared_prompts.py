@@ -220,6 +220,18 @@ def test_steps_aside_where_it_would_be_wrong(kind, pairs, tokenizer, capsys):
     assert (causal.config._attn_implementation == attention) == (causal.forward == forward) == (kind in APART)
 
 
+def test_a_proof_for_which_there_is_no_room_stops_no_training(pairs, tokenizer, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = model_of("llama", tokenizer)
+    attention = model.config._attn_implementation
+    monkeypatch.setattr(shared_prompts, "_logprobs", full)
+    assert shared_prompts.share(model, tokenizer, pairs) is None
+    assert model.config._attn_implementation == attention
+    assert "LlamaForCausalLM fails with OutOfMemoryError: 'CUDA out of memory'" in capsys.readouterr().out
+
+
 def test_without_a_layout_the_model_is_what_it_was(pairs, tokenizer):
     model = model_of("llama", tokenizer)
     ids = tokenizer([pairs[0]["prompt"]], return_tensors="pt")

@@ -200,3 +200,13 @@ def test_a_hub_set_without_a_network(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     with pytest.raises(RowError, match="folder: no rows found in it"):
         read(tmp_path / "folder")
+
+
+def test_a_set_of_several_configurations_names_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    for name in ("easy", "hard"):
+        judged.write(tmp_path / f"{name}.jsonl", ROWS)
+    parts = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    with pytest.raises(RowError, match=r"no rows found in it \(.*easy.*hard.*\); name one of its files"):
+        read(tmp_path)

@@ -303,6 +303,7 @@ def test_a_risk_coverage_curve_by_hand():
     assert got.threshold.tolist() == [0.9, 0.7, 0.5]
     assert got.coverage.tolist() == [0.2, 0.4, 0.8]  # the NaN is never answered
     assert got.risk.tolist() == [0, 0.5, 0.5]
+    assert got.n == 4, "items, of which two have the same confidence"
 
 
 @settings(deadline=None, max_examples=40)

@@ -15,12 +15,11 @@ import yaml
 
 from srlib import files, prompts
 from srlib.data import fields
-from srlib.data.fields import HEADINGS, Match
+from srlib.data.fields import Match
 from srlib.files import RowError
 from srlib.schema import Comparison, Example, Item, Rubric, rounded
 
 TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
-_HEADING = re.compile(rf"^###[ \t]*({'|'.join(map(re.escape, HEADINGS.values()))})s?[ \t]*:", re.MULTILINE)
 _LEVEL = re.compile(r"^[ \t]*Score[ \t]+([-+]?\d+(?:[.,]\d+)?)[ \t]*:", re.MULTILINE)
 _DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
 _BRACKETS = re.compile(r"(?s)\A\[((?:[^\[\]]|\[[^\[\]]*\])*)\](\n.*)?\Z")  # around the criterion, as in the collections
@@ -77,12 +76,18 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     cells = (_object(row.get(c), f"{where}: field {c}") for c in map(match.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
+        criteria = {fields.plain(name): rubric for name, rubric in shared.items()}
+        named = row.get(match.name("rubric"))
+        if isinstance(named, str) and (own := criteria.get(fields.plain(named))):  # a row for each criterion
+            row = {**row, match.name("rubric"): own}
         alike = [(n, c) for n in shared for c in match.present if fields.plain(n) == fields.plain(c)]
         scores = scores or {n: row.get(n, row.get(c)) for n, c in alike}  # a column with exactly this name comes first
         scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
-    if _is_pair(row, match) or row.get(match.name("score")) is not None:
+    rated = isinstance(shared, dict) and any(score is not None for score in scores.values())
+    overall = row.get(match.name("score")) is not None and not (rated and row.get(match.name("rubric")) is None)
+    if _is_pair(row, match) or overall:
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
         advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"
@@ -121,7 +126,6 @@ def convert(
     makes, gold, texts = (Comparison, "preference", PAIR_TEXTS) if pair else (Example, "score", TEXTS)
     fields.check(match, makes.model_fields, [*texts, "rubric", *[gold] * training], where, training, advised)
     values = {field: row.get(match.name(field)) for field in makes.model_fields}
-    values |= dict.fromkeys(HEADINGS) | _parse_prompt(row, where) if match.is_prompt else {}
     values["meta"] = _object(values["meta"], f"{where}: field {match.name('meta')}")
     said = _object(values["rationale"], f"{where}: field {match.name('rationale')}") if dimension else None
     if isinstance(said, Mapping):
@@ -139,9 +143,10 @@ def convert(
     if pair:
         said = values.get("preference")
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)
-        scores = [_number(row.get(column), column, where) for column in ("orig_score_A", "orig_score_B")]
-        meta |= {} if None in scores else {"scores": scores}
     else:
+        guessed = match.name("score") not in ("score", "orig_score", *match.given.values())
+        if guessed and not training and isinstance(values.get("score"), str) and not re.search(r"\d", values["score"]):
+            values["score"] = None  # `label: billing` is no gold score
         score = values["score"] = _number(values.get("score"), match.name("score"), where)
         scale = rubric.scale if isinstance(rubric, Rubric) else ()
         if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:
@@ -157,6 +162,10 @@ def convert(
         if failure is not None:
             problem = f"followed by its verdict, it reads as {failure}; remove {prompts.MARKER} from it"
             raise RowError(f"{where}: field {match.name('rationale' if text == item.rationale else 'meta')}: {problem}")
+    lists = all(isinstance(meta.get(name), list) for name in ("ratings", "rationales"))
+    if training and lists and not item.annotated and any(meta["rationales"]):
+        problem = f"`rationales` needs as many `ratings`, each null or one of {files.shorten(item.verdicts)}"
+        raise RowError(f"{where}: field {match.name('meta')}: {problem}; correct them")
     said = [text for verdict, text in sorted(item.annotated, key=lambda one: one[0] != item.gold) if text]
     return item if item.rationale or not (training and said) else item.model_copy(update={"rationale": said[0]})
 
@@ -182,20 +191,6 @@ def _check_cells(values: Mapping[str, Any], match: Match, where: str) -> None:
                 (value if isinstance(value, str) else _JSON.encode(value)).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise RowError(f"{place}: {error}; correct it") from None
-
-
-def _parse_prompt(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    _, *parts = _HEADING.split(str(row.get("instruction")))
-    for field, heading in HEADINGS.items():
-        n = parts[::2].count(heading)
-        if n > 1 or (n == 0 and field != "reference_answer"):
-            raise RowError(f"{where}: field instruction has {n} headings '###{heading}:'; a judge's prompt has one")
-    values = {field: parts[parts.index(h) + 1].strip() for field, h in HEADINGS.items() if h in parts}
-    rationale, marker, score = str(row.get("output")).rpartition("[RESULT]")
-    if not marker:
-        raise RowError(f"{where}: field output: {files.shorten(score)} has no '[RESULT]' before a score; add it")
-    values |= {"rationale": rationale.strip().removeprefix("Feedback:").strip(), "score": score}
-    return values | {"rubric": re.split(r"(?m)^###", values["rubric"])[0]}
 
 
 def _rubric(value: Any, row: Mapping[str, Any], match: Match, pair: bool, where: str, step: float) -> Any:

@@ -1,14 +1,14 @@
 """Which column of a row holds which of our fields: by its name, by a synonym in fields.yaml, or by the user's own map.
 
 Names match without regard to case, spaces and underscores; a column with exactly our name comes first; if two others
-match, the error asks which. Rows of the Feedback and the Preference Collection have columns orig_instruction, orig_response, ...,
-or the whole prompt in `instruction` and the judgment in `output`.
+match, the error asks which. Rows of the Feedback and the Preference Collection have columns orig_instruction, orig_response, ...
 
 >>> match({"Question": "2 + 2?", "Answer": "4", "Grade": "1"}).columns
 {'instruction': 'Question', 'response': 'Answer', 'score': 'Grade'}"""
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +22,7 @@ from srlib.schema import Comparison, Example
 _TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 OTHERS = ("score_min", "score_max", "scores", "rubrics", "source", "split_hint")
 FIELDS = {field: field for field in (*Example.model_fields, *Comparison.model_fields, *OTHERS)}
-COLLECTIONS, HEADINGS = FIELDS | _TABLES["collections"], _TABLES["headings"]
-PROMPT = dict.fromkeys(HEADINGS, "instruction") | {"rationale": "output", "score": "output"}
+COLLECTIONS = FIELDS | _TABLES["collections"]
 _LEVEL = re.compile(r"(?i)(?:orig_)?(?:score[ _]?(\d+)[ _]description|level[ _]?(\d+)(?:[ _]description)?)")
 
 
@@ -34,7 +33,6 @@ class Match(NamedTuple):
     present: tuple[str, ...]
     doubtful: Mapping[str, list[str]] = {}  # fields that several columns fit
     given: Mapping[str, str] = {}  # the user's map
-    is_prompt: bool = False
 
     def name(self, field: str) -> str:
         """The column of a field; the field itself if no column holds it."""
@@ -57,18 +55,14 @@ def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), s
     """The fields of a row, by its columns; `header` names the columns of a table, in which empty cells count, too; `given` is
     the user's map. Without `synonyms`, only columns with exactly our names hold fields."""
     present = tuple(c for c in header or row if c != "input" or row.get(c))  # often empty, beside `instruction`
-    texts = "\n".join(str(row.get(c)) for c in ("instruction", "output"))
     collection = not {"orig_instruction", "orig_criteria"}.isdisjoint(row)
-    ended = "[RESULT]" in texts and "score" not in row
-    is_prompt = "output" in row and (ended or f"###{HEADINGS['instruction']}" in texts)
-    if is_prompt and not (collection or given or {"response", "response_a", "rubric"} & row.keys()):
-        return Match({field: field for field in FIELDS if field in present} | PROMPT, present, is_prompt=True)
     return _match(present, tuple(dict(given).items()), collection, synonyms and not collection)
 
 
 @lru_cache(maxsize=4096)
 def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collection: bool, synonyms: bool) -> Match:
-    columns, doubtful = dict(given), {}
+    pairs = "response_a" in present and not {column for _, column in given} & {*present}  # a map for the examples
+    columns, doubtful = {} if pairs else dict(given), {}
     free = [name for name in present if name not in columns.values()]
     for field, name in (COLLECTIONS if collection else FIELDS).items():
         fitting = [column for column in free if synonyms and plain(column) in _spellings(field)]
@@ -96,7 +90,9 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
     columns, rubric = ("-p columns=", "-p rubric=FILE") if training else ("--columns ", "--rubric FILE")
     problems = [f"field {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
     problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]
-    advice = [f"name columns: {columns}{shorten(','.join(map(':'.join, named.items())), 200)[1:-1]}"] if named else []
+    advice = [f"name columns: {columns}{shlex.quote(','.join(map(':'.join, named.items())))}"] if named else []
+    if {"chosen", "rejected"} <= unused.keys():
+        advice = ["write these pairs as response_a, response_b and preference (A or B), a random half of them as B"]
     advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []
     there = ", ".join(shorten(column, 30) for column in match.present[:12]) or "none"
     raise RowError(f"{where}: {'; '.join(problems)}. {'; '.join([f'The columns are {there}', *advice * advise])}")

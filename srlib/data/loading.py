@@ -20,7 +20,6 @@ FEW = 0.05  # share of bad rows that are left out without asking the user
 class RowFailure(NamedTuple):
     """One row of a source that is neither an Example nor a Comparison."""
 
-    line: int  # or the number of the row, as in a spreadsheet, in a format without lines
     id: str | None
     reason: str
 
@@ -77,7 +76,7 @@ def read_rows(
             except RowError as error:
                 name = values.get(match.name("id"))
                 name = None if name is None else str(name).encode("utf-8", "replace").decode()
-                row = RowFailure(raw.number, name, str(error))
+                row = RowFailure(name, str(error))
             uses = {column: field for field, column in reversed(match.columns.items())}
             used = [(column, uses.get(column, "(not used)")) for column, value in values.items() if value is not None]
             yield raw.number, where, row, used
@@ -141,6 +140,10 @@ def load(
     for row in every:  # the hint of their instruction may have come later
         rows[splits.split_of(row, seen)].append(row)
     _check_map(fields.parse(columns), present, source)
+    dimensions = shared if isinstance(shared := read_rubric(rubric) if str(rubric) else None, dict) else {}
+    if absent := [name for name in dimensions if not any(column == f"rubrics.{name}" for column, _ in used)]:
+        advice = "name its column as the rubric file does, or remove it there"
+        raise RowError(f"{rubric}: no row has a score of {', '.join(map(files.shorten, absent))}; {advice}")
     share = {"refuse": 0.0, "few": FEW, "drop": 1.0}[bad_rows]
     if failures and (counts["bad rows"] > share * counts["rows"] or not any(rows.values())):
         alike: dict[tuple[str, str], list[str]] = {}  # (file, problem) -> rows
@@ -158,13 +161,14 @@ def load(
     for name in ("test", "train_pairwise", "pairwise"):
         rows[name] = splits.sample(rows[name], (limits or {}).get(name, math.inf), seed)
     if not rows["train"]:
-        others = "; comparisons cannot train a judge alone, give them as data_pairwise" * bool(rows["train_pairwise"])
+        named = ", ".join(sorted({str(row.meta.get("split_hint")) for row in rows["test"]})[:3])
+        others = f" (test rows have {named})" * bool(rows["test"])
+        others += "; comparisons cannot train a judge alone, give them as data_pairwise" * bool(rows["train_pairwise"])
         raise RowError(f"{source}: no training rows; `split_hint` of at least some rows must be train{others}")
     if not rows["test"]:
         advice = "add rows with more instructions, set `split_hint` of some to test, or name a `group` for each row"
-        raise RowError(
-            f"{source}: rows are split by group or instruction, and all training rows have the same; {advice}"
-        )
+        problem = "rows are split by group or instruction, and all training rows have the same"
+        raise RowError(f"{source}: {problem}; {advice}")
     if balance_classes:
         counts["left out for balance"] = len(rows["train"]) - len(splits.balanced(rows["train"], seed))
         rows["train"] = splits.balanced(rows["train"], seed, n_train)

@@ -80,8 +80,9 @@ def _files(source: str | Path, revision: str) -> list[tuple[str, Path]]:
     try:
         splits = load_dataset_builder(str(folder)).config.data_files or {}
     except Exception as error:  # datasets has no common class for its errors
-        problem = str(error).partition("\n")[0]
-        raise RowError(f"{source}: no rows found in it ({problem}); name one of its files instead") from None
+        problem = " ".join(str(error).split("\n")[:2])  # the second line names the configurations
+        advice = f"`hf download {source} --repo-type dataset --local-dir DIR`, then " if is_hub_id(source) else ""
+        raise RowError(f"{source}: no rows found in it ({problem}); {advice}name one of its files instead") from None
     return [(str(split) if len(splits) > 1 else "", Path(file)) for split, names in splits.items() for file in names]
 
 

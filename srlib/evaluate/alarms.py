@@ -1,18 +1,7 @@
 """Alarms between iterations: is the loop teaching something other than judging?
 
-Each alarm is one number, larger is worse, and fires above its threshold. `of_draws` compares the judgments of a judge
-and of the judge before it on the same items; `of_training` reads the log and the pairs of one DPO training:
-
-    score_drift     total variation between the two histograms of scores, 0 to 1
-    saturation      rise of the share of scores at the top of their scale
-    parse_fall      fall of the share of judgments with a verdict
-    length_growth   growth of the mean judgment in tokens: 0.5 is half as long again
-    distinct_fall   fall of distinct-2 among the draws of a prompt (Li et al. 2016), relative to before
-    entropy_fall    fall of the mean entropy of a prompt's N verdicts, relative to before
-    logp_fall       fall of the chosen side's log-probability below the reference's, in nats a token
-    meta_higher     share of meta-judged pairs whose chosen score is the higher one (97.7% after a collapse,
-                    Meta-Rewarding, arXiv 2407.19594)
-
+Each alarm is one number, larger is worse, and fires above its threshold (`srlib params alarm`). `of_draws` compares the judgments
+of a judge and of the judge before it on the same items; `of_training` reads the log and the pairs of one DPO training.
 An undefined value (no shared item, nothing to divide by) is None and does not fire."""
 
 from collections import Counter

@@ -54,7 +54,8 @@ def add_lora(
     settings = dict(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_layers(model, lora_targets))
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
-        present = {name: getattr(config, name) for name in settings} | {"target_modules": sorted(config.target_modules)}
+        adapted = {name.split(".")[-2] for name, _ in model.named_modules() if name.endswith(".lora_A")}
+        present = {name: getattr(config, name) for name in settings} | {"target_modules": sorted(adapted)}
         if present != settings:
             raise ModelError(f"the judge's adapter has {present}, and the lora_... parameters say {settings}")
         return model

@@ -55,13 +55,12 @@ def load(
     *,
     backend: str = "transformers",
     quantization: str = "none",
-    quant_type: str = "nf4",
     dtype: str = "auto",
     training: bool = False,
     checkpointing: bool = False,
     max_length: int = 0,
 ) -> tuple[Any, Any]:
-    """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 or fp4 (QLoRA, arXiv 2305.14314). A
+    """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 (QLoRA, arXiv 2305.14314). A
     judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
     base's layers, never merged, so it computes what it computed in training. Loads no remote code and no pickled
     weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for rows of that length and cuts longer ones."""
@@ -72,9 +71,9 @@ def load(
     unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
-        loaded = _load_unsloth(str(model), quantization, quant_type, torch_type, checkpointing, max_length)
+        loaded = _load_unsloth(str(model), quantization, torch_type, checkpointing, max_length)
     else:
-        loaded = load_transformers(str(base or model), quantization, quant_type, torch_type)
+        loaded = load_transformers(str(base or model), quantization, torch_type)
         if base is not None:
             loaded = with_adapter(loaded, model, training)
             loaded = loaded if training else loaded.get_base_model()
@@ -84,6 +83,8 @@ def load(
     if quantization == "4bit":
         if not getattr(loaded, "is_loaded_in_4bit", False):
             raise ModelError(f"model {model} could not be loaded in 4 bit here; set quantization to none")
+        if sum(p.numel() for p in loaded.parameters() if p.ndim == 3) > loaded.num_parameters() / 2:
+            raise ModelError(f"model {model}: its experts would stay in 16 bit; set quantization to none")
         for module in loaded.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):  # else a forward pass in eval mode repacks the weights on
                 module.support_avx512bf16_for_cpu = False  # such CPUs, and breaks later training (bitsandbytes 0.50.2)
@@ -100,15 +101,13 @@ def load(
     return (loaded.train() if training else loaded.eval()), tokenizer
 
 
-def load_transformers(
-    model: str, quantization: str = "none", quant_type: str = "nf4", dtype: Any = "auto", device: str = "cuda"
-) -> Any:
+def load_transformers(model: str, quantization: str = "none", dtype: Any = "auto", device: str = "cuda") -> Any:
     """The model alone. It goes to one GPU (`device`) as a whole, if there is any."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     model, options = str(gguf.directory(model)), {"device_map": device} if torch.cuda.is_available() else {}
     if quantization == "4bit":
-        bits = dict(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_compute_dtype=dtype)
+        bits = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
         options["quantization_config"] = BitsAndBytesConfig(**bits, bnb_4bit_use_double_quant=True)
     options |= dict(dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     with _as_model_error(model):
@@ -118,12 +117,12 @@ def load_transformers(
     return loaded
 
 
-def _load_unsloth(model: str, quantization: str, quant_type: str, dtype: Any, checkpointing: bool, max_length: int):
+def _load_unsloth(model: str, quantization: str, dtype: Any, checkpointing: bool, max_length: int):
     from unsloth import FastLanguageModel  # before transformers
     from transformers import AutoConfig  # isort: skip
 
-    if quantization == "4bit" and quant_type != "nf4":
-        raise ModelError(f"Unsloth quantizes to nf4, not {quant_type}; set quant_type: nf4 or backend: transformers")
+    if dtype == torch.float32 and torch.cuda.is_available():
+        raise ModelError("on a GPU Unsloth computes float32 in bf16; set backend: transformers")
     options = dict(dtype=dtype, trust_remote_code=False, load_in_4bit=quantization == "4bit")
     options |= dict(use_exact_model_name=True)  # not Unsloth's own quantized copy
     options |= dict(use_gradient_checkpointing=checkpointing and offloaded())

@@ -44,7 +44,7 @@ def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
     form = form or ("adapter" if models.base_of(judge) else "merged")
     _check(judge, cfg, to, form, push)
     info, items = models.judge_info(judge), gate_items(run)
-    weights = dict(quantization=cfg.quantization, quant_type=cfg.quant_type, dtype=cfg.dtype)
+    weights = dict(quantization=cfg.quantization, dtype=cfg.dtype)
     before = judged(models.load(judge, **weights), items, info)
     with files.writing(to), tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as folder:
         write(judge, partial := Path(folder) / to.name, form, **weights)
@@ -82,7 +82,7 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) 
             raise SrlibError(problem)
 
 
-def write(judge: Path, out: Path, form: str, quantization: str, quant_type: str, dtype: str) -> None:
+def write(judge: Path, out: Path, form: str, quantization: str, dtype: str) -> None:
     """The judge's files in one of the formats; merged are the weights that it computes with, rounded once, at the end."""
     if form == "adapter":
         with files.writing(out):
@@ -90,7 +90,7 @@ def write(judge: Path, out: Path, form: str, quantization: str, quant_type: str,
         return
     base, info, tokenizer = models.base_of(judge), models.judge_info(judge), models.load_tokenizer(judge)
     exact, four_bit = models.torch_dtype(dtype), quantization == "4bit"
-    options = (quantization, quant_type, exact) if four_bit else ("none", "", torch.float32, "cpu")
+    options = (quantization, exact) if four_bit else ("none", torch.float32, "cpu")
     model = loading.load_transformers(str(base or judge), *options)
     model = model.to("cpu").dequantize(torch.float32) if four_bit else model  # the adapter was trained on top of these
     model = loading.with_adapter(model, judge).merge_and_unload() if base else model
@@ -127,10 +127,9 @@ def judged(loaded: tuple, items: Sequence[Example], info: Mapping[str, Any], of:
     judgments, logprobs = sample.judgments(model, tokenizer, items, **settings, desc="judge for the gate"), []
     for item, judgment in zip(items, of[0] if of else judgments, strict=True):
         prompt = prompts.prompt_ids(tokenizer, item, info["template"])
-        ids = torch.tensor([prompt + prompts.completion_ids(tokenizer, judgment.text)], device=model.device)
-        with torch.inference_mode():
-            logits = model(ids).logits[0, len(prompt) - 1 : -1].float()
-        logprobs.append(float(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).mean()))
+        ids = prompts.completion_ids(tokenizer, judgment.text)
+        [[logprob]] = sample.score_candidates(model, [prompt], [[ids]]) if judgment.failure != "too_long" else [[0.0]]
+        logprobs.append(logprob / len(ids))
     return judgments, logprobs
 
 

@@ -200,8 +200,8 @@ def reliability(confidence: Values, correct: Values, title: str, fitted: Any = N
 def risk_coverage(curves: Mapping[str, tuple], target: float | None = None) -> plt.Figure:
     """Share of wrong answers among the surest, for every share of answered items: `calibration.curve` by arm."""
     figure, (axes,) = axes_of("Risk against coverage", "items answered", "of them wrong")
-    for name, (coverage, risk, _) in curves.items():
-        axes.plot(coverage, risk, label=f"{plain(name)} (n {len(coverage)})", linewidth=1.8, color=color_of(name))
+    for name, (coverage, risk, _, n) in curves.items():
+        axes.plot(coverage, risk, label=f"{plain(name)} (n {n})", linewidth=1.8, color=color_of(name))
     if target is not None:
         axes.axhline(target, color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.01), ylim=(0, None))

@@ -55,13 +55,20 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
         advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
+    if cfg.sft_mode != "pointwise" and len(preferred := {c.preference for c in rows["train_pairwise"]}) == 1:
+        text = f"all preferences of training comparisons are {preferred.pop()}, so a judge learns the place, not the response"
+        refusals.append(f"{text}; exchange the responses of a random half of the rows")
     if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
         refusals.append(f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, make it even")
     _pairs(train, cfg, notes, refusals)
-    if without := sum(not e.rationale for e in train):
+    learned = [*train, *rows["train_pairwise"] * (cfg.sft_mode != "pointwise")]
+    if without := sum(not e.rationale for e in learned):
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
-        text = f"{without} of {len(train)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each"
+        text = f"{without} of {len(learned)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each"
         notes.append(f"{text} (notebook 09). Rows without a right one teach no sft, but the loop reads their scores")
+    last = f"sre_{cfg.iterations}"
+    if cfg.keep == "last" and last not in cfg.arms and any(s.output == f"judges/{last}" for s in stages.of(cfg)):
+        notes.append(f"the run takes {last} home, which is not among the arms, so nothing measures it: add it to arms")
     if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
         notes.append("the arm sft_careful_only is left out: no training row says that its annotator is careful")
     return forecast

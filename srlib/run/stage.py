@@ -133,9 +133,6 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     again = "".join(f" -p {name}={shlex.quote(config.spelled(getattr(cfg, name)))}" for name in changed)
     path = shlex.quote(files.relative(run))
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
-    for older, newer in filter(None, (stages.outdated(run, name) for name in inputs)):
-        advice = f"run notebook {MAKES[older.split('/')[0]]} again, or {again}"
-        raise RunError(f"{older} of run {run.name} is stale, for {newer} has changed since: {advice}")
     lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
     # The kernel of a killed pipeline is gone within two seconds
     if config.together()[0] == 0 and not files.acquire(lock, wait):
@@ -171,6 +168,10 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
     for name in needs:
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
+        if older := stages.outdated(run, name):
+            again = f"srlib run {(path := shlex.quote(files.relative(run)))}/params.yaml --run-dir {path}"
+            advice = f"run notebook {MAKES[older[0].split('/')[0]]} again, or all with `{again}`"
+            raise RunError(f"{older[0]} of run {run.name} is stale, for {older[1]} has changed since: {advice}")
     if (recorded := run / "params.yaml").exists():
         default, of_run = config.load(None), config.load(recorded)
         explicit = {"run_dir", "arm", "iteration", *config.injected_in(namespace)}

@@ -17,6 +17,7 @@ class Curve(NamedTuple):
     coverage: Floats  # (K,) ascending: share of all items that are answered
     risk: Floats  # (K,) share of wrong answers among them
     threshold: Floats  # (K,) least confidence that is answered
+    n: int  # items with a confidence
 
 
 def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, group: Keys = None) -> Interval:
@@ -43,7 +44,7 @@ def curve(confidence: Array, correct: Array) -> Curve:
     levels, index = np.unique(-confidence[known], return_inverse=True)
     answered = np.bincount(index, minlength=len(levels)).cumsum()
     wrong = np.bincount(index, 1 - correct[known], len(levels)).cumsum()
-    return Curve(answered / len(confidence), wrong / answered, -levels)
+    return Curve(answered / len(confidence), wrong / answered, -levels, int(known.sum()))
 
 
 def summary(confidence: Array, correct: Array, group: Keys = None, **options: Any) -> dict[str, Interval]:
@@ -72,7 +73,7 @@ def threshold_for(confidence: Array, correct: Array, risk: float, delta: float |
     With `delta`, new items of the same kind stay below `risk` with probability 1 - delta: the exact binomial bound
     (Clopper & Pearson 1934) at delta / 10 holds at all tenths of coverage at once (after arXiv 1705.08500). Without any
     error, 10% at delta 0.05 needs 51 answered items; items that belong together weaken the guarantee."""
-    coverage, bound, threshold = curve(confidence, correct)
+    coverage, bound, threshold, _ = curve(confidence, correct)
     candidates = np.arange(len(coverage))
     if delta is not None:
         tenths = np.searchsorted(coverage, np.arange(1, 11) / 10 - 1e-9)

@@ -73,9 +73,8 @@ def resample(outcomes: Array, n_boot: int, seed: int, group: Keys = None, jackkn
         columns(items=index, group=rows)
         units, table = np.ones(rows.max() + 1), np.zeros((rows.max() + 1, n))
         np.add.at(table, (rows, index), 1)
-        draws = rng.multinomial(len(units), units / len(units), size=n_boot) @ (
-            table if len(units) > 1 else NAN * table
-        )
+        draws = rng.multinomial(len(units), units / len(units), size=n_boot)
+        draws = draws @ (table if len(units) > 1 else NAN * table)
     elif n == len(outcomes):  # every outcome is distinct: counting draws is faster
         draws = rng.integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
         draws = np.bincount(draws.ravel(), minlength=n_boot * n).reshape(n_boot, n)
