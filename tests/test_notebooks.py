@@ -87,6 +87,13 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     reasons = [stages.reason(run / one.output, stages.parts(one, cfg, run)) for one in stages.of(cfg)]
     assert reasons == [None, None, None, None, "beta 0.1 -> 0.9", None]
 
+    passes = {path: path.stat().st_mtime_ns for path in (run / "eval").glob("*/*.jsonl")}
+    assert "sft_draws" not in [path.parent.name for path in passes]
+    finished(start("runs/t", arms="base,sft,sft_self_consistency,sre_1"))
+    now = {path: path.stat().st_mtime_ns for path in (run / "eval").glob("*/*.jsonl")}
+    assert passes == {path: now[path] for path in passes}, "an arm more judges nothing again"
+    assert ("sft_self_consistency", "test", "accuracy") in results(run)
+
 
 @pytest.mark.slow
 def test_two_processes_share_training_draws_and_evaluation(project, start):

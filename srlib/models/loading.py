@@ -22,7 +22,6 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError
 
 from srlib import config, files, prompts
-from srlib.config import resolve_backend
 from srlib.models import gguf
 from srlib.models.attention import looks_ahead
 from srlib.models.gguf import ModelError
@@ -68,7 +67,7 @@ def load(
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     gc.collect()  # models that nobody needs any more: in 4 bit their layers hold each other
     model = gguf.directory(model)
-    unsloth = training and resolve_backend(backend) == "unsloth"
+    unsloth = training and config.resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
         loaded = _load_unsloth(str(model), quantization, torch_type, checkpointing, max_length)

@@ -56,6 +56,5 @@ if __name__ == "__main__":
     except (RuntimeError, OSError) as error:  # a kernel that died, mostly for lack of memory, or a full disk
         problem = f"({error}){ROOM}"
     time.sleep(5 * bool(rank and problem))  # the first one may say it
-    problem = problem if len(problem) < 8000 else f"{problem[:8000]} ... (the notebook has the rest)"
-    os.write(answer, problem.encode(errors="backslashreplace"))
+    os.write(answer, (problem[:8000] + " ..." * (len(problem) > 8000)).encode(errors="backslashreplace"))
     os._exit(bool(problem))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from srlib import config, curate, files, prompts
 from srlib.data import splits
 from srlib.run import stages
-from srlib.run.stages import RunError
 from srlib.schema import Comparison, Example, Item, format_score
 
 Texts = list[str]
@@ -22,7 +21,7 @@ class Forecast(NamedTuple):
     def check(self) -> None:
         """Raise RunError with all reasons to refuse, if there are any."""
         if self.refusals:
-            raise RunError("this run cannot end well:\n- " + "\n- ".join(self.refusals))
+            raise stages.RunError("this run cannot end well:\n- " + "\n- ".join(self.refusals))
 
 
 def of_run(cfg: config.Parameters, run: Path) -> Forecast:

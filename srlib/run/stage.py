@@ -31,8 +31,9 @@ class NotFirst(Exception):
 class OpenStage:
     """A stage while its notebook runs: its parameters `cfg`, the directories `inputs` that it reads, by name, and the
     directory `path` for its files, which is partial until `finish`. `done` says that all of it has been computed, and
-    `facts` is what `finish` was given then. `checkpoints` is a directory that goes when the stage is finished, and
-    `skipped` maps what the run cannot have to the reason: `{"judges/sre_1": "pairs/1 holds no pair"}`."""
+    `facts` is what `finish` was given then. `checkpoints` is a directory that goes when the stage is finished, `changed` names
+    the parts (`stages.parts`) in which the finished stage that this one replaces differs, all if there is none, and `skipped`
+    maps what the run cannot have to the reason: `{"judges/sre_1": "pairs/1 holds no pair"}`."""
 
     def __init__(self, stage: Stage, run: Path, cfg: config.Parameters, parts: dict[str, Any], lock: Path) -> None:
         self.name, self.run, self.cfg, self.skipped = stage.name, run, cfg, stages.skipped(cfg, run)
@@ -42,6 +43,8 @@ class OpenStage:
         self.checkpoints, force = run / ".checkpoints" / stage.name, "SRLIB_FORCE" in os.environ
         number, together = config.together()
         self._first = number == 0
+        old = {} if force else stages.manifest(self._output).get("parts", {})
+        self.changed = {name for name in {*old, *parts} if old.get(name, ...) != parts.get(name, ...)}
         self.done = not force and stages.manifest(self._output).get("key") == self._head["key"]
         self.path = self._output if self.done else self._output.with_name(f"{self._output.name}.partial")
         self.facts = stages.manifest(self.path).get("facts", {})
