@@ -73,6 +73,14 @@ def test_an_adapter_leaves_merged_in_16_bit_or_as_it_is(adapter_judge, base_dir,
     assert models.base_of(out) == str(base_dir)
 
 
+def test_an_item_beyond_the_context_is_compared_as_what_it_is(base_dir, one_thread):
+    some = world.examples("test", 0, 2, care=1.0)
+    items = [some[0], some[1].model_copy(update={"response": "again and " * 3000})]
+    judgments, logprobs = export.judged(models.load(base_dir), items, {"template": "brief", "max_new_tokens": 8})
+    assert [j.failure == "too_long" for j in judgments] == [False, True]
+    assert logprobs[0] < 0 == logprobs[1]
+
+
 def test_after_4_bit_training_the_merge_is_into_the_quantized_weights(adapter_judge, tmp_path, monkeypatch):
     run, write = make_run(tmp_path, adapter_judge, quantization="4bit"), export.write
     assert export.export(run, tmp_path / "right", "merged").same_score == 6

@@ -160,6 +160,7 @@ def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, st
     """Semicolons, CRLF, a byte-order mark, two dirty rows, no ids, one rubric file, and nobody says why: one command."""
     answers = {1: "Please read the manual.", 2: "Try again later.", 3: "Turn it off and on.", 4: "Hold the key;\nwait."}
     rows = [f'How do I reset device {i}?;"{answers[i % 4 + 1]}";{i % 4 + 1} ;' for i in range(60)]
+    rows += [f'How do I reset device {i % 2}?;"{"again and " * 2000}";2 ;' for i in range(5)]
     rows[7], rows[30] = rows[7].replace(";4 ;", ";n/a;"), rows[30].replace(";3 ;", ";;")
     text = "\r\n".join(["Question;Answer;Grade;", *rows, ";;;", ""])
     (project / "graded.csv").write_bytes(text.encode("utf-8-sig"))
@@ -174,6 +175,12 @@ def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, st
     assert facts["rows without a rationale"] > 20
     rows_found = facts["rationales found"] + facts["rationales found with a hint"]
     assert facts["rows left without"] == facts["rows without a rationale"] - rows_found
+    texts = [
+        files.read_rows(project / "runs" / "t" / "rationales" / f"{n}.jsonl", Judgment) for n in ("judgments", "hinted")
+    ]
+    failed, again = ({j.id: j.text for j in several if len(j.text.split()) > 3} for several in texts)
+    assert 0 < max(j.prompt_tokens for several in texts for j in several) < 512, "no texts that do not fit"
+    assert not again or sum(failed.get(name) == text for name, text in again.items()) < len(again) / 20, "other draws"
     trained = files.read_json(project / "runs" / "t" / "judges" / "sft" / "train.json")
     assert trained["rationales"] in (project / "runs" / "t" / "report.html").read_text()
     assert trained["rows"] == rows_found if rows_found >= 10 else facts["rows without a rationale"]
