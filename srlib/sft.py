@@ -80,7 +80,7 @@ def with_rationales(items: Sequence[Item], written: Mapping[str, str]) -> tuple[
         having = [item for item in rows if item.rationale]
         if few := len(having) < min(len(rows), max(10, ENOUGH * len(rows))):
             text = f"{len(having)} of {len(rows)} training {kind.__name__.lower()}s have a rationale, too few to learn from"
-            problems.append(f"{text}: the judge learns verdicts alone. Name a `writer` that can judge, or write some")
+            problems.append(f"{text}: of these it learns verdicts alone. Name a `writer` that can judge, or write some")
         bare = [i.model_copy(update={"rationale": None, "meta": i.meta | {"rationales": None}}) for i in rows if few]
         kept += bare or having
     n, out = sum(bool(item.rationale) for item in kept), len(items) - len(kept)

@@ -41,7 +41,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
     """Let the model compute each prompt of a batch once; returns the collator that TRL's trainer has to use. `rows` are
     TRL's pairs (prompt, chosen, rejected) for DPO or rows (prompt, completion) for SFT, as text. The shared way is compared
     with the plain one on the longest of them. If it fails, or the log-probabilities differ (a short window, soft caps,
-    Unsloth's attention on a GPU, ...) the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
+    ...), or Unsloth is on a GPU, the model is left as it was, the reason is printed, and None is returned: TRL's own way."""
     causal = model.get_base_model() if hasattr(model, "peft_config") else model
     name, config = type(causal).__name__, causal.config.get_text_config()
     pairwise = "chosen" in rows[0]
@@ -54,7 +54,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
     elif within < math.inf and any(len(tokenizer(r["prompt"] + r[e]).input_ids) >= within for r in rows for e in ends):
         reason = f"{name} attends within {within:g} tokens and a text has more"
     elif hasattr(model, "for_training") and torch.cuda.is_available():
-        reason = "Unsloth's attention on a GPU takes no other"
+        reason = "Unsloth's attention on a GPU fails with rows of several texts"
     else:
         shared_batch, attention, forward = collator(pairs), causal.config._attn_implementation, causal.forward
         AttentionInterface.register(ATTENTION, _attend)
@@ -75,7 +75,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
             reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)
         causal.forward = forward
-    advice = "; with backend: transformers they may be" * hasattr(model, "for_training")
+    advice = "; with backend: transformers they may be" * (" fails with " in reason and hasattr(model, "for_training"))
     print(f"prompts are not shared: {reason}; each judgment reads its own prompt, as with share_prompts: false{advice}")
     return None
 

@@ -113,4 +113,6 @@ def test_a_backend_that_works_trains_adapters_alone(monkeypatch):
 def test_a_list_is_parted_at_commas_but_not_in_the_name_of_a_column():
     assert config.split("sft, sre_1,") == ["sft", "sre_1"]
     assert config.split("score:Rate it (1 = bad, 5 = good), id:No") == ["score:Rate it (1 = bad, 5 = good)", "id:No"]
+    assert config.split("score:Grade,") == ["score:Grade"]
+    assert config.split("score:Rate it (1: bad, 5: good)") == ["score:Rate it (1: bad, 5: good)"]
     assert config.load(None, ["columns=score:Good, or bad,id:No"]).columns == ["score:Good, or bad", "id:No"]

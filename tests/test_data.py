@@ -484,7 +484,21 @@ def test_dimensions_beside_an_overall_score_or_a_row_for_each_criterion(tmp_path
     assert "has no score of polite, clear" in reasons(path, [row], rubric=file, training=True)[0]
     tidy = [row | {"id": name, "Criterion": name, "score": n} for n, name in enumerate(("Polite", "clear"), start=1)]
     found = [(e.id, e.rubric.criterion, e.score) for e in read(path, tidy, rubric=file, training=True)]
-    assert found == [("Polite", "P", 1), ("clear", "C", 2)]
+    assert found == [("Polite#polite", "P", 1), ("clear#clear", "C", 2)]
+    many = [
+        row | {"id": i, "question": f"Where {i}?", "Criterion": c, "score": 1 + i % 3}
+        for i in range(30)
+        for c in ("polite", "Clear")
+    ]
+    loaded = data.load(write(path, many), n_validation=2, rubric=file)
+    assert (loaded.counts["rows"], loaded.counts["bad rows"]) == (60, 0)
+    apart = [row | {"scores": {"x": 1}, "rubrics": {"x": POLITE}, "rubric": shown} for shown in (None, POLITE)]
+    [dimension], [bad] = (read(path, [one], training=True) for one in apart)
+    assert (dimension.id, dimension.score) == ("row-1#x", 1)
+    assert "score 5 is not on the rubric's scale" in bad.reason, "the row has a rubric of its own"
+    [broken] = ([b"{no json"],)
+    with pytest.raises(RowError, match="malformed JSON"):
+        data.load(write(path, broken), n_validation=2, rubric=file)
     one = [{"question": f"Where {i}?", "answer": "Here", "Polite": 1 + i % 3, "How clear?": 2} for i in range(30)]
     with pytest.raises(RowError, match=r"r\.yaml: no row has a score of 'clear'; name its column"):
         data.load(write(path, one), n_validation=2, rubric=file)
@@ -498,12 +512,18 @@ def test_a_label_in_words_is_no_score_of_a_row_to_judge(tmp_path, rubric):
         assert "field label: 'billing' is not a number" in reason
     [reason] = reasons(tmp_path / "a.jsonl", [row | {"label": "4/5"}], rubric=rubric)
     assert "field label: '4/5' is not a number" in reason, "this was meant as one"
+    for named in ("score", "Score", "SCORE "):
+        [reason] = reasons(
+            tmp_path / "a.jsonl", [{"question": "Where?", "answer": "Here", named: "good"}], rubric=rubric
+        )
+        assert "'good' is not a number" in reason
 
 
 def test_comparisons_beside_examples_keep_their_own_columns(tmp_path):
     named = ["instruction:Frage", "response:Antwort", "score:Note"]
-    path = write(tmp_path / "p.jsonl", [PAIR | {"id": str(i), "instruction": f"Greet {i}."} for i in range(9)])
-    assert len([row for row in read(path, [PAIR], columns=named, training=True) if isinstance(row, Comparison)]) == 1
+    spelled = {name.replace("response_a", "Answer A").replace("response_b", "Answer B"): v for name, v in PAIR.items()}
+    for pair in (PAIR, spelled, PREFERENCE | {"orig_score1_description": None}):
+        assert [type(row) for row in read(tmp_path / "p.jsonl", [pair], columns=named, training=True)] == [Comparison]
     example = {"Frage": "Where?", "Antwort": "Here", "Note": 2, "rubric": PAIR["rubric"]}
     rows = [example, {"instruction": "Where?", "response": "Here", "score": 1, "rubric": PAIR["rubric"]}]
     good, bad = read(tmp_path / "a.jsonl", rows, columns=named, training=True)
@@ -602,9 +622,9 @@ def test_every_annotator_is_learned_from_or_refused():
     assert [(e.id, e.rationale) for e in sft.by_annotator([convert(row | {"meta": alone})])] == [("row-3#1", "Curt.")]
     both = convert(row | {"meta": some}, training=True)
     assert (both.ratings, both.annotated, both.rationale) == ([2, 1], [(2, "So."), (1, None)], "So.")
-    for ratings in (["1", "2", "1"], [1, 2], [1, 3, 1]):
+    for ratings in (["1", "2", "1"], [1, 2], [1, 3, 1], [None] * 3, None):
         with pytest.raises(
-            RowError, match=r"field meta: `rationales` needs as many `ratings`, each null or one of \(1.0,"
+            RowError, match="field meta: `rationales`, texts or null, need a rating beside each text in"
         ):
             convert(row | {"meta": some | {"ratings": ratings}}, training=True)
 

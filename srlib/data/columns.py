@@ -76,18 +76,19 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     cells = (_object(row.get(c), f"{where}: field {c}") for c in map(match.name, ("scores", "rubrics")))
     scores, rubrics = (cell if isinstance(cell, Mapping) else {} for cell in cells)
     if isinstance(shared, dict):
-        criteria = {fields.plain(name): rubric for name, rubric in shared.items()}
-        named = row.get(match.name("rubric"))
-        if isinstance(named, str) and (own := criteria.get(fields.plain(named))):  # a row for each criterion
-            row = {**row, match.name("rubric"): own}
+        named = fields.plain(named) if isinstance(named := row.get(match.name("rubric")), str) else None
+        if own := next((name for name in shared if fields.plain(name) == named), None):  # a row for each criterion
+            columns = match.columns | {"rubric": f"rubrics.{own}"}
+            yield own, {**row, f"rubrics.{own}": shared[own]}, match._replace(columns=columns)
+            return
         alike = [(n, c) for n in shared for c in match.present if fields.plain(n) == fields.plain(c)]
         scores = scores or {n: row.get(n, row.get(c)) for n, c in alike}  # a column with exactly this name comes first
         scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
-    rated = isinstance(shared, dict) and any(score is not None for score in scores.values())
-    overall = row.get(match.name("score")) is not None and not (rated and row.get(match.name("rubric")) is None)
-    if _is_pair(row, match) or overall:
+    rated = any(score is not None for score in scores.values()) and all(rubrics.get(name) for name in scores)
+    alone = row.get(match.name("rubric")) is not None or not rated  # an overall score is read without those beside it
+    if _is_pair(row, match) or (row.get(match.name("score")) is not None and alone):
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
         advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"
@@ -144,10 +145,11 @@ def convert(
         said = values.get("preference")
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)
     else:
-        guessed = match.name("score") not in ("score", "orig_score", *match.given.values())
-        if guessed and not training and isinstance(values.get("score"), str) and not re.search(r"\d", values["score"]):
-            values["score"] = None  # `label: billing` is no gold score
-        score = values["score"] = _number(values.get("score"), match.name("score"), where)
+        score = values.get("score")
+        guessed = fields.plain(match.name("score")) not in ("score", "origscore") and "score" not in match.given
+        if guessed and not (training or dimension) and isinstance(score, str) and not re.search(r"\d", score):
+            score = None  # `label: billing` is no gold score
+        score = values["score"] = _number(score, match.name("score"), where)
         scale = rubric.scale if isinstance(rubric, Rubric) else ()
         if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:
             near = min(scale, key=lambda s: (round(abs(s - score), 9), -s))  # half up, as graders round
@@ -162,9 +164,8 @@ def convert(
         if failure is not None:
             problem = f"followed by its verdict, it reads as {failure}; remove {prompts.MARKER} from it"
             raise RowError(f"{where}: field {match.name('rationale' if text == item.rationale else 'meta')}: {problem}")
-    lists = all(isinstance(meta.get(name), list) for name in ("ratings", "rationales"))
-    if training and lists and not item.annotated and any(meta["rationales"]):
-        problem = f"`rationales` needs as many `ratings`, each null or one of {files.shorten(item.verdicts)}"
+    if training and not item.annotated and isinstance(meta.get("rationales"), list) and any(meta["rationales"]):
+        problem = f"`rationales`, texts or null, need a rating beside each text in `ratings`, of {files.shorten(item.verdicts)}"
         raise RowError(f"{where}: field {match.name('meta')}: {problem}; correct them")
     said = [text for verdict, text in sorted(item.annotated, key=lambda one: one[0] != item.gold) if text]
     return item if item.rationale or not (training and said) else item.model_copy(update={"rationale": said[0]})

@@ -140,10 +140,6 @@ def load(
     for row in every:  # the hint of their instruction may have come later
         rows[splits.split_of(row, seen)].append(row)
     _check_map(fields.parse(columns), present, source)
-    dimensions = shared if isinstance(shared := read_rubric(rubric) if str(rubric) else None, dict) else {}
-    if absent := [name for name in dimensions if not any(column == f"rubrics.{name}" for column, _ in used)]:
-        advice = "name its column as the rubric file does, or remove it there"
-        raise RowError(f"{rubric}: no row has a score of {', '.join(map(files.shorten, absent))}; {advice}")
     share = {"refuse": 0.0, "few": FEW, "drop": 1.0}[bad_rows]
     if failures and (counts["bad rows"] > share * counts["rows"] or not any(rows.values())):
         alike: dict[tuple[str, str], list[str]] = {}  # (file, problem) -> rows
@@ -156,6 +152,10 @@ def load(
         head = f"{counts['bad rows']} of {counts['rows']} rows cannot be used; correct them"
         head += ", or set bad_rows=drop" if any(rows.values()) else ""
         raise RowError("\n  ".join([head, *listed]))
+    dimensions = shared if isinstance(shared := read_rubric(rubric) if str(rubric) else None, dict) else {}
+    if absent := [name for name in dimensions if not any(column == f"rubrics.{name}" for column, _ in used)]:
+        advice = "name its column as the rubric file does, or remove it there"
+        raise RowError(f"{rubric}: no row has a score of {', '.join(map(files.shorten, absent))}; {advice}")
     rows = {name: splits.sample(rows[name], room[name], seed) for name in rows}
     counts |= splits.complete(rows, n_validation, n_test, seed)
     for name in ("test", "train_pairwise", "pairwise"):

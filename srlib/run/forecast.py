@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from srlib import config, curate, files, prompts
 from srlib.data import splits
+from srlib.evaluate import arms
 from srlib.run import stages
 from srlib.schema import Comparison, Example, Item, format_score
 
@@ -54,8 +55,8 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
         advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
-    if cfg.sft_mode != "pointwise" and len(preferred := {c.preference for c in rows["train_pairwise"]}) == 1:
-        text = f"all preferences of training comparisons are {preferred.pop()}, so a judge learns the place, not the response"
+    if cfg.sft_mode != "pointwise" and ({c.preference for c in rows["train_pairwise"]} in ({"A"}, {"B"})):
+        text = f"all preferences of training comparisons are {rows['train_pairwise'][0].preference}, so a judge learns the place, not the response"
         refusals.append(f"{text}; exchange the responses of a random half of the rows")
     if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
         refusals.append(f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, make it even")
@@ -66,8 +67,9 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         text = f"{without} of {len(learned)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each"
         notes.append(f"{text} (notebook 09). Rows without a right one teach no sft, but the loop reads their scores")
     last = f"sre_{cfg.iterations}"
-    if cfg.keep == "last" and last not in cfg.arms and any(s.output == f"judges/{last}" for s in stages.of(cfg)):
-        notes.append(f"the run takes {last} home, which is not among the arms, so nothing measures it: add it to arms")
+    judges = {arms.arm(name).judge for name in cfg.arms}
+    if cfg.keep == "last" and last not in judges and any(s.output == f"judges/{last}" for s in stages.of(cfg)):
+        notes.append(f"the run takes {last} home, which no arm reads, so nothing measures it: add it to arms")
     if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
         notes.append("the arm sft_careful_only is left out: no training row says that its annotator is careful")
     return forecast

@@ -130,12 +130,11 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     skipped = stages.skipped(cfg, run)
     if stage.output in skipped:
         raise RunError(f"{stage.output} cannot be made: {skipped[stage.output]}; go on with the next notebook")
-    inputs = [name for name in stage.inputs if name not in skipped]
-    open_run(namespace, inputs)
     changed = [name for name, value in cfg if value != getattr(of_run, name) and name not in {"run_dir", *stage.fixed}]
     again = "".join(f" -p {name}={shlex.quote(config.spelled(getattr(cfg, name)))}" for name in changed)
     path = shlex.quote(files.relative(run))
     again = f"all with `srlib run {path}/params.yaml --run-dir {path}{again}`" if recorded.exists() else "`srlib run`"
+    open_run(namespace, [name for name in stage.inputs if name not in skipped], again)
     lock, wait = run / ".locks" / stage.name, float(os.environ.get("SRLIB_WAIT", 20))
     # The kernel of a killed pipeline is gone within two seconds
     if config.together()[0] == 0 and not files.acquire(lock, wait):
@@ -156,10 +155,10 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     return opened
 
 
-def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> Path:
+def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = (), again: str = "`srlib run`") -> Path:
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
     leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises ParamError, and
-    RunError if a directory that the notebook needs is not complete."""
+    RunError if a directory that the notebook needs is not complete or stale; `again` says what makes it anew."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # transformers would copy the model to every GPU that it sees
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible.partition(",")[0]}
     os.chdir(config.project_root())  # JupyterLab starts a kernel beside its notebook; paths in parameters start here
@@ -172,8 +171,7 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = ()) -> 
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
         if older := stages.outdated(run, name):
-            again = f"srlib run {(path := shlex.quote(files.relative(run)))}/params.yaml --run-dir {path}"
-            advice = f"run notebook {MAKES[older[0].split('/')[0]]} again, or all with `{again}`"
+            advice = f"run notebook {MAKES[older[0].split('/')[0]]} again, or {again}"
             raise RunError(f"{older[0]} of run {run.name} is stale, for {older[1]} has changed since: {advice}")
     if (recorded := run / "params.yaml").exists():
         default, of_run = config.load(None), config.load(recorded)

@@ -135,7 +135,12 @@ class Server:
             try:
                 response = self._client.post(PATHS[self.api], cast_to=httpx.Response, body=body | optional)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                named = {name for name in body | optional if re.search(rf"(?<![\\\w]){name}\b", str(error))}
+                told = {
+                    name: name.removesuffix("_kwargs") for name in body | optional
+                }  # "chat_template is not supported"
+                named = {
+                    name for name, said in told.items() if re.search(rf"(?<![\\\w]){said}(_kwargs)?\b", str(error))
+                }
                 needed = [f"{name}={body[name]:g}" for name in ("temperature", "top_p") if name in named & body.keys()]
                 unwanted = named & optional.keys() or (set() if self.answered or needed else set(optional))
                 if _failure(error) or (not unwanted and (self.answered or not needed)):
