@@ -55,7 +55,7 @@ class Judge:
             bits = {"quantization": info["quantization"]} if "quantization" in info and models.base_of(path) else {}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
             return cls(bound, info["template"], info["max_new_tokens"])
-        here = model * Path(model).is_dir()
+        here = model * (Path(model) / "judge.json").is_file()
         if here and models.load_tokenizer(here).chat_template is None:
             options = {"api": "completions"} | options
         server, info = sample.Server(str(path), model, **options), models.judge_info(here)
@@ -124,7 +124,7 @@ def judge_file(
         files.output(path, [{"judge", "rows"}], [rows], record=note)
     if not is_served(judge):
         models.check_model(judge)
-    known = model * Path(model).is_dir() if is_served(judge) else judge  # a served name says nothing of a hub's
+    known = model * (Path(model) / "judge.json").is_file() if is_served(judge) else judge  # not by its name on the hub
     reading = {"score_step": models.judge_info(known)["score_step"]} | reading
     lines = [(line, row) for line, _, row, *_ in data.read_rows(rows, **reading)][:limit]
     if not lines:

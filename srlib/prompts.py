@@ -9,9 +9,7 @@ parsed; a failure is never a verdict:
 
 >>> rubric = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 >>> parse("It greets: pass. [RESULT] 3", rubric)
-Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)
->>> parse("[RESULT] 1 or rather [RESULT] 3", rubric).failure
-'two_verdicts'"""
+Parsed(rationale='It greets: pass.', verdict=3.0, failure=None)"""
 
 import itertools
 import re
@@ -29,7 +27,7 @@ _MARKER = r"[*_`]{0,4}\[RESULT\][*_`]{0,4}[ \t]*[*_`]{0,4}"  # with Markdown's e
 _END = r"[*_`]{0,4}\.?[*_`]{0,4}\s*(?:```\s*)?\Z"  # it may also end in a full stop, and end a block of code
 _FINAL = re.compile(rf"{_MARKER}({_NUMBER}){_END}", re.ASCII)  # without ASCII, "\uff14" would be a digit
 _FINAL_PREFERENCE = re.compile(rf"{_MARKER}({'|'.join(PREFERENCES)}){_END}", re.ASCII)
-_ANY = re.compile(rf"\[RESULT\][\s:(*_`]*({_NUMBER})")  # wider than _FINAL: anything that could be a second verdict
+_ANY = re.compile(rf"\[RESULT\][\s:(*_`]*(?:(?i:score)[\s:]*)?({_NUMBER})")  # all that could be a second verdict
 _ANY_PREFERENCE = re.compile(rf"\[RESULT\][\s:(*_`]*(?:response\s+)?({_NUMBER}|(?:a|b|tie)(?![^\W_]))", re.IGNORECASE)
 
 _SECTIONS = """\

@@ -126,7 +126,8 @@ def test_a_rule_is_found_by_name(tmp_path):
     (tmp_path / "rules.py").write_text(
         "def far(a, b):\n    return b - a\n\ndef mine(*args):\n    return str(far(1, 3))\n"
     )
-    assert rule_named("majority_vote", {"majority_vote": print}, tmp_path) is majority_vote
+    assert rule_named("majority_vote", {}, tmp_path) is majority_vote
+    assert rule_named("majority_vote", {"majority_vote": len}, tmp_path) is len, "the notebook's own comes first"
     assert rule_named("shortest", {"shortest": len}, tmp_path) is len
     assert rule_named("rules.py:mine", {}, tmp_path)(None, [], 3) == "2"
     for strategy in ("best", "none.py:f", "rules.py:f"):

@@ -163,6 +163,10 @@ def test_the_card_is_made_from_the_run(merged_run):
     ):
         assert line in text
     assert not re.search("workers|/home|base_model", text)  # the base is a directory of this machine
+    assert ("Made by\nself-rationalization (" in text, "- dpo" in text) == (True, True)
+    files.write_json(merged_run / "judge" / "manifest.json", {"key": "1", "stage": "sft"})
+    text = str(card.card(merged_run, cfg, models.judge_info(merged_run / "judge"), "merged", GATE))
+    assert ("Made by\nsupervised fine-tuning from" in text, "- dpo" in text) == (True, False)
 
 
 def test_a_model_that_has_moved_is_the_same_model(merged_run, tmp_path):

@@ -56,7 +56,7 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     stop(start("runs/t"), lambda: lines(samples) >= 16)
     assert 16 <= lines(samples) < 24 * 4
     printed = finished(start("runs/t"))
-    assert re.search(r"sft +cached\nsample_1 +runs: incomplete", printed)
+    assert re.search(r"sft +cached\n(data .*\n)*sample_1 +runs: incomplete", printed)
     assert re.search(r"dpo_1 +done in [\d.]+ s, [\d,]+ tokens/s", printed)
     known = files.read_json(run / "judge" / "judge.json")["validation"]
     assert known.keys() == {"parse_rate", "prompt_nll_highest"}, "what `srlib judge` compares other rows with"
@@ -93,6 +93,9 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     now = {path: path.stat().st_mtime_ns for path in (run / "eval").glob("*/*.jsonl")}
     assert passes == {path: now[path] for path in passes}, "an arm more judges nothing again"
     assert ("sft_self_consistency", "test", "accuracy") in results(run)
+    refused = start("runs/t", sft_mode="mix")
+    assert "sft_mode mix learns from comparisons, and there are none" in refused.communicate(timeout=100)[0]
+    assert (run / "judges" / "sft" / "manifest.json").exists(), "nothing is trained or lost"
 
 
 @pytest.mark.slow

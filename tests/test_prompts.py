@@ -69,7 +69,7 @@ SCORES = {
     "[result] 4": NO, "[RESULT] nan": NO, "[RESULT] 1e0": NO, "[RESULT] 0x4": NO, "[RESULT] 4_0": NO, "[RESULT] \uff14": NO,
     "[RESULT] \u00b2": NO, "[RESULT] " + "9" * 100_000: NO, "[RESULT] A": NO, "[RESULT] 0": OFF, "[RESULT] 4.5": OFF,
     "[RESULT] -4": OFF, "[RESULT] 1 or [RESULT] 4": TWO, "[RESULT]\n1 so [RESULT] 4": TWO, "[RESULT]: (1) [RESULT] 4": TWO,
-    "[RESULT] \uff11 [RESULT] 4": TWO, "[RESULT] " * 20_000: NO, "[RESULT] 1" + " " * 100_000 + "x": NO,
+    "[RESULT] \uff11 [RESULT] 4": TWO, "[RESULT] Score: 2\nOr [RESULT] 4": TWO, "[RESULT] " * 20_000: NO, "[RESULT] 1" + " " * 100_000 + "x": NO,
 }  # fmt: skip
 CHOICES = {
     "[RESULT]B": "B", "A greets.\n[RESULT] tie\n": "tie", "[RESULT] B, so [RESULT] B": "B", "A": NO, "[RESULT] a": NO,

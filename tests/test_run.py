@@ -253,6 +253,11 @@ def test_code_follows_imports_through_packages(tmp_path):
     code, read = stages.code_of(tmp_path / "x.ipynb", tmp_path / "srlib")
     assert sorted(code) == ["srlib", *(f"srlib.{name}" for name in ("a", "b", "b.one", "c", "d", "d.deep")), "x"]
     assert read == {"seed", "beta", "margin"}
+    found = []
+    for field in ("beta: float = 0.1", "gamma: float = 1", "pass\n\ndef h():\n    pass"):
+        files.write_text(tmp_path / "srlib" / "c.py", f"import srlib.a, json\nclass Parameters:\n    {field}\n")
+        found.append(stages.code_of(tmp_path / "x.ipynb", tmp_path / "srlib")[0]["srlib.c"])
+    assert found[0] == found[1] != found[2], "parameters count by their values"
     write_notebook(tmp_path / "x.ipynb", {"one": "a b"})
     with pytest.raises(RunError, match=r"x\.ipynb: code line 1 is not Python"):
         stages.code_of(tmp_path / "x.ipynb", tmp_path / "srlib")

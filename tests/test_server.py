@@ -125,6 +125,7 @@ def test_refused_fields_are_not_sent_again(serve, named):
 
 
 TAKES_NO = {
+    "top_logprobs": "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 20",
     "chat_template_kwargs": "chat_template is not supported for Mistral tokenizers.",
     "max_tokens": "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
     "top_p": "`temperature` and `top_p` cannot both be specified for this model.",

@@ -83,6 +83,7 @@ function render({ model, el }) {
 
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" && event.target.tagName === "BUTTON") return; // which it clicks
     const last = model.get("page").questions.length - 1;
     if (event.key in KEYS) choose(active, KEYS[event.key]);
     else if (event.key === "ArrowDown") active = Math.min(active + 1, last);

@@ -115,11 +115,11 @@ RULES: dict[str, Rule] = {f.__name__: f for f in (correct_answer, majority_vote,
 
 
 def rule_named(strategy: str, namespace: Mapping, root: Path) -> Rule:
-    """A rule of this module, a function of the notebook (`namespace` is its globals()), or FILE.py:NAME below `root`."""
+    """A function of the notebook (`namespace` is its globals()), a rule of this module, or FILE.py:NAME below `root`."""
     file, _, name = strategy.rpartition(":")
     if file and not (root / file).is_file():
         raise SrlibError(f"strategy {strategy}: there is no file {root / file}; write FILE.py:NAME")
-    rule = (runpy.run_path(str(root / file)) if file else {**namespace, **RULES}).get(name)
+    rule = (runpy.run_path(str(root / file)) if file else {**RULES, **namespace}).get(name)
     if not callable(rule):
         raise SrlibError(f"strategy {strategy}: there is no function {name}; built-in rules: {', '.join(RULES)}")
     return rule

@@ -145,10 +145,9 @@ def convert(
         said = values.get("preference")
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)
     else:
-        score = values.get("score")
-        guessed = fields.plain(match.name("score")) not in ("score", "origscore") and "score" not in match.given
-        if guessed and not (training or dimension) and isinstance(score, str) and not re.search(r"\d", score):
-            score = None  # `label: billing` is no gold score
+        named = "score" in match.given or fields.plain(match.name("score")) in ("score", "origscore")
+        sure = training or dimension or named
+        score = values.get("score") if sure or re.search(r"\d", str(values.get("score"))) else None  # `label: billing`
         score = values["score"] = _number(score, match.name("score"), where)
         scale = rubric.scale if isinstance(rubric, Rubric) else ()
         if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:

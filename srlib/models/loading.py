@@ -27,7 +27,7 @@ from srlib.models.attention import looks_ahead
 from srlib.models.gguf import ModelError
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # transformers' function for chat templates
-DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 128, "score_step": 0.25}  # no judge.json
+DEFAULTS = {"template": "prometheus", "rationale": True, "max_new_tokens": 512, "score_step": 0.25}  # no judge.json
 
 
 @functools.cache
@@ -57,12 +57,12 @@ def load(
     dtype: str = "auto",
     training: bool = False,
     checkpointing: bool = False,
-    max_length: int = 0,
+    max_length: int = 2048,
 ) -> tuple[Any, Any]:
     """The causal language model and its tokenizer; `4bit` is bitsandbytes' nf4 (QLoRA, arXiv 2305.14314). A
     judge that is an adapter comes with its base: for training as a PeftModel, for judging with the adapter in the
     base's layers, never merged, so it computes what it computed in training. Loads no remote code and no pickled
-    weights. `max_length` (0: the model's) is for Unsloth, which sets memory aside for rows of that length and cuts longer ones."""
+    weights. `max_length` is for Unsloth, which sets memory aside for rows of that length and cuts longer ones."""
     if quantization not in ("none", "4bit"):
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     gc.collect()  # models that nobody needs any more: in 4 bit their layers hold each other
@@ -117,18 +117,14 @@ def load_transformers(model: str, quantization: str = "none", dtype: Any = "auto
 
 
 def _load_unsloth(model: str, quantization: str, dtype: Any, checkpointing: bool, max_length: int):
-    from unsloth import FastLanguageModel  # before transformers
-    from transformers import AutoConfig  # isort: skip
+    from unsloth import FastLanguageModel
 
     if dtype == torch.float32 and torch.cuda.is_available():
         raise ModelError("on a GPU Unsloth computes float32 in bf16; set backend: transformers")
-    options = dict(dtype=dtype, trust_remote_code=False, load_in_4bit=quantization == "4bit")
-    options |= dict(use_exact_model_name=True)  # not Unsloth's own quantized copy
-    options |= dict(use_gradient_checkpointing=checkpointing and offloaded())
+    options = dict(dtype=dtype, trust_remote_code=False, use_gradient_checkpointing=checkpointing and offloaded())
+    options |= dict(load_in_4bit=quantization == "4bit", use_exact_model_name=True)  # not Unsloth's own quantized copy
     options |= {"device_map": "cuda"} if torch.cuda.is_available() else {}  # its default spreads over several GPUs
     with _as_model_error(model, RuntimeError), contextlib.redirect_stdout(io.StringIO()):
-        if not max_length:
-            max_length = AutoConfig.from_pretrained(base_of(model) or model).get_text_config().max_position_embeddings
         return FastLanguageModel.from_pretrained(model, max_seq_length=max_length, **options)[0]
 
 

@@ -45,7 +45,7 @@ def judgments(run: Path, cfg: config.Parameters) -> dict[str, Any]:
         for row, j, is_right in zip(rows, said, right.tolist(), strict=True):
             text = "" if j is None else j.rationale or j.text
             score, failure = (None, "no draw has a verdict") if j is None else (j.score, j.failure)
-            row["judged"][name] = dict(score=score, failure=failure, text=text, right=is_right)
+            row["judged"][name] = dict(score=score and round(score, 6), failure=failure, text=text, right=is_right)
     about = [dict(name=n, about=arms.ARMS.get(n, ""), color=plots.color_of(n), plain=arms.arm(n).plain) for n in judged]
     view = dict(run=run.resolve().name, arms=about, slices=list(parts), items=rows, groups=results.groups(items))
     return view | {"pairs": _pairs(run, cfg)} if judged else {}

@@ -20,8 +20,8 @@ def card(run: Path, cfg: config.Parameters, info: Mapping[str, Any], form: str, 
     local = next((path for path in (Path(base).expanduser(), config.project_root(run) / base) if path.exists()), None)
     licence, on_hub = licence_of(local or base), local is None and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base)
     front = dict(license=licence or "other", library_name="peft" if form == "adapter" else "transformers")
-    front |= dict(pipeline_tag="text-generation", tags=["judge", "self-rationalization", "dpo"])
     stage = stages.manifest(run / "judge").get("stage", "unknown")
+    front |= dict(pipeline_tag="text-generation", tags=["judge"] + ["self-rationalization", "dpo"] * ("dpo" in stage))
     data = stages.manifest(run / "data").get("facts", {})
     changed = [(name, v) for name, v in cfg if v != fields[name].default and not name.startswith(ELSEWHERE)]
     return ModelCard.from_template(

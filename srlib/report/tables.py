@@ -24,6 +24,7 @@ COLUMNS = {  # title: metric, split, form
     "seconds": ("seconds", "test", ",.0f"), "tokens": ("tokens", "test", ",.0f"),
 }  # fmt: skip
 COMPARED = list(COLUMNS)[:7]
+NO_SETTING = ("arm", "iteration", "arms", "n_boot")
 AGAINST = ("sft", "sft_continued", "sft_self_consistency", "rft")  # arms that the last judge is compared with
 
 
@@ -127,7 +128,7 @@ def parameters(run: Path, of: str = "eval") -> tuple[dict[str, Any], dict[str, A
         parts = (manifest := stages.manifest(run / name)).get("parts", {})
         sources = [part.removeprefix("input ") for part in parts if part.startswith("input ")]
         queue += [source for source in sources if source not in queue]
-        values |= {part: value for part, value in parts.items() if " " not in part and part not in ("arm", "iteration")}
+        values |= {part: value for part, value in parts.items() if " " not in part and part not in NO_SETTING}
         shown |= parts | manifest.get("params", {})
     return values, shown
 

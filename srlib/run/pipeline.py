@@ -172,7 +172,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
             files.sweep(folder)
         files.write_text(recorded, text)
         whole = bars.add_task(run.name if named else "stages", total=len(jobs))
-        running, foreseen, linked = [], None, False
+        running, foreseen, linked = [], not (run / "data" / "train.jsonl").exists(), False  # a first run foresees in 01
         try:
             while True:
                 running = [job for job in jobs if job.status == "running"]
@@ -190,7 +190,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                         ready[0].status = "skipped"
                         ready[0].say(f"skipped: {problem}")
                         continue
-                    if cfg.data and jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
+                    if jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
                         # Notebook 01 has printed it, but other parameters may have changed since
                         foreseen = forecast.of_run(cfg, run)
                         foreseen.check()

@@ -146,9 +146,9 @@ def _judge(model: Any, tokenizer: Any, batch: list[tuple[Item, list[int]]], s: S
         text, n = tokenizer.decode(draw.token_ids, skip_special_tokens=True), len(draw.token_ids)
         facts = dict(tokens=n, prompt_tokens=len(batch[p][1]), logprob=round(draw.logprob, 6))
         row = judgment(item, i, text, draw.finished, **facts)
-        # Not after "4.0", whose last token looks like the score 0
-        plain = row.verdict is not None and row.text.endswith(f" {prompts.spelled(row.verdict)}")
-        if plain and draw.token_ids[n - 2] in single[p]:  # before the end-of-sequence token
+        # Not after "4.0" or a 10 of two tokens, whose last token looks like the score 0
+        plain = row.verdict is not None and row.text.endswith(f" {prompts.spelled(row.verdict)}") and single[p]
+        if plain and draw.token_ids[n - 2] == single[p][item.verdicts.index(row.verdict)]:  # before the end of sequence
             logprobs = [draw.watched[n - 2, watch.index(token)] for token in single[p]]
             row = row.model_copy(update=verdict_fields(item, logprobs))
         rows.append(row)

@@ -27,6 +27,7 @@ from srlib.schema import Failure, Item, Judgment
 
 KEYS = ("SRLIB_API_KEY", "OPENAI_API_KEY")
 HINT = f"check server, URL, model name, {KEYS[0]} and api (chat needs a chat template), then the same command resumes"
+SAID = {"chat_template_kwargs": "chat_template(?:_kwargs)?", "top_logprobs": "top_(?:logprobs|n_tokens)"}  # in refusals
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 UNSEEN = 0.01  # most probability that verdicts outside the list of likely tokens may have together
 UNREADABLE = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
@@ -64,7 +65,7 @@ class Server:
             raise DrawsError(f"{name} holds characters that no key has; set it again")
         self._http, variable = _http_client(self.url)
         self._name = f"{self.url}, model {model!r}" + (f", through the proxy of {variable}" if variable else "")
-        client = dict(timeout=300, max_retries=5, http_client=self._http) | client
+        client = dict(timeout=httpx.Timeout(300, connect=30), max_retries=5, http_client=self._http) | client
         self._client = openai.OpenAI(base_url=self.url, api_key=self._key or "none", **client)
         self.model, self.api, self.concurrency, self.left_out = model, api, concurrency, left_out
         self.answered = self.one_by_one = False  # it has answered; it returns fewer choices than n
@@ -92,7 +93,7 @@ class Server:
                     if error:
                         why = self._redacted(f"{type(error).__name__}: {error.__cause__ or error}")[:300]
                         unfinished[item.id] = why
-                        gone = isinstance(error.__cause__, httpx.ConnectError)
+                        gone = isinstance(error.__cause__, (httpx.ConnectError, httpx.ConnectTimeout))
                         useless = gone or getattr(error, "status_code", 0) in (401, 402, 403, 404, 429)
                         if useless or failures >= (10 if self.answered else 3):
                             raise DrawsError(f"{self._name}: {files.shorten(why, 300)}; {HINT}")
@@ -135,12 +136,7 @@ class Server:
             try:
                 response = self._client.post(PATHS[self.api], cast_to=httpx.Response, body=body | optional)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                told = {
-                    name: name.removesuffix("_kwargs") for name in body | optional
-                }  # "chat_template is not supported"
-                named = {
-                    name for name, said in told.items() if re.search(rf"(?<![\\\w]){said}(_kwargs)?\b", str(error))
-                }
+                named = {n for n in body | optional if re.search(rf"(?<![\\\w]){SAID.get(n, n)}\b", str(error))}
                 needed = [f"{name}={body[name]:g}" for name in ("temperature", "top_p") if name in named & body.keys()]
                 unwanted = named & optional.keys() or (set() if self.answered or needed else set(optional))
                 if _failure(error) or (not unwanted and (self.answered or not needed)):
@@ -249,7 +245,7 @@ def _distribution(tokens: list[Token], item: Item, row: Judgment) -> dict[str, A
     verdicts, text, likely = [prompts.spelled(verdict) for verdict in item.verdicts], "", {}
     verdict = None if row.verdict is None else prompts.spelled(row.verdict)
     for token, logprob, others in tokens:
-        if token.strip() == verdict and text.rstrip().endswith(prompts.MARKER):
+        if token.strip() == verdict and text.rstrip(" \t\r\n*_`").endswith(prompts.MARKER):
             likely = {**others, token: logprob}
         text += token
     p = {token: math.exp(logprob) for token, logprob in likely.items() if logprob <= 0}
