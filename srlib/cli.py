@@ -76,7 +76,8 @@ def run(
         if here and not anyway and (reason := plan.refusal(cfg)) is not None:
             raise RunError(reason)
     several = len(swept) > 1 or seeds is not None
-    distinct = {cfg.model_dump_json(exclude=pipeline.stages.NOT_IDENTITY) for cfg in runs.values()}
+    alike = {*pipeline.stages.NOT_IDENTITY, *tables.NO_SETTING}
+    distinct = {cfg.model_dump_json(exclude=alike) for cfg in runs.values()}
     if several and len(distinct) < len(swept):
         raise RunError("two of these runs differ in nothing that decides a result: write each value and each seed once")
     files.make_dir(directory.parent)  # this may be the project's first run

@@ -55,7 +55,7 @@ class Judge:
             bits = {"quantization": info["quantization"]} if "quantization" in info and models.base_of(path) else {}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
             return cls(bound, info["template"], info["max_new_tokens"])
-        here = model * (Path(model) / "judge.json").is_file()
+        here = model * any((Path(model) / name).is_file() for name in ("judge.json", "config.json"))
         if here and models.load_tokenizer(here).chat_template is None:
             options = {"api": "completions"} | options
         server, info = sample.Server(str(path), model, **options), models.judge_info(here)

@@ -491,6 +491,9 @@ def test_dimensions_beside_an_overall_score_or_a_row_for_each_criterion(tmp_path
         for c in ("polite", "Clear")
     ]
     loaded = data.load(write(path, many), n_validation=2, rubric=file)
+    assert {line["column"]: line["our field"] for line in loaded.columns}["Criterion"] == "name of a rubric"
+    people = {"meta": {"ratings": [2, 3], "rationales": ["So.", "Well."]}}
+    assert read(path, [tidy[0] | people], rubric=file, training=True)[0].annotated == [(2, "So."), (3, "Well.")]
     assert (loaded.counts["rows"], loaded.counts["bad rows"]) == (60, 0)
     apart = [row | {"scores": {"x": 1}, "rubrics": {"x": POLITE}, "rubric": shown} for shown in (None, POLITE)]
     [dimension], [bad] = (read(path, [one], training=True) for one in apart)

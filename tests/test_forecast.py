@@ -63,7 +63,7 @@ def test_nothing_speaks_against_good_rows(tmp_path, monkeypatch):
             {},
         ),
         (
-            "all preferences of training comparisons are A, so a judge learns the place",
+            "all preferences of training comparisons are A, so there is nothing to learn",
             ["sft_mode=mix"],
             {"train_pairwise": PAIRED["train_pairwise"][:1]},
         ),

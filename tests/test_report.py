@@ -198,7 +198,7 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     write_reported(run := tmp_path / "tiny")
     files.write_json(run / "judges" / "sft" / "manifest.json", {"key": "k", "facts": {"rows": 9}})
     html = " ".join(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", page.write_report(run).read_text()).split())
-    told = "Of 12 unseen test items, base gives the gold score to 0.0 % [0.0, 0.0] after SFT on 9 graded examples, and"
+    told = "Of 12 unseen test items, base gives the gold score to 0.0 % [0.0, 0.0] after SFT on 9 training rows, and"
     assert told.replace(" [0.0, 0.0]", "") in html
     assert (
         "100.0 % [90.0, 100.0] after 2 rounds of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html

@@ -301,7 +301,10 @@ def test_a_missing_input_names_the_notebook_that_makes_it(root):
         open_run({}, needs=("data", "eval"))
     assert open_run({"run_dir": "runs/notes"}, needs=("data",)) == root / "runs" / "notes"
     files.write_json(root / "runs" / "notes" / "eval" / "manifest.json", {"key": "k", "parts": {"input data": "older"}})
-    with pytest.raises(RunError, match="eval of run notes is stale, for data has changed since: run notebook 06 again"):
+    with pytest.raises(
+        RunError,
+        match="eval of run notes is stale, for data has changed since: run notebook 06 again, or all with `srlib run runs/notes/",
+    ):
         open_run({}, needs=("data", "eval"))
 
 

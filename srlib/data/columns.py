@@ -78,17 +78,19 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     if isinstance(shared, dict):
         named = fields.plain(named) if isinstance(named := row.get(match.name("rubric")), str) else None
         if own := next((name for name in shared if fields.plain(name) == named), None):  # a row for each criterion
-            columns = match.columns | {"rubric": f"rubrics.{own}"}
-            yield own, {**row, f"rubrics.{own}": shared[own]}, match._replace(columns=columns)
+            columns = match.columns | {"rubric": f"rubrics.{own}", "name of a rubric": match.name("rubric")}
+            name = {} if row.get(match.name("id")) is None else {match.name("id"): f"{row[match.name('id')]}#{own}"}
+            yield "", {**row, f"rubrics.{own}": shared[own], **name}, match._replace(columns=columns)
             return
         alike = [(n, c) for n in shared for c in match.present if fields.plain(n) == fields.plain(c)]
         scores = scores or {n: row.get(n, row.get(c)) for n, c in alike}  # a column with exactly this name comes first
         scores = scores or dict.fromkeys(shared if row.get(match.name("rubric")) is None else ())
         rubrics = shared | rubrics
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
-    rated = any(score is not None for score in scores.values()) and all(rubrics.get(name) for name in scores)
-    alone = row.get(match.name("rubric")) is not None or not rated  # an overall score is read without those beside it
-    if _is_pair(row, match) or (row.get(match.name("score")) is not None and alone):
+    known = isinstance(shared, dict) or all(map(rubrics.get, scores))
+    rated = known and any(score is not None for score in scores.values())
+    alone = row.get(match.name("rubric")) is not None or isinstance(shared, Rubric) or not rated
+    if _is_pair(row, match) or (row.get(match.name("score")) is not None and alone):  # read without those beside it
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
         advice = "give each dimension its own, under its name, in a file (rubric=FILE) or in a column `rubrics`"

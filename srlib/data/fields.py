@@ -62,7 +62,8 @@ def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), s
 @lru_cache(maxsize=4096)
 def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collection: bool, synonyms: bool) -> Match:
     pair = any(plain(column) in (*_spellings("response_a"), "origresponsea") for column in present)
-    columns, doubtful = {f: column for f, column in given if column in present or not pair}, {}  # a map for examples
+    of_pairs = [f for f, column in given if column in present or not pair or f not in Example.model_fields]
+    columns, doubtful = {f: dict(given)[f] for f in of_pairs}, {}  # the map may be that of the examples
     free = [name for name in present if name not in columns.values()]
     for field, name in (COLLECTIONS if collection else FIELDS).items():
         fitting = [column for column in free if synonyms and plain(column) in _spellings(field)]
@@ -90,11 +91,8 @@ def check(match: Match, fields: Iterable[str], needed: Sequence[str], where: str
     columns, rubric = ("-p columns=", "-p rubric=FILE") if training else ("--columns ", "--rubric FILE")
     problems = [f"field {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
     problems += [f"columns {', '.join(map(shorten, names))} all fit {field}" for field, names in doubtful.items()]
-    advice = (
-        [f"name columns: {columns}{shlex.quote(shorten(','.join(map(':'.join, named.items())), 200)[1:-1])}"]
-        if named
-        else []
-    )
+    text = "".join(filter(str.isprintable, ",".join(map(":".join, named.items()))))[:1000]
+    advice = [f"name columns: {columns}{shlex.quote(text)}"] if named else []
     if "response" in missing and {"chosen", "rejected"} <= unused.keys():
         advice = ["write these pairs as response_a, response_b and preference (A or B), a random half of them as B"]
     advice += [f"{rubric} gives all rows a criterion and levels"] if "rubric" in missing else []

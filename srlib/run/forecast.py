@@ -55,9 +55,9 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
     if cfg.sft_mode != "pointwise" and not rows["train_pairwise"]:
         advice = "name data_pairwise, set -p n_train_pairwise=N (0 keeps none), or -p sft_mode=pointwise"
         refusals.append(f"sft_mode {cfg.sft_mode} learns from comparisons, and there are none to train on; {advice}")
-    if cfg.sft_mode != "pointwise" and ({c.preference for c in rows["train_pairwise"]} in ({"A"}, {"B"})):
-        text = f"all preferences of training comparisons are {rows['train_pairwise'][0].preference}, so a judge learns the place, not the response"
-        refusals.append(f"{text}; exchange the responses of a random half of the rows")
+    if cfg.sft_mode != "pointwise" and len(preferred := {c.preference for c in rows["train_pairwise"]}) == 1:
+        text = f"all preferences of training comparisons are {preferred.pop()}, so there is nothing to learn"
+        refusals.append(f"{text}: exchange A and B in a random half of the rows, or add others")
     if cfg.sft_mode == "merge" and (cfg.lora_rank < 2 or cfg.lora_rank % 2):
         refusals.append(f"sft_mode merge makes one adapter of two halves; lora_rank is {cfg.lora_rank}, make it even")
     _pairs(train, cfg, notes, refusals)

@@ -157,8 +157,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     check_gpus(cfg, place)
     if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
-    for job in jobs:
-        stages.reason(run / job.stage.output, stages.parts(job.stage, cfg, run))  # refuse now, not after an hour
+    reasons = [job.runs(cfg, run, False) for job in jobs]  # refuse now, not after an hour
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
     text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
     recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
@@ -170,9 +169,14 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     with files.lock(run):
         for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
             files.sweep(folder)
+        if not reasons[0] and any(reasons) and not force and (run / "data" / "train.jsonl").exists():
+            foreseen = forecast.of_run(cfg, run)  # 01 has printed it, but other parameters may have changed since
+            foreseen.check()
+            for note in foreseen.notes:
+                jobs[0].say(printable(note))
         files.write_text(recorded, text)
         whole = bars.add_task(run.name if named else "stages", total=len(jobs))
-        running, foreseen, linked = [], not (run / "data" / "train.jsonl").exists(), False  # a first run foresees in 01
+        running, linked = [], False
         try:
             while True:
                 running = [job for job in jobs if job.status == "running"]
@@ -190,12 +194,6 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                         ready[0].status = "skipped"
                         ready[0].say(f"skipped: {problem}")
                         continue
-                    if jobs[0].status == "cached" and not foreseen and ready[0].runs(cfg, run, force):
-                        # Notebook 01 has printed it, but other parameters may have changed since
-                        foreseen = forecast.of_run(cfg, run)
-                        foreseen.check()
-                        for note in foreseen.notes:
-                            jobs[0].say(printable(note))
                     ready[0].start(cfg, run, threads, force, place)
                 elif running:
                     yield

@@ -155,7 +155,7 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     return opened
 
 
-def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = (), again: str = "`srlib run`") -> Path:
+def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = (), again: str = "") -> Path:
     """The run directory of a running notebook: `open_run(globals(), needs=("data", "eval"))`; parameters that the notebook
     leaves at the default come from params.yaml there. Before the first run, runs/last is runs/notes. Raises ParamError, and
     RunError if a directory that the notebook needs is not complete or stale; `again` says what makes it anew."""
@@ -171,6 +171,7 @@ def open_run(namespace: MutableMapping[str, Any], needs: Sequence[str] = (), aga
         if not stages.manifest(run / name):
             raise RunError(f"{name} is missing in run {run.name}: run notebook {MAKES[name.split('/')[0]]} first")
         if older := stages.outdated(run, name):
+            again = again or f"all with `srlib run {files.relative(run)}/params.yaml --run-dir {files.relative(run)}`"
             advice = f"run notebook {MAKES[older[0].split('/')[0]]} again, or {again}"
             raise RunError(f"{older[0]} of run {run.name} is stale, for {older[1]} has changed since: {advice}")
     if (recorded := run / "params.yaml").exists():
