@@ -135,8 +135,8 @@ def table(found: dict) -> str:
             "# Do 95% intervals hold the truth 95 times in 100?",
             "",
             f"`{found['command']}`: {found['draws']:,} samples of each population, {found['n_boot']:,} resamples behind "
-            f"each bootstrap interval, seed {found['seed']}; a share is known to half a point. Asked are 93 to 97%. "
-            f"Outside, where a method is used as it is meant: {', '.join(outside) or 'none'}. Accuracies and MAE have "
+            f"each bootstrap interval, seed {found['seed']}; a share has a standard error of half a point. The target is 93 to 97%. "
+            f"Methods outside it, used as intended: {', '.join(outside) or 'none'}. Accuracies and MAE have "
             "BCa bootstrap intervals (over groups where there are groups), correlations and QWK jackknife intervals "
             "on Fisher's z scale, means from labels Student's t. Below 30 groups or 30 labels nothing was checked.",
             "",
