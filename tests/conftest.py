@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at import: a test that would ask a hub fails at once instead
 import srlib
 
 ROOT = Path(srlib.__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ SHRUNKEN = {
 }  # fmt: skip
 
 # The same examples in every run, so that a red test means a change; `--hypothesis-profile default` draws new ones.
-settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
@@ -32,9 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _no_hub(monkeypatch):
-    """A test that would ask a hub fails at once instead."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def _same_folder(monkeypatch):
     monkeypatch.chdir(Path.cwd())  # opening a stage goes to its project; come back afterwards
 
 

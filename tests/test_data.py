@@ -124,6 +124,17 @@ def test_a_bad_row_is_named_and_the_others_are_kept(tmp_path, row, message):
     assert (len(failure.reason) < 1000, failure.reason.isprintable()) == (True, True)  # a megabyte is not shown
 
 
+def test_one_bad_row_in_twenty_is_left_out_and_more_stop_the_run(tmp_path):
+    for n, most in ((2, True), (3, False)):
+        bad = [OURS | {"id": f"x{i}", "response": ""} for i in range(n)]
+        path = write(tmp_path / "rows.jsonl", many(40 - n, split_hint="train") + bad)
+        if most:
+            assert data.load(path, n_validation=2, bad_rows="few").counts["bad rows"] == 2
+        else:
+            with pytest.raises(RowError, match=r"^3 of 40 rows cannot be used"):
+                data.load(path, n_validation=2, bad_rows="few")
+
+
 def test_bad_rows_are_refused_or_dropped_and_counted(tmp_path):
     bad = [OURS | {"id": "x", "response": ""}, OURS | {"score": None}, PAIR | {"preference": None}]
     bad += [OURS | {"id": "z", "split_hint": "food"}]

@@ -119,7 +119,6 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
     files.write_json(other / "judge" / "manifest.json", {"params": {"beta": 0.1, "iteration": 2}})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for run, to, how, push, token, message in (
         (tmp_path / "none", out, "", "", "", "holds no judge; give the directory of a finished run"),
         (merged_run, out, "zip", "", "", "--format 'zip' is not one of adapter, merged"),

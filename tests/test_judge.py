@@ -60,11 +60,10 @@ def test_threads_get_the_judgments_that_one_thread_gets(base_dir, one_thread):
 
 
 def test_the_examples_of_the_readme_give_a_score(base_dir, one_thread, tmp_path, monkeypatch):
-    """In a directory where the judge of `make run` lies, or here the base, which has read judgments of the same world."""
+    """In a directory where the judge of `make run` lies: here the base, which has read judgments of the same world."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "runs" / "notes").mkdir(parents=True)
-    finished = ROOT / "runs" / "notes" / "judge"
-    (tmp_path / "runs" / "notes" / "judge").symlink_to(finished if finished.is_dir() else base_dir)
+    (tmp_path / "runs" / "notes" / "judge").symlink_to(base_dir)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:

@@ -4,12 +4,11 @@ import itertools
 import json
 import re
 import resource
-import time
 
 import pytest
 from conftest import SHRUNKEN
 from offline import tracked
-from throwaway import srlib_run, stop
+from throwaway import PATIENCE, srlib_run, stop
 
 from srlib import config, files
 from srlib.run import stages
@@ -31,7 +30,7 @@ def start(project, quiet_kernels):
         process.kill()
 
 
-def finished(process, timeout=200):
+def finished(process, timeout=PATIENCE):
     printed, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, printed
     return printed
@@ -78,9 +77,8 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     weights = [(run / path / "model.safetensors").read_bytes() for path in ("judge", "judges/sre_1", "judges/sft")]
     assert weights[0] == weights[1] != weights[2]
 
-    begin, before = time.monotonic(), {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
     assert finished(start("runs/t")).count(" cached") == 6
-    assert time.monotonic() - begin < 20
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("manifest.json")}
     monkeypatch.chdir(project)  # another beta makes another judge; what came before, and what never sees it, stays
     cfg = config.load("params/tiny.yaml", [f"{name}={value}" for name, value in (SMALL | {"beta": 0.9}).items()])
@@ -94,7 +92,7 @@ def test_the_whole_method_killed_resumed_and_cached(project, start, monkeypatch)
     assert passes == {path: now[path] for path in passes}, "an arm more judges nothing again"
     assert ("sft_self_consistency", "test", "accuracy") in results(run)
     refused = start("runs/t", sft_mode="mix")
-    assert "sft_mode mix learns from comparisons, and there are none" in refused.communicate(timeout=100)[0]
+    assert "sft_mode mix learns from comparisons, and there are none" in refused.communicate(timeout=PATIENCE)[0]
     assert (run / "judges" / "sft" / "manifest.json").exists(), "nothing is trained or lost"
 
 
@@ -103,7 +101,7 @@ def test_two_processes_share_training_draws_and_evaluation(project, start):
     """The same judgments to the last digit where the weights are the same; weights agree but for rounding."""
     one, two = (project / "runs" / name for name in ("one", "two"))
     for process in (start("runs/one"), start("runs/two", gpus=2)):
-        finished(process, timeout=400)
+        finished(process)
     for pair in ("eval/base/test.jsonl", "eval/base/pairwise.jsonl", "pairs/1/pairs.jsonl"):
         assert (one / pair).read_bytes() == (two / pair).read_bytes(), pair
     drawn = [
@@ -153,7 +151,7 @@ def test_grpo_is_an_arm_like_the_others_on_the_tokens_of_the_loop(project, start
 def test_a_full_disk_stops_with_a_message_and_the_same_command_resumes(project, start):
     """No file may grow beyond 30 kB: the rows are longer. What a disk says differs, where it is said does not."""
     process = start("runs/full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)))
-    printed, _ = process.communicate(timeout=100)
+    printed, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, "Traceback" in printed) == (1, False)
     assert "the same command then resumes" in printed
     stop(start("runs/full"), lambda: (project / "runs" / "full" / "data" / "manifest.json").exists())
@@ -186,13 +184,14 @@ def test_a_spreadsheet_without_comments_ends_in_a_judge_and_a_report(project, st
     assert not again or sum(failed.get(name) == text for name, text in again.items()) < len(again) / 20, "other draws"
     trained = files.read_json(project / "runs" / "t" / "judges" / "sft" / "train.json")
     assert trained["rationales"] in (project / "runs" / "t" / "report.html").read_text()
-    assert trained["rows"] == rows_found if rows_found >= 10 else facts["rows without a rationale"]
+    read = facts["rows without a rationale"] - facts["of these too long for max_length"]
+    assert trained["rows"] == (rows_found if rows_found >= 10 else read), "few rationales: verdicts alone"
     assert (project / "runs" / "t" / "judge" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_a_wandb_group_holds_curves_judgments_and_numbers(project, start):
-    finished(start("runs/t", wandb_mode="offline"), timeout=500)
+    finished(start("runs/t", wandb_mode="offline"))
     by_job = {run["job_type"]: run for run in tracked(project / "runs" / "t" / "wandb")}
     assert set(by_job) >= {"sft", "sample_1", "curate_1", "dpo_1", "eval"}
     assert {run["group"] for run in by_job.values()} == {"t"}

@@ -60,11 +60,9 @@ def test_other_files_name_extras_and_no_version():
 def test_importing_srlib_loads_nothing_heavy():
     names = ["schema", "prompts", "config", "files", "curate", "cli", "stats"]
     names += [f"data.{path.stem}" for path in (ROOT / "srlib" / "data").glob("[a-z]*.py")]
-    timed = "import sys, time; start = time.process_time(); import srlib; print(time.process_time() - start)"
-    code = "\n".join([timed, *(f"import srlib.{name}" for name in names), "print(*sys.modules)"])
+    code = "\n".join(["import sys", *(f"import srlib.{name}" for name in names), "print(*sys.modules)"])
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    seconds, loaded = out.splitlines()
-    assert float(seconds) < 0.5
+    [loaded] = out.splitlines()
     heavy = {
         "torch",
         "transformers",

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from throwaway import WORK, make_project, srlib_run, stop, write_notebook
+from throwaway import PATIENCE, WORK, make_project, srlib_run, stop, write_notebook
 
 from srlib import config, files
 from srlib.run import RunError, pipeline, stages
@@ -147,6 +147,14 @@ for i in range(len(rows.read_text()) if rows.exists() else 0, 6):
 """
 
 
+def alive(stat):
+    """Whether a process, by its /proc/.../stat, has not ended; it may be gone between two looks."""
+    try:
+        return ") Z" not in stat.read_text()
+    except OSError:
+        return False
+
+
 def test_a_stopped_and_a_killed_run_resume_inside_the_stage(project):
     root = project(n02_sft=SLOW)
     run = root / "runs" / "t"
@@ -156,14 +164,15 @@ def test_a_stopped_and_a_killed_run_resume_inside_the_stage(project):
         printed = stop(first, lambda: pid.exists() and rows.exists() and rows.read_text() == "012", how)
         assert (first.returncode, word in printed) == (status, True), printed
         kernel, end = Path(f"/proc/{pid.read_text()}/stat"), time.monotonic() + 10
-        while kernel.exists() and ") Z" not in kernel.read_text():
+        while alive(kernel):
             assert time.monotonic() < end, "the kernel outlives its pipeline"
+            time.sleep(0.02)
         pid.unlink()
     (run / "go").touch()
     with files.lock(run), pytest.raises(SrlibError, match="running there"):
         go(root, "arms=base,sft")
     last = srlib_run(root, "runs/t", arms="base,sft")
-    printed, _ = last.communicate(timeout=120)
+    printed, _ = last.communicate(timeout=PATIENCE)
     assert last.returncode == 0, printed
     assert (run / "judges" / "sft" / "rows").read_text() == "012345"
     assert (run / "log.txt").read_text().split() == ["data", "eval"]
@@ -266,7 +275,7 @@ def test_a_run_needs_no_fork_and_no_unix_socket(project, tmp_path, monkeypatch):
     seen = "import os, ipykernel.kernelapp as k\nassert not hasattr(os, 'fork')\n"
     root = project(n02_sft=seen + "assert k.IPKernelApp.instance().transport == 'tcp'\n" + WORK)
     process = srlib_run(root, "runs/t", arms="base,sft")
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, printed
     assert (root / "runs" / "t" / "judge" / "out.txt").read_text() == "sft"
 

@@ -39,6 +39,9 @@ def write_notebook(path: Path, cells: dict[str, str]) -> None:
     path.write_text(json.dumps({"cells": cells, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
 
 
+PATIENCE = 900  # seconds: only a process that hangs needs so many
+
+
 def make_project(root: Path, **work: str) -> Path:
     """Notebooks, a YAML file, a base model of one file and a copy of srlib; `work` replaces a work cell: `n02_sft="1 / 0"`."""
     for folder in ("notebooks", "params", "models/notes-base"):
@@ -65,10 +68,10 @@ def srlib_run(root: Path, run_dir: str, preexec_fn=lambda: signal.signal(signal.
 
 def stop(process, condition, how=signal.SIGKILL) -> str:
     """Wait for a condition, then stop the process: what it has printed."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, f"over before it was noticed: {process.communicate()[0]}"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
     process.send_signal(how)
-    return process.communicate(timeout=60)[0]
+    return process.communicate(timeout=PATIENCE)[0]
