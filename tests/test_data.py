@@ -505,9 +505,14 @@ def test_dimensions_beside_an_overall_score_or_a_row_for_each_criterion(tmp_path
     assert {line["column"]: line["our field"] for line in loaded.columns}["Criterion"] == "name of a rubric"
     people = {"meta": {"ratings": [2, 3], "rationales": ["So.", "Well."]}}
     assert read(path, [tidy[0] | people], rubric=file, training=True)[0].annotated == [(2, "So."), (3, "Well.")]
+    label = {"question": "Where?", "answer": "Here", "Criterion": "clear", "label": "billing", "id": 7.0}
+    assert [(e.id, e.score) for e in read(path, [label], rubric=file)] == [("7#clear", None)]
     assert (loaded.counts["rows"], loaded.counts["bad rows"]) == (60, 0)
+    (single := tmp_path / "single.yaml").write_text("criterion: Q\nlevels: [a, b]")
     apart = [row | {"scores": {"x": 1}, "rubrics": {"x": POLITE}, "rubric": shown} for shown in (None, POLITE)]
-    [dimension], [bad] = (read(path, [one], training=True) for one in apart)
+    [dimension], [bad] = (
+        read(path, [one], training=True, rubric=whole) for one, whole in zip(apart, (single, ""), strict=True)
+    )
     assert (dimension.id, dimension.score) == ("row-1#x", 1)
     assert "score 5 is not on the rubric's scale" in bad.reason, "the row has a rubric of its own"
     [broken] = ([b"{no json"],)

@@ -147,7 +147,7 @@ def test_11_two_students_without_a_reference_and_no_gold_score_is_read(run, tmp_
     assert list(space["values"]) == ["teacher", "sft", "student_nll", "student_kl"]
     found = {(row["arm"], row["metric"]): row for row in files.read_json(run / "distil" / "results.json")}
     apart = np.abs(space["values"]["student_kl"] - space["values"]["teacher"])
-    assert np.isnan(apart).all() or found["student_kl", "distance"]["value"] == pytest.approx(np.nanmean(apart))
+    assert found["student_kl", "distance"]["value"] == pytest.approx(np.nanmean(apart), abs=1e-6)
     assert {"auroc", "aurc", "spearman", "parse_rate"} <= {metric for _, metric in found}
     weights = [(path / "model.safetensors").read_bytes() for path in space["judges"].values()]
     assert weights[0] != weights[1], "the KL makes another student"

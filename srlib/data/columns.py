@@ -79,8 +79,7 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
         named = fields.plain(named) if isinstance(named := row.get(match.name("rubric")), str) else None
         if own := next((name for name in shared if fields.plain(name) == named), None):  # a row for each criterion
             columns = match.columns | {"rubric": f"rubrics.{own}", "name of a rubric": match.name("rubric")}
-            name = {} if row.get(match.name("id")) is None else {match.name("id"): f"{row[match.name('id')]}#{own}"}
-            yield "", {**row, f"rubrics.{own}": shared[own], **name}, match._replace(columns=columns)
+            yield own, {**row, f"rubrics.{own}": shared[own]}, match._replace(columns=columns)
             return
         alike = [(n, c) for n in shared for c in match.present if fields.plain(n) == fields.plain(c)]
         scores = scores or {n: row.get(n, row.get(c)) for n, c in alike}  # a column with exactly this name comes first
@@ -89,7 +88,7 @@ def expand(row: Mapping[str, Any], match: Match, where: str, shared: Shared = No
     scores = {name: score for name, score in scores.items() if score is not None or rubrics.get(name) is not None}
     known = isinstance(shared, dict) or all(map(rubrics.get, scores))
     rated = known and any(score is not None for score in scores.values())
-    alone = row.get(match.name("rubric")) is not None or isinstance(shared, Rubric) or not rated
+    alone = row.get(match.name("rubric")) is not None or not rated
     if _is_pair(row, match) or (row.get(match.name("score")) is not None and alone):  # read without those beside it
         scores = {}
     if absent := ", ".join(files.shorten(name) for name in scores if rubrics.get(name) is None):
@@ -136,7 +135,8 @@ def convert(
     values = {f: v for f, v in values.items() if v is not None and (str(v).strip() if f == "rationale" else v) != ""}
     known = {f: row.get(match.name(f)) or given for f, given in (("source", source), ("split_hint", split))}
     _check_cells(values | known, match, where)
-    stated = {n: v for n, v in values.get("meta", {}).items() if not (dimension and n in ("ratings", "rationales"))}
+    parted = dimension and "name of a rubric" not in match.columns  # one of several rows that share `meta`
+    stated = {n: v for n, v in values.get("meta", {}).items() if not (parted and n in ("ratings", "rationales"))}
     stated = {n: v for n, v in stated.items() if v is not None or not known.get(n)}
     meta = {n: v for n, v in known.items() if v} | stated
     names = values.get("id", f"{'pair' if pair else 'row'}-{number}"), values.get("group")
@@ -148,8 +148,8 @@ def convert(
         values["preference"] = {"a": "A", "b": "B", "tie": "tie"}.get(str(said).strip().lower(), said)
     else:
         named = "score" in match.given or fields.plain(match.name("score")) in ("score", "origscore")
-        sure = training or dimension or named
-        score = values.get("score") if sure or re.search(r"\d", str(values.get("score"))) else None  # `label: billing`
+        sure = training or parted or named or re.search(r"\d", str(values.get("score")))  # not `label: billing`
+        score = values.get("score") if sure else None
         score = values["score"] = _number(score, match.name("score"), where)
         scale = rubric.scale if isinstance(rubric, Rubric) else ()
         if isinstance(score, int | float) and scale and scale[0] - 1e-6 <= score <= scale[-1] + 1e-6:

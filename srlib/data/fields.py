@@ -62,7 +62,7 @@ def match(row: Mapping[str, Any], header: Sequence[str] = (), given: Any = (), s
 @lru_cache(maxsize=4096)
 def _match(present: tuple[str, ...], given: tuple[tuple[str, str], ...], collection: bool, synonyms: bool) -> Match:
     pair = any(plain(column) in (*_spellings("response_a"), "origresponsea") for column in present)
-    of_pairs = [f for f, column in given if column in present or not pair or f not in Example.model_fields]
+    of_pairs = [f for f, column in given if column in present or not pair or f not in (*Example.model_fields, *OTHERS)]
     columns, doubtful = {f: dict(given)[f] for f in of_pairs}, {}  # the map may be that of the examples
     free = [name for name in present if name not in columns.values()]
     for field, name in (COLLECTIONS if collection else FIELDS).items():

@@ -157,7 +157,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     check_gpus(cfg, place)
     if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
-    reasons = [job.runs(cfg, run, False) for job in jobs]  # refuse now, not after an hour
+    stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in stages.skipped(cfg, run)]
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
     text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
     recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
@@ -169,7 +169,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     with files.lock(run):
         for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
             files.sweep(folder)
-        if not reasons[0] and any(reasons) and not force and (run / "data" / "train.jsonl").exists():
+        if stale and jobs[0] not in stale and not force and (run / "data" / "train.jsonl").exists():
             foreseen = forecast.of_run(cfg, run)  # 01 has printed it, but other parameters may have changed since
             foreseen.check()
             for note in foreseen.notes:
