@@ -329,8 +329,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def split(text: str) -> list[str]:
     """The parts of a list: `"sft,sre_1"`, or `"score:Good, or bad,id:No"`, where only a comma before `NAME:` parts them."""
-    parts = re.split(r",(?=\s*[a-z_]+:|\s*$)" if ":" in text else ",", text)
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in re.split(r",(?=\s*[a-z_]+:|\s*$)" if ":" in text else ",", text) if part.strip()]
 
 
 def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:

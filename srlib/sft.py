@@ -20,9 +20,11 @@ ENOUGH = 0.05  # share of the rows, and ten at least, that need a rationale for 
 
 
 def rows_of(tokenizer: Any, items: Sequence[Item], template: str, rationale: bool = True) -> list[TextRow]:
-    """Prompt and gold judgment of each item; `rationale=False` writes the verdict only."""
+    """Prompt and gold judgment of each item; `rationale=False` writes the verdict only. ModelError if there is no gold one."""
     rows = []
     for item in items:
+        if item.gold is None:
+            raise ModelError(f"{item.id} has no gold score or preference to learn from; give it one or leave it out")
         completion = prompts.defused(prompts.completion(item.rationale if rationale else None, item.gold), tokenizer)
         rows.append({"prompt": prompts.prompt_text(tokenizer, item, template), "completion": completion})
     return rows

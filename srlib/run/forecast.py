@@ -66,8 +66,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         writer = f"the writer {cfg.writer}" if cfg.writer else f"the base model {cfg.model}"
         text = f"{without} of {len(learned)} training rows have no rationale: {writer} writes {cfg.n_samples} judgments of each"
         notes.append(f"{text} (notebook 09). Rows without a right one teach no sft, but the loop reads their scores")
-    last = f"sre_{cfg.iterations}"
-    judges = {arms.arm(name).judge for name in cfg.arms}
+    last, judges = f"sre_{cfg.iterations}", {arms.arm(name).judge for name in cfg.arms}
     if cfg.keep == "last" and last not in judges and any(s.output == f"judges/{last}" for s in stages.of(cfg)):
         notes.append(f"the run takes {last} home, which no arm reads, so nothing measures it: add it to arms")
     if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
