@@ -67,8 +67,8 @@ def run(
     for suffix, overrides in swept:
         cfg, root = config.load(yaml, overrides), config.project_root()
         paths = {n: Path(path).expanduser() for n in pipeline.stages.MAY_BE_PATHS if (path := getattr(cfg, n))}
-        here = {n: str(path.absolute()) for n, path in paths.items() if path.exists() and not (root / path).exists()}
-        cfg = cfg.model_copy(update=here)
+        mine = {n: str(path.absolute()) for n, path in paths.items() if path.exists() and not (root / path).exists()}
+        cfg = cfg.model_copy(update=mine)
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
         directory = (run_dir or root / Path(named).expanduser()).expanduser().absolute()
         runs[directory.with_name(directory.name + suffix)] = cfg
@@ -79,7 +79,7 @@ def run(
     alike = {*pipeline.stages.NOT_IDENTITY, *tables.NO_SETTING}
     distinct = {cfg.model_dump_json(exclude=alike) for cfg in runs.values()}
     if several and len(distinct) < len(swept):
-        raise RunError("two of these runs differ in nothing that decides a result: write each value and each seed once")
+        raise RunError("two of these runs differ in nothing that a comparison shows: write each value and seed once")
     files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
     if cluster:

@@ -174,8 +174,8 @@ class Parameters(BaseModel):
     alarm_saturation: float = _p(0.1, "limit of the rise in the share of top scores", ge=0, le=1)
     alarm_parse_fall: float = _p(0.05, "limit of the fall in the share of readable judgments", ge=0, le=1)
     alarm_length_growth: float = _p(0.5, "limit of the growth of judgments, as a share of their tokens", ge=0)
-    alarm_distinct_fall: float = _p(0.5, "limit of the fall of distinct-2 among a prompt's samples", ge=0, le=1)
-    alarm_entropy_fall: float = _p(0.5, "limit of the fall of the entropy of a prompt's scores", ge=0, le=1)
+    alarm_distinct_fall: float = _p(0.5, "limit of the relative fall of distinct-2 in a prompt's samples", ge=0, le=1)
+    alarm_entropy_fall: float = _p(0.5, "limit of the relative fall of the entropy of a prompt's scores", ge=0, le=1)
     alarm_logp_fall: float = _p(0.2, "limit of the fall of a chosen token's log-probability, in nats", ge=0)
     alarm_meta_higher: float = _p(0.9, "limit of how often the meta-judge prefers the higher score", ge=0, le=1)
 

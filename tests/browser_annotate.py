@@ -137,6 +137,9 @@ def test_ten_items_with_keys_and_mouse(project, lab, page):
         wait_for(lambda n=i + 1: len(rows()) == n)
     page.locator(f"{PAGE} .foot").get_by_role("button", name="Next").click()
     page.get_by_text("Item 2 of 10").wait_for()
+    for name, number in (("Back", 1), ("Next", 2)):  # Enter clicks the button that has the focus
+        page.locator(f"{PAGE} .foot").get_by_role("button", name=name).press("Enter")
+        page.get_by_text(f"Item {number} of 10").wait_for()
 
     # Items 2 to 4 with the keys, a slip corrected; JupyterLab takes no digit (0 0 would restart the kernel).
     frame.focus()

@@ -25,6 +25,7 @@ def ran(tmp_path, monkeypatch):
     def run_all(runs, workers, force, console):
         [(run_dir, cfg)] = runs.items()
         seen.runs.append((run_dir.name, cfg.seed, workers, force))
+        seen.data = cfg.data
         if isinstance(seen.answer, BaseException):
             raise seen.answer
         return [seen.answer]
@@ -58,8 +59,13 @@ def test_runs_go_where_their_file_is_called(tmp_path, ran, monkeypatch):
     srlib(*run, "-p", "run_dir=runs/b03")
     (tmp_path / "inside").mkdir()
     monkeypatch.chdir(tmp_path / "inside")
-    srlib("run", "../params/tiny.yaml", "--run-dir", ".")
+    (tmp_path / "inside" / "graded.csv").touch()
+    srlib("run", "../params/tiny.yaml", "--run-dir", ".", "-p", "data=graded.csv")
+    assert ran.data == str(tmp_path / "inside" / "graded.csv"), "a file where the user is"
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "graded.csv").touch()
+    srlib(*run, "-p", "data=graded.csv")
+    assert (ran.data, ran.runs.pop()[0]) == ("graded.csv", "tiny"), "a file of the project"
     said = srlib(*run, "--seeds", "0, 2,2")[1]
     assert said.startswith("== tiny-0 == tiny-2 COMPARED ['tiny-0', 'tiny-2'] Report: runs/tiny-0/report.html")
     assert said.endswith(NEXT.format("tiny-2"))

@@ -245,6 +245,18 @@ def test_4bit_trains_after_a_forward_in_eval_mode(ids, tiny, monkeypatch):
     assert model(ids, labels=ids).loss.item() < before - 0.1
 
 
+def test_experts_that_would_stay_in_16_bit_are_refused(tmp_path, tiny):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = dict(
+        hidden_size=64, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
+    )
+    MixtralForCausalLM(MixtralConfig(vocab_size=len(tiny[1]), **sizes)).save_pretrained(tmp_path)
+    tiny[1].save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="its experts would stay in 16 bit; set quantization to none"):
+        models.load(tmp_path, quantization="4bit")
+
+
 def test_targets_are_named_and_never_the_output_head():
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -241,7 +241,7 @@ def baselines(train: Sequence[Example], splits: Splits, *, seed: int, n_boot: in
 
 def annotators(splits: Splits, *, seed: int, n_boot: int = 2000) -> list[dict[str, Any]]:
     """Rows of how well annotators agree with each other, as the arm `annotators`: each rating of an item (meta["ratings"])
-    against each other one, resampled by question. Judges meet the gold score; if it is a majority, one rating agrees with it more often."""
+    against each other one, resampled by question. Judges meet gold; if that is a majority, a rating agrees with it more often."""
     rows = []
     for split, items in splits.items():
         rated = [e for e in items if isinstance(e, Example) and e.ratings]

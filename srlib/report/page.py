@@ -53,8 +53,7 @@ def _head(run: Path, cfg: config.Parameters, view: Mapping[str, Any]) -> dict[st
         told = subprocess.run(["git", "-C", str(root), *describe], capture_output=True, text=True, check=True)
         commit = told.stdout.strip()
     facts = dict(cfg=cfg, model=shown(cfg.model), size="", commit=commit, path=files.relative(run, root))
-    made = {name: stages.manifest(run / name) for name in ("data", "eval", "judges/sft")}
-    facts |= made | dict(source=shown(cfg.data))
+    facts |= {n: stages.manifest(run / n) for n in ("data", "eval", "judges/sft")} | dict(source=shown(cfg.data))
     rows = {(row["arm"], row["split"], row["metric"]): row for row in tables.load(run)}
     main = [of for of in view["arms"] if of["name"] in ("base", "sft", last, CEILING)]
     ten = sorted(items, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:10]  # a sample that nobody picked

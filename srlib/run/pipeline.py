@@ -157,7 +157,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     check_gpus(cfg, place)
     if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
-    stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in stages.skipped(cfg, run)]
+    gone = stages.skipped(cfg, run)
+    stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in gone]  # or refuse, now
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
     text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
     recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))

@@ -23,7 +23,7 @@ from srlib.run import stages
 
 GIB = 2**30
 LIBRARIES = {True: 0.8 * GIB, False: 0.7 * GIB}  # CUDA's context on a GPU; torch, transformers and TRL in RAM
-# Tokens a second, as counted here, on an H200 at 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest; one of up to 160 rows drawn, without an adapter
+# Tokens a second on an H200, 8B in 4 bit (docs/bench/gpu.md): DPO at its slowest; one of up to 160 rows drawn without an adapter
 MEASURED = {"dpo": 4_200, "sample": 19}
 ROOM = 0.85  # above this share of a card's memory it is tight, for the forecast is no better than that
 

@@ -171,7 +171,7 @@ class Server:
         (optional if s.temperature == 1 else body)["temperature"] = s.temperature  # 1 is every server's default
         (optional if s.top_p == 1 else body)["top_p"] = s.top_p
         optional |= {"logprobs": True, "top_logprobs": 20 if s.distributions else 0} if chat else {}
-        optional |= {"chat_template_kwargs": {"enable_thinking": False}} if chat else {}  # as prompts.chat_text
+        optional |= {"chat_template_kwargs": {"enable_thinking": False}} if chat else {}  # as prompts.rendered
         optional |= {"n": len(indices)} if len(indices) > 1 else {}
         if s.temperature > 0:
             key = hashlib.blake2b(f"{s.seed}\0{item.id}\0{indices[0]}".encode(), digest_size=4).digest()
