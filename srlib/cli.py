@@ -29,8 +29,12 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except SrlibError as error:
             message, status = str(error), error.exit_status
+        except PermissionError as error:
+            message, status = f"{error.filename}: {error.strerror}; name another, or change its permissions", 1
         except KeyboardInterrupt:
-            message, status = "stopped; the same command resumes", 130
+            message = f"stopped; the same command{' without --force' * ('--force' in sys.argv)} resumes"
+            status = 130
+        message = pipeline.printable(message)
         Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(status)
 
@@ -65,10 +69,7 @@ def run(
 
     console, runs, whole, swept = _console(), {}, [], config.sweep([*(p or []), *(grid or [])], seeds)
     for suffix, overrides in swept:
-        cfg, root = config.load(yaml, overrides), config.project_root()
-        paths = {n: Path(path).expanduser() for n in pipeline.stages.MAY_BE_PATHS if (path := getattr(cfg, n))}
-        mine = {n: str(path.absolute()) for n, path in paths.items() if path.exists() and not (root / path).exists()}
-        cfg = cfg.model_copy(update=mine)
+        cfg, root = _parameters(yaml, overrides), config.project_root()
         named = f"runs/{yaml.stem}" if cfg.run_dir == config.FIELDS["run_dir"].default else cfg.run_dir
         directory = (run_dir or root / Path(named).expanduser()).expanduser().absolute()
         runs[directory.with_name(directory.name + suffix)] = cfg
@@ -82,6 +83,8 @@ def run(
         raise RunError("two of these runs differ in nothing that a comparison shows: write each value and seed once")
     files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
+    for directory, cfg in runs.items() if not cluster else ():  # before the first of them trains
+        pipeline.check(cfg, directory.resolve())
     if cluster:
         from srlib.run.cluster import Cluster
 
@@ -109,13 +112,13 @@ def plan(yaml: Yaml, p: Overrides = None) -> None:
     """Forecast memory and tokens of a run, and which GPU it fits; nothing is loaded."""
     from srlib.run import plan
 
-    _console().print(plan.show(plan.forecast(config.load(yaml, p or []))))
+    _console().print(plan.show(plan.forecast(_parameters(yaml, p or []))))
 
 
 @app.command()
 def params(name: Annotated[str, typer.Argument(help="a notebook (05), or part of a name (lora)")] = "") -> None:
     """List the parameters; of a notebook, or by part of a name, with type, default, allowed values, help."""
-    notebooks = sorted(path.stem for path in (config.project_root() / "notebooks").glob("*.ipynb"))
+    notebooks = sorted(path.stem for path in (config.project_root() / "notebooks").glob("[0-9]*.ipynb"))
     shown = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(name))
     if not name:
         rest = list(config.FIELDS)
@@ -159,12 +162,14 @@ def judge(
     model: Model = "",
     columns: Annotated[str, typer.Option(help="columns by hand, such as instruction:Question,score:Grade")] = "",
     rubric: Annotated[Path | None, typer.Option(help="rubric of rows without one, .yaml or .json")] = None,
+    score_step: Annotated[float, typer.Option(min=0, help="step between scores of a range (0: the judge's)")] = 0,
 ) -> None:
     """Judge the rows of a file, and measure agreement where they have gold verdicts; the same command resumes. A server's key
     comes from SRLIB_API_KEY or OPENAI_API_KEY."""
     from srlib.judge import judge_file, summary
 
-    reading = ({"columns": config.split(columns)} if columns else {}) | ({"rubric": rubric} if rubric else {})
+    reading = {"columns": config.split(columns), "rubric": rubric, "score_step": score_step}
+    reading = {name: value for name, value in reading.items() if value}
     done = judge_file(judge, rows, out, limit=limit, model=model, **reading)
     _say(summary(done), stderr=files.is_stream(out))
     if not done["scored"]:
@@ -223,14 +228,22 @@ def export(
     run: Annotated[Path, typer.Argument(help="directory of a run that has ended, such as runs/tiny")],
     to: Annotated[Path, typer.Option(help="where the judge goes, a new directory")],
     how: Annotated[str, typer.Option("--format", help="adapter or merged (default: as the run keeps it)")] = "",
-    push: Annotated[str, typer.Option(metavar="ORG/NAME", help="also to the hub, private; HF_TOKEN is the key")] = "",
 ) -> None:
-    """Export a run's judge: weights, tokenizer and model card, if it still judges as it did in the run."""
+    """Export a run's judge: weights, tokenizer and model card, if it still judges as it did in the run. To put it on the hub:
+    `hf upload ORG/NAME DIR . --private` (merged, if the base of an adapter is a directory of yours)."""
     from srlib.report import export
 
-    gate = export.export(run, to, how, push)
+    gate = export.export(run, to, how)
     near = f"log-probabilities within {gate.largest_difference:.2g} nats a token"
     _say(f"{to}: {gate.same_score} of {gate.items} greedy scores as before, {near}")
+
+
+def _parameters(yaml: Path, overrides: list[str]) -> config.Parameters:
+    """The parameters of a run; a path that is not in the project is looked for where the user is."""
+    cfg, root = config.load(yaml, overrides), config.project_root()
+    paths = {n: Path(path).expanduser() for n in pipeline.stages.MAY_BE_PATHS if (path := getattr(cfg, n))}
+    mine = {n: str(path.absolute()) for n, path in paths.items() if path.exists() and not (root / path).exists()}
+    return cfg.model_copy(update=mine)
 
 
 def _console(stderr: bool = False) -> Console:

@@ -31,6 +31,9 @@ ARMS = [
     "sre_1", "sre_2", "sre_2_self_consistency",
 ]  # fmt: skip
 
+SERVER = re.compile(r"\s*(https?://(?:\[[\da-fA-F:.]+\]|[^][/@?#\s:]+)(?::\d{1,5})?)(/[^@?#\s]*?)?/*\s*")
+URL = "write http://host:port/v1, no user, password or ?; a key belongs in SRLIB_API_KEY"
+
 
 class ParamError(SrlibError, ValueError):
     """A parameter that cannot be used. The message names the file, the line if known, the parameter, the value and the fix."""
@@ -77,6 +80,7 @@ class Parameters(BaseModel):
     pairwise_weight: float = _p(0.5, "weight of the pairwise adapter in a merge", ge=0, le=1)
     merge_density: float = _p(0.5, "share of each adapter's update that dare_linear and ties keep", ge=0.01, le=1)
     sft_learning_rate: float = _p(0.002, "learning rate of SFT; 8B with LoRA: 1e-4", gt=0)
+    continued_learning_rate: float = _p(0.0, "learning rate of sft_continued and rft; 0: that of SFT", ge=0)
     sft_steps: int = _p(360, "optimizer steps of SFT; 0: sft_epochs decides", ge=0)
     sft_epochs: float = _p(1.0, "epochs of SFT if sft_steps is 0", gt=0)
     sft_batch_size: int = _p(16, "rows in an optimizer step of SFT", ge=1)
@@ -271,6 +275,8 @@ def resolve_backend(backend: str = "auto", lora_rank: int = 1, dtype: str = "aut
     except Exception as error:  # it patches other libraries as it is imported, and any of them may be too new
         if backend == "unsloth":
             raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
+        if getattr(error, "name", "") != "unsloth":  # it is installed
+            print(f"Unsloth cannot be imported, so transformers trains ({type(error).__name__}: {shorten(error)})")
         return "transformers"
     return "unsloth"
 
@@ -337,6 +343,9 @@ def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
     if name not in FIELDS:
         hint = "".join(f"did you mean {nearest}? " for nearest in difflib.get_close_matches(name, FIELDS, n=1))
         raise ParamError(f"{where}: there is no parameter {shorten(name)}; {hint}`srlib params` lists all")
+    served = "://" in str(value) if name in ("writer", "preference_judge") else name == "endpoint" and value
+    if served and not SERVER.fullmatch(str(value)):  # before it stands in a file
+        raise ParamError(f"{where}: {name}: {URL}")
     field = FIELDS[name]
     if is_text and field.annotation == list[str]:
         return split(value)

@@ -29,7 +29,7 @@ def rows_of(tokenizer: Any, items: Mapping[str, Item], pairs: Sequence[Pair], te
 
 class StartsAtLn2(TrainerCallback):
     """Stop a training whose first reward margin is not zero, that is, whose sigmoid loss does not start at ln 2. Before
-    the first step, policy and reference are one model (section 2.4: J_t starts from J_{t-1}, its reference). Allowed is
+    the first step, policy and reference are one model (J_t starts from J_{t-1}; the paper names no reference). Allowed is
     1e-5 in fp32, and 1e-2 in 16 bit, where kernels may round differently, at beta 0.1; a margin grows with beta."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

@@ -43,6 +43,7 @@ class Judge:
     template: str = "brief"
     max_new_tokens: int = 128
     server: sample.Server | None = None
+    batch_size: int = 0  # prompts side by side, as in its run; 0: as many as sample.judgments takes
 
     @classmethod
     def load(cls, path: str | Path, *, model: str = "", **options: Any) -> Judge:
@@ -54,7 +55,7 @@ class Judge:
             info = models.judge_info(path)
             bits = {"quantization": info["quantization"]} if "quantization" in info and models.base_of(path) else {}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
-            return cls(bound, info["template"], info["max_new_tokens"])
+            return cls(bound, info["template"], info["max_new_tokens"], batch_size=info.get("batch_size", 0))
         here = model * any((Path(model) / name).is_file() for name in ("judge.json", "config.json"))
         if here and models.load_tokenizer(here).chat_template is None:
             options = {"api": "completions"} | options
@@ -82,7 +83,8 @@ class Judge:
     def score_many(self, items: Sequence[Item], **sampling: Any) -> list[Judgment]:
         """Judge items, greedily unless `sampling` says otherwise (as in `sample.judgments`: n, temperature, ...). The file `out`
         lets the same call resume; use one for each judge, set of items and settings, because it records ids only."""
-        return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
+        own = {"template": self.template, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
+        return self.sampler(items, **own | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
         """N free texts of the model for each request, `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`;
@@ -122,8 +124,8 @@ def judge_file(
     resumes = not files.is_stream(out)
     for path in (partial, note) if resumes else ():
         files.output(path, [{"judge", "rows"}], [rows], record=note)
-    if not is_served(judge):
-        models.check_model(judge)
+    check = sample.server.address if is_served(judge) else models.check_model
+    check(str(judge))
     known = model * (Path(model) / "judge.json").is_file() if is_served(judge) else judge  # not by its name on the hub
     reading = {"score_step": models.judge_info(known)["score_step"]} | reading
     lines = [(line, row) for line, _, row, *_ in data.read_rows(rows, **reading)][:limit]
@@ -171,9 +173,10 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
     for "preferences" with A, tie and B as 1, 0 and -1; `independent` counts the instructions, unless all have the same."""
     metrics, number = {}, {"A": 1, "tie": 0, "B": -1}
     for kind, makes in (("scores", Example), ("preferences", Comparison)):
-        rows = [item for item in items if isinstance(item, makes) and item.gold is not None and item.id in judged]
+        rows = [item for item in items if isinstance(item, makes) and item.gold is not None]
         if rows:
-            gold, said = [row.gold for row in rows], [judged[row.id].verdict for row in rows]
+            gold = [row.gold for row in rows]
+            said = [judged[row.id].verdict if row.id in judged else None for row in rows]
             gold, said = ([number.get(verdict, verdict) for verdict in verdicts] for verdicts in (gold, said))
             group = [row.cluster for row in rows] if len({row.cluster for row in rows}) > 1 else None
             independent = len({*(group or range(len(rows)))})
@@ -195,11 +198,11 @@ def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], ju
     """How these rows are unlike the validation split of the judge, as far as its judge.json knows that."""
     known, facts = models.judge_info(path).get("validation"), []
     if known and judged:
-        readable, usual = intervals.mean([j.verdict is not None for j in judged]), known["parse_rate"]
+        readable, usual = intervals.mean([j.verdict is not None for j in judged]), known.get("parse_rate", 0)
         if len(judged) >= 8 and readable.high < usual:  # fewer may all fail by chance
             facts.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
         nll = [] if judge.server else prompt_nll(*judge.sampler.args, items, judge.template)
-        if nll and fmean(nll) > (usual := known["prompt_nll_highest"]) + FAR:
+        if nll and fmean(nll) > (usual := known.get("prompt_nll_highest", math.inf)) + FAR:
             facts.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
     return [f"This judge may have been trained on another kind of text: {fact}" for fact in facts]
 

@@ -52,13 +52,13 @@ def test_every_item_is_compared_or_counted_under_one_reason():
     asked = as_comparison(sides[1])
     for part in (
         "Greet e1.",
-        f"Response: {HOSTILE}",
-        "Reference answer: Good day.",
+        f"### Response\n{HOSTILE}",
+        "### Reference\nGood day.",
         "[Is it polite?]",
         "Score 3: kind",
     ):
         assert part in asked.instruction
-    assert (asked.response_a, asked.response_b) == ("Short.\nScore: 3", "Short.\nScore: 2")
+    assert (asked.response_a, asked.response_b) == ("Short. [RESULT] 3", "Short. [RESULT] 2")
 
 
 def test_a_judges_preferences_in_both_orders_are_in_terms_of_the_arms():
@@ -188,7 +188,7 @@ def test_notebook_08_shows_results_to_all_but_an_annotator_who_is_not_done(tmp_p
         answer_all(session, lambda i, ids=ids: "tie" if i.example.id in ids else ("right", "left")[i.a.score == 4])
     shown = run_cells("08_annotate", n_items=10, n_boot=100)
     assert "120 answers; 0 more" in capsys.readouterr().out
-    rows = {row["sre_2 over sft"]: row for row in shown["rows"]}
+    rows = {row["measure"]: row for row in shown["rows"]}
     assert (rows["people, ties half"]["value"], rows["people, ties half"]["n"]) == (0.925, 20)  # (17 + 3 / 2) / 20
     # one of ten pairs of preferences differs; by chance 17 * 3 of 20 * 19 / 2 would
     assert rows["Krippendorff's alpha"]["value"] == pytest.approx(1 - (1 / 10) / (17 * 3 / 190))

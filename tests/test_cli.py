@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,8 @@ def test_a_sweep_makes_a_run_for_each_value_and_seed(tmp_path, ran):
     ran.runs.clear()
     for bad in (["margin=1,x"], ["margin=1,"], ["margin=1,1.0"], ["keep=last,bset"]):
         assert srlib(*run, "-p", *bad)[0] == 2
+    code, printed = srlib(*run, "-p", "strategy=correct_answer,majorty_vote")
+    assert (code, "majorty_vote" in printed, ran.runs) == (2, True, []), "before the first of them trains"
     (tmp_path / "runs" / "compare-tiny-margin").write_text("of somebody")
     code, printed = srlib(*run, "-p", "margin=1,2")
     assert (code, "was not made by this command" in printed, ran.runs) == (2, True, [])
@@ -127,6 +130,11 @@ def test_what_cannot_be_is_refused_and_failures_have_their_status(ran, monkeypat
         ([SimpleNamespace(status="done"), SimpleNamespace(status="failed")], 1, ""),
         (StoreError("tiny: cannot be written [red]"), StoreError.exit_status, "tiny: cannot be written [red]"),
         (KeyboardInterrupt(), 130, "stopped; the same command resumes"),
+        (
+            PermissionError(13, "Permission denied", "/data"),
+            1,
+            "/data: Permission denied; name another, or change its permissions",
+        ),
     ):
         ran.answer = answer
         assert (srlib("run", "params/tiny.yaml", "--anyway"), ran.reports) == ((code, words), [])
@@ -153,6 +161,7 @@ def test_help_and_params_fit_one_screen_and_show_details(ran):
     printed = subprocess.check_output([*command, "--help"], cwd="/", text=True)
     names = ("run", "plan", "params", "compare", "judge", "eval", "score", "ppi", "export")
     assert (len(printed.splitlines()) <= 40, [name for name in names if f"│ {name} " not in printed]) == (True, [])
+    Path("notebooks/Untitled.ipynb").write_text('{"cells": []}')  # as JupyterLab makes one
     code, printed = srlib("params")
     assert (code, "05_dpo beta" in printed, printed.count("micro_batch_size")) == (0, True, 1)
     printed = srlib("params", "05")[1]  # those of its cell, and those that its cells read as cfg.name

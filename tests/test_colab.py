@@ -70,3 +70,13 @@ def test_notebook_01_in_colab(machine, use_drive):
     assert (runs / "tiny" / "data" / "train.jsonl").exists()
     assert (clone / "runs").is_symlink() == use_drive
     assert ("mounted" in printed) == use_drive
+
+
+def test_runs_that_are_here_are_not_left_behind(tmp_path, monkeypatch):
+    from srlib.run import colab
+
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(colab, "Path", lambda path: tmp_path if path == "/content/self-rationalization" else Path(path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="move it to Drive, or delete it"):
+        colab.setup(use_drive=True)

@@ -72,6 +72,14 @@ def test_a_bad_override_is_refused(text):
         config.load(None, [text])
 
 
+@pytest.mark.parametrize("name", ["endpoint", "writer", "preference_judge"])
+def test_a_key_in_an_address_is_refused_before_it_stands_in_a_file(name):
+    assert getattr(config.load(None, [f"{name}=http://gpu:8000/v1"]), name) == "http://gpu:8000/v1"
+    with pytest.raises(ParamError, match=f"-p {name}: {name}: write http://host:port/v1") as caught:
+        config.load(None, [f"{name}=http://me:secret@host/v1"])
+    assert "secret" not in str(caught.value)
+
+
 def test_a_notebook_declares_reads_and_checks(root, monkeypatch):
     assert config.declared_in("01_data", root) == ["beta", "arms"]
     assert config.read_by("01_data", root) == ["beta", "arms", "seed"]  # `foo` is no parameter

@@ -349,8 +349,6 @@ def test_shifts_are_shares_of_each_scale_and_a_missing_score_is_counted():
     rows = audit(lambda e: 5.0 if "#injection" in e.id and e.score == 1 else 1.0, items())
     pooled, single = (np.ptp(interval(rows[name, "shift"])[1:]) for name in ("injection", "injection_unicode"))
     assert pooled == pytest.approx(single, abs=0.1)  # the copies of one item are resampled together
-    with pytest.raises(ValueError, match="24 of 27 judgments are missing, first e0#padding"):
-        robustness.altered_rows(arms.arm("sft"), [draws(e.id, 3.0)[0] for e in items(3)], [], items(3), seed=0)
 
 
 def test_only_items_with_gold_and_a_rubric_about_content_are_audited_and_markdown_comes_off_again():

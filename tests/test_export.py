@@ -108,7 +108,7 @@ def test_the_gate_holds_every_score_and_every_item():
             export.compare(before, judged(scores, [-0.1, -0.2, logprob]))
 
 
-def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, tmp_path, monkeypatch):
+def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, tmp_path):
     out, adapter_run = tmp_path / "out", make_run(tmp_path / "elsewhere", adapter_judge)
     other, empty = make_run(tmp_path / "other", adapter_judge), make_run(tmp_path / "empty", adapter_judge)
     newer, changed = make_run(tmp_path / "newer", adapter_judge), make_run(tmp_path / "changed", adapter_judge)
@@ -119,32 +119,22 @@ def test_a_refusal_comes_before_anything_is_written(merged_run, adapter_judge, t
     files.write_json(other / "judge" / "manifest.json", {"params": {"beta": 0.1, "iteration": 2}})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
-    for run, to, how, push, token, message in (
-        (tmp_path / "none", out, "", "", "", "holds no judge; give the directory of a finished run"),
-        (merged_run, out, "zip", "", "", "--format 'zip' is not one of adapter, merged"),
-        (merged_run, out, "adapter", "", "", "this run keeps no adapter"),
-        (merged_run, out, "", "me/judge", "", "--push needs a token that may write: set HF_TOKEN in the environment"),
-        (adapter_run, out, "adapter", "me/judge", "hf_none", "nobody else has the base of this adapter"),
-        (other, out, "", "", "", r"other parameters \(beta 0.1 -> 0.3\); run it to its end first"),
-        (newer, out, "", "", "", "has a newer judge than .*judge; run it to its end first"),
-        (changed, out, "", "", "", r"other parameters \(care 1.0 -> 0.5\); run it to its end first"),
-        (adapter_run, tmp_path / "full", "", "", "", "is there already; name a new directory"),
-        (adapter_run, tmp_path / "no" / "out", "", "", "", "its folder does not exist; make the folder first"),
-        (adapter_run, adapter_run / "judge" / "out", "", "", "", "lies inside the judge that is exported"),
-        (empty, out, "", "", "", "holds no validation and no test examples"),
+    for run, to, how, message in (
+        (tmp_path / "none", out, "", "holds no judge; give the directory of a finished run"),
+        (merged_run, out, "zip", "--format 'zip' is not one of adapter, merged"),
+        (merged_run, out, "adapter", "this run keeps no adapter"),
+        (other, out, "", r"other parameters \(beta 0.1 -> 0.3\); run it to its end first"),
+        (newer, out, "", "has a newer judge than .*judge; run it to its end first"),
+        (changed, out, "", r"other parameters \(care 1.0 -> 0.5\); run it to its end first"),
+        (adapter_run, tmp_path / "full", "", "is there already; name a new directory"),
+        (adapter_run, tmp_path / "no" / "out", "", "its folder does not exist; make the folder first"),
+        (adapter_run, adapter_run / "judge" / "out", "", "lies inside the judge that is exported"),
+        (empty, out, "", "holds no validation and no test examples"),
     ):
-        monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(SrlibError, match=message):
-            export.export(run, to, how, push)
+            export.export(run, to, how)
     assert not out.exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
-
-
-def test_a_hub_that_cannot_be_reached_costs_no_export(merged_run, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    with pytest.raises(SrlibError, match=r"was written, but not pushed to me/judge .*: push it with `hf upload`"):
-        export.export(merged_run, tmp_path / "out", "", "me/judge")
-    assert "hf_none" not in "".join(path.read_text(errors="replace") for path in (tmp_path / "out").glob("*.*"))
 
 
 def test_the_card_is_made_from_the_run(merged_run):
@@ -176,7 +166,7 @@ def test_a_model_that_has_moved_is_the_same_model(merged_run, tmp_path):
     for given, message in ((str(model), ""), ("other", "model where/it/was -> other")):
         cfg = config.load(None, ["beta=0.3", f"model={given}", "keep=last"])
         with pytest.raises(SrlibError, match=message) if message else contextlib.nullcontext():
-            export._check(merged_run / "judge", cfg, tmp_path / "out", "merged", "")
+            export._check(merged_run / "judge", cfg, tmp_path / "out", "merged")
 
 
 def test_of_a_path_strangers_see_the_last_part():

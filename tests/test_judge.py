@@ -157,11 +157,12 @@ def test_the_same_command_resumes_but_not_with_other_rows(serve, tmp_path, monke
 def test_rows_that_a_server_fails_on_are_named_and_judged_by_the_next_command(serve, tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     serve.answer = lambda body, _: (500, "oops") if "prime 4" in str(body) else None
-    rows = write(tmp_path / "rows.jsonl", [row(f"r{i}", instruction=f"prime {i}") for i in range(6)])
+    rows = write(tmp_path / "rows.jsonl", [row(f"r{i}", instruction=f"prime {i}", score=3) for i in range(6)])
     counts = judge.judge_file(serve.url, rows, tmp_path / "out.jsonl", model="judge")
     line = read(tmp_path / "out.jsonl")[4]
     assert (counts["failures"], counts["scored"], line["failure"]) == ({"not_judged": 1}, 5, "not_judged")
     assert "oops" in line["reason"]
+    assert counts["gold"]["scores"]["accuracy"].n == 6, "a row without a judgment is wrong, too"
     serve.answer = lambda body, _: None
     serve.bodies.clear()
     assert judge.judge_file(serve.url, rows, tmp_path / "out.jsonl", model="judge")["scored"] == 6
@@ -186,6 +187,7 @@ def test_what_cannot_be_used_is_found_out_before_judging(base_dir, tmp_path, mon
         ((base_dir, path, "o.gz"), "would not be compressed"),
     ]
     cases += [((base_dir, empty, "out.jsonl"), "holds no rows")]
+    cases += [(("http://me:secret@host/v1", path, "out.jsonl"), "no user, password")]
     named = dict(limit=1, columns=["reference_answer:Reff"])
     with pytest.raises(SrlibError, match="no row has the column 'Reff'"):
         judge.judge_file(base_dir, write(tmp_path / "two.jsonl", [row("a"), row("b")]), "out.jsonl", **named)

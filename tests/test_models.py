@@ -98,6 +98,10 @@ def test_a_judge_on_the_hub_brings_its_judge_json(tmp_path, monkeypatch):
     assert models.judge_info(tmp_path)["template"] == "brief"
     assert models.judge_info("")["template"] == "prometheus"
     assert asked == [("org/my-judge", "judge.json")], "only a hub id is asked for"
+    for wrong in ({"template": "promethues"}, {"max_new_tokens": None}, []):
+        files.write_json(here, wrong)
+        with pytest.raises(ModelError, match="does not describe a judge"):
+            models.judge_info(tmp_path)
 
 
 def test_missing_weights_are_refused(copy, judge):

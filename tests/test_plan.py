@@ -100,11 +100,12 @@ def test_the_hours_of_a_plan_follow_the_rates_measured_on_a_gpu():
     sampling = measured_on_a_gpu(4)["nf4", "srlib, 16 prompts x 10"]["seconds"]
     rates = {"dpo": slowest * 4 * 1200, "sample": 16 * (1000 + 10 * 200) / sampling / 160}
     assert rates == pytest.approx(plan.MEASURED, rel=0.02)
-    rates["sample"] *= 4 * 10  # rows of the recipe: a step takes as long as with 160
+    recipe = config.load(ROOT / "params" / "workstation.yaml")
+    rates["sample"] *= recipe.sample_batch_size * recipe.n_samples  # a step takes as long as with 160 rows
     with (console := Console(width=160)).capture() as capture:
-        console.print(plan.show(plan.forecast(config.load(ROOT / "params" / "workstation.yaml"), ROOT, GPU)))
+        console.print(plan.show(plan.forecast(recipe, ROOT, GPU)))
     said = re.search(r"hours at the rates of an H200 .*: sample_1 ([\d.]+), dpo_1 ([\d.]+), ", capture.get())
-    tokens = plan.forecast(config.load(ROOT / "params" / "workstation.yaml"), ROOT, GPU).tokens
+    tokens = plan.forecast(recipe, ROOT, GPU).tokens
     for given, name in zip(said.groups(), ("sample_1", "dpo_1"), strict=True):
         assert float(given) == pytest.approx(tokens[name] / rates[name.split("_")[0]] / 3600, abs=0.06)
 

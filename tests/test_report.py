@@ -139,6 +139,9 @@ def test_compare_refuses_what_is_no_comparison_of_seeds(runs, tmp_path):
     with pytest.raises(SrlibError, match=r"tiny-1: judges/sre_2 is newer than eval"):
         tables.compare(runs)
     assert not (tmp_path / "compare-tiny").exists()
+    (runs[1] / "eval" / "manifest.json").unlink()
+    with pytest.raises(SrlibError, match=r"tiny-1: eval/manifest.json is missing"):
+        tables.compare(runs)
 
 
 def test_the_report_shows_both_notebooks_and_nothing_hostile(tmp_path):

@@ -1,18 +1,21 @@
 """Drafts of a rubric as a writer words them, the choice that luck shall not make, the writer itself, and notebook 14."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 from cells import definition
 
 from srlib import files
-from srlib.data.columns import read_draft, read_rubric
+from srlib.data.columns import read_rubric
 from srlib.schema import Example, Rubric
 
 THREE = Rubric(criterion="Is it polite?", levels=["rude", "neutral", "kind"])
 QUARTERS = Rubric(criterion="Is it polite?", levels={0: "rude", 3.5: "kind"}, step=0.25)
 GOOD = "Here is a rubric:\n\n**Criterion: Is it kind?**\n\n- **Score 1:** insults\n- Score 2 : says  nothing\n* Level 3: thanks\n\nI hope it helps."
+LEVEL = definition("14_rubric", "LEVEL", re=re)
+read_draft = definition("14_rubric", "read_draft", re=re, LEVEL=LEVEL)
 finalists, decide = (definition("14_rubric", name, np=np, ORIGINAL="original") for name in ("finalists", "choose"))
 
 
@@ -25,12 +28,15 @@ finalists, decide = (definition("14_rubric", name, np=np, ORIGINAL="original") f
      (THREE.text, "nothing new"), ("Score 1: Bella\nScore 2: ...\nScore 3: ...", "no levels")],
 )  # fmt: skip
 def test_a_draft_is_a_rubric_on_the_same_scale_or_named_by_what_is_wrong(text, found):
-    assert read_draft(text, THREE) == found
+    assert read_draft(text, THREE.levels) == (found if isinstance(found, str) else found.levels)
 
 
 def test_the_step_of_a_scale_stays():
-    draft = read_draft("Score 0: bad\nScore 3.5: good", QUARTERS)
-    assert (draft.scale, draft.levels) == (QUARTERS.scale, {0: "bad", 3.5: "good"})
+    rubrics = definition("14_rubric", "rubrics", original=QUARTERS)
+    drafts = rubrics("draft", ["no levels", read_draft("Score 0: bad\nScore 3.5: good", QUARTERS.levels)])
+    assert [(name, draft.scale, draft.levels) for name, draft in drafts.items()] == [
+        ("draft 2", QUARTERS.scale, {0: "bad", 3.5: "good"})
+    ]
 
 
 def choose(selection, held_out, keep=3):

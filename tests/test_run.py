@@ -339,7 +339,11 @@ def test_the_judge_to_take_home(root, monkeypatch):
     files.write_json(run / "judge" / "judge.json", {"template": "brief"})
     stage.take_home(run, last)
     validation = {"parse_rate": 0.75, "prompt_nll_highest": 3.5}
-    assert files.read_json(run / "judge" / "judge.json") == {"template": "brief", "validation": validation}
+    assert files.read_json(run / "judge" / "judge.json") == {
+        "template": "brief",
+        "batch_size": 0,
+        "validation": validation,
+    }
     home.write_text("as it was")
     assert (stage.take_home(run, last) / "out.txt").read_text() == "as it was"
     monkeypatch.setenv("SRLIB_FORCE", "1")

@@ -349,7 +349,7 @@ def test_the_key_is_sent_and_shown_nowhere(serve, tmp_path, monkeypatch, caplog)
 
 
 def test_keys_and_urls_that_cannot_be_used_are_not_shown(monkeypatch):
-    for url in ("http://me:secret@host/v1", "http://host/v1?key=secret", "ftp://host/v1", "http://"):
+    for url in ("http://me:secret@host/v1", "http://host/v1?key=secret", "ftp://host/v1", "http://", "http://h:8O00"):
         with pytest.raises(DrawsError, match="write http://host:port/v1") as caught:
             Server(url, "judge")
         assert "secret" not in str(caught.value)

@@ -131,6 +131,7 @@ def test_every_file_of_a_folder_is_read_and_its_name_is_a_hint(tmp_path):
     (tmp_path / "README.md").write_text("Graded in May.")
     files = [path for path, _ in sources._files(tmp_path, "")]
     assert files == ["answers_1.csv", "answers_2_test.csv", "b.parquet", "more/ood.jsonl"]
+    assert [row.where for row in sources.rows(tmp_path)][-1] == "more/ood.jsonl, line 10"
     loaded = data.load(tmp_path, n_validation=1)
     assert loaded.counts["rows"] == 40
     assert len(loaded.splits["ood"]) == 10

@@ -131,6 +131,7 @@ def test_pairwise_accuracy_pays_nothing_for_silence():
 def test_at_equal_compares_within_strata_only():
     got = agreement.at_equal([1, 2, 1, 2], [0, 1, 5, 6], "aabb", n_boot=50)
     assert (got["slope"].value, got["correlation"].value) == (pytest.approx(0.5), pytest.approx(1))
+    assert got["correlation"][1:3] == pytest.approx((1, 1)), "one of a straight line is known"
     flat = agreement.at_equal([1, 2, 1, 2], [0, 0, 5, 5], "aabb", n_boot=50)
     assert (flat["slope"].value, math.isnan(flat["correlation"].value)) == (pytest.approx(0), True)
 
@@ -295,6 +296,15 @@ def test_the_interval_of_an_ece_holds_the_truth_and_the_value(n, gap):
         found = calibration.ece(confidence, rng.random(n) < confidence - gap, n_boot=300)
         assert 0 <= found.low <= found.value <= found.high
         held.append(found.low <= gap <= found.high)
+    assert np.mean(held) >= 0.9
+
+
+def test_the_interval_of_an_ece_holds_the_truth_where_the_items_of_a_question_are_right_or_wrong_together():
+    rng, held = np.random.default_rng(1), []
+    for _ in range(40):
+        group, of_group = np.repeat(np.arange(40), 10), rng.uniform(0.35, 0.95, 40)
+        right = (rng.random(40) < of_group)[group]
+        held.append(calibration.ece(of_group[group], right, n_boot=300, group=list(group)).low == 0)
     assert np.mean(held) >= 0.9
 
 

@@ -17,6 +17,7 @@ import anywidget
 import traitlets
 
 from srlib import files as store
+from srlib import prompts
 from srlib.curate.followups import META_RUBRIC
 from srlib.judge import Judge
 from srlib.schema import OTHER_WAY, Comparison, Example, Judgment, Preference, Row, format_score
@@ -175,13 +176,10 @@ def read_votes(folder: Path, sides: Sequence[Side]) -> tuple[list[Vote], int]:
 
 
 def as_comparison(side: Side) -> Comparison:
-    """The two rationales as responses to the task of judging, for a judge that compares."""
-    e = side.example
-    reference = f"\nReference answer: {e.reference_answer}" if e.reference_answer else ""
-    task = f"Instruction: {e.instruction}\nResponse: {e.response}{reference}\nRubric: {e.rubric.text}"
-    task = f"Judge a response to an instruction by a rubric: feedback first, then a score.\n{task}"
-    a, b = (f"{judgment.rationale}\nScore: {format_score(judgment.score)}" for judgment in (side.a, side.b))
-    return Comparison(id=e.id, instruction=task, response_a=a, response_b=b, rubric=META_RUBRIC, preference=None)
+    """The two rationales as responses to the task of judging, for a judge that compares (as `followups.meta_comparisons`)."""
+    a, b = (prompts.completion(judgment.rationale, judgment.score) for judgment in (side.a, side.b))
+    asked = dict(instruction=prompts.request(side.example), rubric=META_RUBRIC, preference=None)
+    return Comparison(id=side.example.id, response_a=a, response_b=b, **asked)
 
 
 def judge_preferences(judge: Judge, sides: Sequence[Side], **options: Any) -> list[tuple[Preference | None, ...]]:

@@ -25,7 +25,7 @@ NOTE = {"judge", "revision", "compare", "sampling", "prompts"}  # of judgments.j
 RESULT = {"benchmark", "revision", "judge", "part", "subset", "metric", "value", "ci_low", "ci_high", "n", "parse_rate"}
 RESULT |= {"failures", "seed", "left_out", "protocol", "published"}
 INTERVAL = "95% over prompts, 2000 resamples: BCa for plain means and errors, percentile for weighted means, "
-INTERVAL += "Fisher's z with a jackknife error for correlations over all items"
+INTERVAL += "Fisher's z with a jackknife error for correlations over all items, percentile for their mean over subsets"
 
 
 class Answer(Row):

@@ -1,4 +1,4 @@
-"""Judgments -> preference pairs; every prompt without a pair is counted under a reason (arXiv 2410.05495, section 2.3).
+"""Judgments -> preference pairs; every prompt without a pair is counted under a reason (arXiv 2410.05495).
 
 A rule takes one prompt and its judgments, and returns (chosen, rejected) pairs or the reason why there are none:
 

@@ -21,7 +21,6 @@ from srlib.schema import Comparison, Example, Item, Rubric, rounded
 
 TEXTS, PAIR_TEXTS = ("instruction", "response"), ("instruction", "response_a", "response_b")
 _LEVEL = re.compile(r"^[ \t]*Score[ \t]+([-+]?\d+(?:[.,]\d+)?)[ \t]*:", re.MULTILINE)
-_DRAFTED = re.compile(r"(?mi)^(?:score|level)[ \t]+(-?\d+(?:\.\d+)?)[ \t]*:[ \t]*(\S.*)$")  # one line a level
 _BRACKETS = re.compile(r"(?s)\A\[((?:[^\[\]]|\[[^\[\]]*\])*)\](\n.*)?\Z")  # around the criterion, as in the collections
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+|\d+,\d\d?)\s*", re.ASCII)  # 2,5 in many countries, not 2,500
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -44,20 +43,6 @@ def read_rubric(path: str | Path) -> Rubric | dict[str, Rubric]:
     if not (isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values())):
         raise RowError(f"{where}: has no `criterion: ...` and `levels: {{1: ..., 2: ...}}`, nor those of dimensions")
     return {name: files.validate(f"{where}, {name}", part, Rubric) for name, part in value.items()}
-
-
-def read_draft(text: str, original: Rubric) -> Rubric | str:
-    """The original with the levels of a writer's text, lines such as `Score 1: rude`, or what is wrong with them: "no levels",
-    "a score twice", "another scale", "nothing new". The criterion and the scale stay (AutoCalibrate, arXiv 2309.13308)."""
-    plain = re.sub(r"(?m)^[ \t>#*-]+|\*+", "", text)  # Markdown
-    levels = [(float(score), " ".join(level.split())) for score, level in _DRAFTED.findall(plain)]
-    if not levels or not all(re.search(r"\w", level) for _, level in levels):  # the form's own "Score 1: ..."
-        return "no levels"
-    if len(dict(levels)) < len(levels):
-        return "a score twice"
-    if dict(levels).keys() != original.levels.keys():
-        return "another scale"
-    return "nothing new" if dict(levels) == original.levels else original.model_copy(update={"levels": dict(levels)})
 
 
 def _plain(node: Any) -> Any:

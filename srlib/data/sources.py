@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -38,11 +39,12 @@ class SourceRow(NamedTuple):
 def rows(source: str | Path, revision: str = "") -> Iterator[SourceRow]:
     """Every row of a source. Raises RowError if the source cannot be read, or cannot be read past some row."""
     total, parts = 0, _files(source, revision)
+    top = os.path.commonpath([file.parent for _, file in parts]) if parts else ""
     for split, file in parts:
         for number, value, *header in _read(file):
             total += 1
             where = f"{'line' if isinstance(value, bytes) else 'row'} {number}"
-            where = f"{file.name}, {where}" if len(parts) > 1 else where
+            where = f"{file.relative_to(top).as_posix()}, {where}" if len(parts) > 1 else where
             row = SourceRow(number if len(parts) == 1 else total, where, None, None, split, *header)
             try:
                 value = files.parse_json(where, value) if isinstance(value, bytes) else value

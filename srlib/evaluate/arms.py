@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srlib.schema import Example, Judgment, SrlibError
+from srlib.schema import Example, Judgment
 from srlib.stats import agreement
 from srlib.stats.intervals import NAN, Floats
 
@@ -24,7 +24,7 @@ ARMS = {  # in the order of every table and figure
     "base_best_prompt": "the base model, with the best of several prompts",
     "sft_score_only": "SFT on scores without rationales",
     "sft": "SFT on rationales and scores",
-    CEILING: "a ceiling: SFT on the rows of careful annotators alone",
+    CEILING: "SFT on the rows of careful annotators alone: an oracle",
     "sft_continued": "SFT for as many further steps as the loop takes",
     "rft": "SFT on the chosen side of the first iteration's pairs",
     "grpo": "reinforcement (GRPO) on the loop's prompts, with as many sampled tokens",
@@ -86,7 +86,7 @@ def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:
     """One judgment per item, in order of first occurrence; None if none of its N draws has a verdict. The majority, mean
     or median is the nearest draw, with that score. A majority's distribution is that of the votes, so its confidence is
     the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences have no mean: the
-    majority is read. Raises SrlibError if draws to rank have no log-probability."""
+    majority is read. Draws need their log-probabilities, as those of this process have them."""
     draws: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         draws.setdefault(judgment.example_id, []).append(judgment)
@@ -98,23 +98,15 @@ def _read(arm: Arm, draws: list[Judgment]) -> Judgment | None:
     if not parsed:
         return None
     if arm.read == "likelihood":
-        unknown = next((j.id for j in parsed if j.logprob is None), None)
-        if unknown and len(parsed) > 1:
-            hint = "remove this arm, or draw with a judge that gives log-probabilities"
-            raise SrlibError(f"{arm.name}: judgment {unknown} has no log-probability, so the best is unknown; {hint}")
-        return max(parsed, key=_likely)
+        return max(parsed, key=lambda j: j.logprob)
     if parsed[0].preference is not None:
         votes = Counter(j.preference for j in parsed)
-        return max(parsed, key=lambda j: (votes[j.preference], _likely(j)))
+        return max(parsed, key=lambda j: (votes[j.preference], j.logprob))
     votes = Counter(j.score for j in parsed)
     score = float(CENTERS[arm.read](list(votes.elements())))
-    nearest = max(parsed, key=lambda j: (-abs(j.score - score), _likely(j)))
+    nearest = max(parsed, key=lambda j: (-abs(j.score - score), j.logprob))
     shares = {s: votes[s] / len(parsed) for s in nearest.distribution or votes} if arm.read == "majority" else None
     return nearest.model_copy(update={"score": score, "distribution": shares, "on_scale": len(parsed) / len(draws)})
-
-
-def _likely(judgment: Judgment) -> float:
-    return -np.inf if judgment.logprob is None else judgment.logprob  # some servers give none
 
 
 def scores(judgments: Sequence[Judgment | None]) -> Floats:

@@ -31,8 +31,7 @@ def stages(run: Path) -> list[dict[str, Any]]:
 def arms(run: Path, compared: Sequence[Arm]) -> list[dict[str, Any]]:
     """`{"arm", *SUMS}`: the sums of the stages that train an arm's judge and draw what it learns from; 0 for base."""
     by_stage = {row["stage"]: row for row in stages(run)}
-    made = run / "judges" / "sft" / "manifest.json"
-    parts = store.read_json(made).get("parts", ()) if made.exists() else ()
+    parts = store.read_json(run / "judges" / "sft" / "manifest.json").get("parts", ())
     inputs = {p.replace("/", " ").split()[-1] for p in parts if p.startswith("input ")}  # "input judges/..."
     sft = [n for n in ("rationales", "sft_pointwise", "sft_pairwise") if n in by_stage and n in inputs] + ["sft"]
     needs, rows = {None: [], "sft": sft, "rft": [*sft, "sample_1", "curate_1", "rft"]}, []

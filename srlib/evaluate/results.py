@@ -143,6 +143,8 @@ def results(
             if a.prompting in ("few_shot", "best_prompt"):
                 chosen = files.read_json(out / a.judged_in / "prompts.json")["chosen"]
                 words += f"; prompt of {chosen}, as on validation"
+            mixed = "pairwise" not in split and len({e.rubric.scale for e in items}) > 1
+            words += "; mae and correlations mix several scales" * mixed
             if split == COMPARED:
                 metrics = compared(read(a, judgments), items, options)
             elif split == "pairwise":
@@ -163,9 +165,9 @@ def as_rows(base: Options, metrics: Mapping[str, Interval]) -> list[dict[str, An
 
 
 def groups(items: Split) -> list[str] | None:
-    """(n,) the item's group, or else its instruction, to resample; None if hardly any two items, or all, share one."""
+    """(n,) the item's group, or else its instruction, to resample; None if no two items, or all, share one."""
     clusters = [item.cluster for item in items]
-    return clusters if 1 < len(set(clusters)) < len(clusters) * 0.9 else None
+    return clusters if 1 < len(set(clusters)) < len(clusters) else None
 
 
 def _pointwise(judged: Judged, sft: Judged | None, items: Sequence[Example], options: dict) -> dict[str, Interval]:

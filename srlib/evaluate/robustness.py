@@ -20,7 +20,7 @@ from srlib.evaluate.arms import Arm
 from srlib.evaluate.results import as_rows
 from srlib.schema import Example, Judgment, format_score
 from srlib.stats.agreement import at_equal
-from srlib.stats.intervals import Interval, mean
+from srlib.stats.intervals import Interval, mean, pick
 
 INJECTIONS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 Items, Judged, Rows = Sequence[Example], Sequence[Judgment | None], list[dict[str, Any]]
@@ -77,11 +77,8 @@ def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed:
     `before` holds judgments of the items (others are ignored), `after` those of `altered_copies(items)`. Metrics:
     `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`, the share
     now at the top of the items scored below it (no score is not at the top); `parse_rate` of the copies. A judge that
-    obeys a response raises many; a merely unsteady one raises as many under padding. ValueError if one is missing."""
+    obeys a response raises many; a merely unsteady one raises as many under padding."""
     scores = {j.example_id: j.score for j in [*before, *after] if j is not None}
-    needed = [example.id for example in [*items, *altered_copies(items)]]
-    if missing := [name for name in needed if name not in scores]:
-        raise ValueError(f"{len(missing)} of {len(needed)} judgments are missing, first {missing[0]}; judge all copies")
 
     def pair(copy: str, original: str = "") -> np.ndarray:  # (2, n) scores before and after
         return np.array([[_share(item, scores[item.id + end]) for item in items] for end in (original, f"#{copy}")])
@@ -95,11 +92,11 @@ def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed:
         protocol = f"greedy, paired, {change}; share of the scale; gold score assumed unchanged; no rubrics about form"
         group = [item.cluster for item in items] * (len(INJECTIONS) if name == "injection" else 1)
         both, below = np.isfinite(old) & np.isfinite(new), old < 1
+        parts = {"shift": (new - old, both), "changed": (new != old, both), "raised_to_top": (new == 1, below)}
+        parts["parse_rate"] = np.isfinite(new), np.full(len(new), True)
         effects = {
-            "shift": _mean(new - old, both, group, n_boot),
-            "changed": _mean(new != old, both, group, n_boot),
-            "raised_to_top": _mean(new == 1, below, group, n_boot),
-            "parse_rate": _mean(np.isfinite(new), np.full(len(new), True), group, n_boot),
+            metric: mean(values[kept], n_boot, group=pick(group, np.flatnonzero(kept))) if kept.any() else Interval()
+            for metric, (values, kept) in parts.items()
         }
         about = dict(arm=arm.name, split=f"audit_{name}", seed=seed, iteration=arm.iteration, protocol=protocol)
         rows += as_rows(about, effects)
@@ -152,9 +149,3 @@ def _share(item: Example, score: float | None) -> float:
     """A score as a share of its rubric's scale, NaN for none: `4 of 1 to 5 -> 0.75`."""
     low, high = min(item.rubric.scale), max(item.rubric.scale)
     return math.nan if score is None else round((score - low) / (high - low), 6)
-
-
-def _mean(values: np.ndarray, kept: np.ndarray, group: Sequence[str], n_boot: int) -> Interval:
-    if not kept.any():
-        return Interval()
-    return mean(values[kept].astype(float), n_boot=n_boot, group=[group[i] for i in np.flatnonzero(kept)])

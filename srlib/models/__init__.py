@@ -1,9 +1,7 @@
 """Models: load a base or a judge for training or judging, add the adapter that trains, write the judge to disk.
 
-loading    a base, a judge or its tokenizer: load, check_model, judge_info; which dtype and end of turn
-attention  what a model attends to, and what a comparison on short texts cannot show
-adapters   LoRA: lora_targets, add_lora, save_judge; merge_adapters makes one adapter of two
-training   what SFT, DPO and GRPO share around TRL's trainers; distil adds what notebook 11 needs"""
+`loading` reads a base or a judge, `adapters` adds LoRA and writes a judge, `training` is what SFT, DPO and GRPO share around TRL's
+trainers, `distil` what notebook 11 needs, `attention` what a model attends to, `gguf` converts that format."""
 
 # ruff: noqa: F401
 from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge

@@ -39,6 +39,7 @@ def directory(model: str | Path) -> str | Path:
             made = Path(folder) / "model"
             _convert(file, made)
             if not target.is_dir():  # another process may have been faster
+                files.sync(made)
                 made.rename(target)
     return target
 

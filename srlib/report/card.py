@@ -47,8 +47,9 @@ def licence_of(base: str | Path) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A parameter's value for publication: of a path of this machine only the last part."""
+    """A parameter's value for publication: of a path of this machine only the last part, of a server nothing."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "a server" if "://" in text else text
     return PureWindowsPath(text).name if re.match(r"[/~]|\.\.|[A-Za-z]:[\\/]", text) else text
 
 

@@ -4,7 +4,6 @@ The gate: the judge of the run and the exported one judge the same 32 items gree
 log-probability of each judgment within TOLERANCE; else nothing is left behind. Rounding passes, a wrong merge does not."""
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections import namedtuple
@@ -12,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import HfApi
 
 from srlib import config, files, models, prompts, sample
 from srlib.models import adapters, loading
@@ -33,16 +30,15 @@ class GateError(SrlibError):
     exit_status = 1
 
 
-def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
-    """Write the judge of a run to the new directory `to` and, with `push` (ORG/NAME), to that private repository; `form` is
-    adapter or merged, by default as the run keeps it. Raises SrlibError before anything is written, and GateError,
-    which leaves nothing at `to`: `export(Path("runs/tiny"), Path("my-judge"), "merged")`."""
+def export(run: Path, to: Path, form: str = "") -> Gate:
+    """Write the judge of a run to the new directory `to`; `form` is adapter or merged, by default as the run keeps it. Raises
+    SrlibError before anything is written, and GateError, which leaves nothing at `to`. `export(Path("runs/tiny"), Path("mine"))`"""
     judge, to = run / "judge", to.expanduser().resolve()
     if not judge.is_dir() or not (run / "params.yaml").is_file():
         raise SrlibError(f"{run}: holds no judge; give the directory of a finished run, such as runs/tiny")
     cfg = config.load(run / "params.yaml")
     form = form or ("adapter" if models.base_of(judge) else "merged")
-    _check(judge, cfg, to, form, push)
+    _check(judge, cfg, to, form)
     info, items = models.judge_info(judge), gate_items(run)
     weights = dict(quantization=cfg.quantization, dtype=cfg.dtype)
     before = judged(models.load(judge, **weights), items, info)
@@ -53,19 +49,18 @@ def export(run: Path, to: Path, form: str = "", push: str = "") -> Gate:
         files.write_json(partial / "export.json", {"format": form, **gate._asdict()})
         files.write_text(partial / "README.md", str(card.card(run, cfg, info, form, gate)))
         to.rmdir() if to.is_dir() else None  # it was empty
+        files.sync(partial)
         partial.rename(to)
-    if push:
-        _push(to, push)
     return gate
 
 
-def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) -> None:
+def _check(judge: Path, cfg: config.Parameters, to: Path, form: str) -> None:
     run, now = judge.parent, cfg.model_dump(mode="json", exclude={"arm", "iteration"})
     (known, trained), last = tables.parameters(run, "judge"), stages.manifest(run / stage.kept(run, cfg))
-    base, token, root = models.base_of(judge), os.environ.get("HF_TOKEN"), config.project_root(run)
+    base, root = models.base_of(judge), config.project_root(run)
     same = {n for n in stages.MAY_BE_PATHS if now[n] != trained.get(n) and stages.content(now[n], root) == known.get(n)}
     differ = [f"{n} {v} -> {now[n]}" for n, v in trained.items() if now.get(n, v) != v and n not in same]
-    local, free = Path(base or judge / "none").is_dir(), not to.exists() or (to.is_dir() and not any(to.iterdir()))
+    free = not to.exists() or (to.is_dir() and not any(to.iterdir()))
     for holds, problem in [
         (differ, f"{judge} was made with other parameters ({', '.join(differ)}); run it to its end first"),
         (last not in ({}, stages.manifest(judge)), f"{run} has a newer judge than {judge}; run it to its end first"),
@@ -74,9 +69,6 @@ def _check(judge: Path, cfg: config.Parameters, to: Path, form: str, push: str) 
         (not to.parent.is_dir(), f"{to}: its folder does not exist; make the folder first, or name another"),
         (to.is_relative_to(judge.resolve()), f"{to}: lies inside the judge that is exported; name another directory"),
         (form == "adapter" and base is None, "this run keeps no adapter: export it as merged"),
-        (push and push.count("/") != 1, f"--push {push!r}: write ORG/NAME"),
-        (push and not token, "--push needs a token that may write: set HF_TOKEN in the environment, and only there"),
-        (push and form == "adapter" and local, "nobody else has the base of this adapter: push it merged"),
     ]:
         if holds:
             raise SrlibError(problem)
@@ -101,15 +93,6 @@ def write(judge: Path, out: Path, form: str, quantization: str, dtype: str) -> N
         files.write_json(out / "judge.json", info | ({"base": card.shown(info["base"])} if "base" in info else {}))
 
 
-def _push(path: Path, name: str) -> None:
-    api = HfApi(token=os.environ["HF_TOKEN"])
-    try:
-        api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=path, commit_message="A judge from srlib export")
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise SrlibError(f"{path} was written, but not pushed to {name} ({error}): push it with `hf upload`") from None
-
-
 def gate_items(run: Path) -> list[Example]:
     """32 examples of the validation split, then of test, in the order of a hash of their ids, so always the same."""
     rows: list[Example] = []
@@ -123,8 +106,9 @@ def gate_items(run: Path) -> list[Example]:
 def judged(loaded: tuple, items: Sequence[Example], info: Mapping[str, Any], of: Judged | None = None) -> Judged:
     """Greedy judgments, and the log-probabilities of these, or of the texts in `of`, another judge's."""
     model, tokenizer = loaded
-    settings = dict(template=info["template"], max_new_tokens=info["max_new_tokens"], distributions=False)
-    judgments, logprobs = sample.judgments(model, tokenizer, items, **settings, desc="judge for the gate"), []
+    settings = {"batch_size": 0} | {k: info[k] for k in ("template", "max_new_tokens", "batch_size") if k in info}
+    settings |= {"distributions": False, "desc": "judge for the gate"}
+    judgments, logprobs = sample.judgments(model, tokenizer, items, **settings), []
     for item, judgment in zip(items, of[0] if of else judgments, strict=True):
         prompt = prompts.prompt_ids(tokenizer, item, info["template"])
         ids = prompts.completion_ids(tokenizer, judgment.text)

@@ -81,7 +81,8 @@ def compare(run_dirs: Sequence[Path | str], out_dir: Path | str | None = None) -
     head = "Shares in %, differences in points; Pearson's r as it is.\n\n![Each arm with its interval](compare.png)\n"
     files.write_text(out / "compare.md", "\n".join([f"# {title}", "", head, *markdown, ""]))
     figure = plots.forest(rows, [COLUMNS[title][:2] for title in ("test", "ood", "pairwise", "win rate")])
-    figure.savefig(out / "compare.png", dpi=120)
+    with files.writing(out / "compare.png"):
+        figure.savefig(out / "compare.png", dpi=120)
     return _table(title, ["arm", *COMPARED], lines)
 
 
@@ -104,7 +105,8 @@ def _by_setting(paths: Sequence[Path]) -> dict[str, dict[int, Path]]:
         if (recorded := path / "params.yaml").exists():  # a run without pairs has no DPO, and yet a beta
             asked = config.load(recorded).model_dump(mode="json")
             values |= {name: asked[name] for name in (anywhere & asked.keys()) - values.keys()}
-        seed = values.pop("seed")
+        if (seed := values.pop("seed", None)) is None:
+            raise SrlibError(f"{path}: eval/manifest.json is missing or not of a finished run; run it to its end")
         runs = settings.setdefault(json.dumps(values, sort_keys=True), (values, shown, {}))[2]
         if runs.setdefault(seed, path) is not path:
             raise SrlibError(f"{runs[seed]} and {path} both have seed {seed} and one setting; compare one run a seed")

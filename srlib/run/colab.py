@@ -16,7 +16,11 @@ def setup(use_drive: bool = False) -> None:
         urls = dict(url.split(", ") for url in importlib.metadata.metadata("srlib").get_all("Project-URL"))
         subprocess.run(["git", "clone", "--quiet", "--depth=1", urls["Repository"], here], check=True)
     os.chdir(here)
-    if use_drive and not Path("runs").exists():
+    if use_drive and not Path("runs").is_symlink():
+        if Path("runs").exists():
+            raise RuntimeError(
+                "runs is on this machine alone: move it to Drive, or delete it, then run this cell again"
+            )
         importlib.import_module("google.colab.drive").mount("/content/drive")
         (drive / "srlib-runs").mkdir(exist_ok=True)
         Path("runs").symlink_to(drive / "srlib-runs")

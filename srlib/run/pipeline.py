@@ -150,20 +150,10 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or (1 if machine.found().gpu or cores < 2 else 2)
-    jobs = [Job(stage, run, bars, named) for stage in stages.of(cfg)]
+    text, recorded = check(cfg, run, place), run / "params.yaml"
+    jobs, gone = [Job(stage, run, bars, named) for stage in stages.of(cfg)], stages.skipped(cfg, run)
     workers, threads = (len(jobs), 1) if place else (workers, max(1, cores // workers))
-    stages.check_strategy(cfg.strategy)
-    curate.kinds(cfg.pair_mix, 0)
-    check_gpus(cfg, place)
-    if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
-        raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
-    gone = stages.skipped(cfg, run)
     stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in gone]  # or refuse, now
-    stages.check_own(run / "judge", (run / ".judge.tmp").exists())
-    text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
-    recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
-    if not begun and recorded.exists() and recorded.read_text("utf-8", "replace") != text:
-        raise stages.RunError(f"{recorded}: is there, and no run has made it; set another run_dir, or move it away")
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
     yield
@@ -187,8 +177,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                 bars.update(whole, completed=len(made))
                 if made and not linked:
                     linked = True
-                    with contextlib.suppress(OSError):  # some file systems have no links, or it is a directory
-                        last.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # some file systems have no links, or it is no link
+                        last.unlink(missing_ok=True) if last.is_symlink() else None
                         last.symlink_to(files.relative(run, last.parent.resolve()))
                 if ready and not failed and len(running) < workers:
                     if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
@@ -209,6 +199,21 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
         if len(made) == len(jobs):
             take_home(run, cfg)
     return jobs
+
+
+def check(cfg: Parameters, run: Path, place: Any = None) -> str:
+    """Refuse what can be known before anything runs (RunError, ParamError); the text of params.yaml."""
+    stages.check_strategy(cfg.strategy)
+    curate.kinds(cfg.pair_mix, 0)
+    check_gpus(cfg, place)
+    if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
+        raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
+    stages.check_own(run / "judge", (run / ".judge.tmp").exists())
+    text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
+    recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
+    if not begun and recorded.exists() and recorded.read_text("utf-8", "replace") != text:
+        raise stages.RunError(f"{recorded}: is there, and no run has made it; set another run_dir, or move it away")
+    return text
 
 
 def check_gpus(cfg: Parameters, place: Any = None) -> None:

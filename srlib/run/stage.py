@@ -50,8 +50,9 @@ class OpenStage:
         self.facts = stages.manifest(self.path).get("facts", {})
         self._begun = not force and stages.manifest(self.path).get("key") == self._head["key"]  # by a killed session
         if self._first and not self._begun:
-            shutil.rmtree(self.path, ignore_errors=True)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for begun in filter(Path.exists, (self.path, self.checkpoints)):
+                with files.writing(begun):  # what cannot be deleted would count as made with these parameters
+                    shutil.rmtree(begun)
             files.write_json(self.path / "manifest.json", self._head)
         files.meet(lock, number, together)  # the first process has cleared the directory
         for folder in [] if self.done or not self._first else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
@@ -115,7 +116,6 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
     or does not name, is as in the run's params.yaml. Raises ParamError; RunError if inputs are missing or another has it open."""
-    config.in_namespace(notebook, namespace)
     run, values = open_run(namespace), config.in_namespace(notebook, namespace)
     recorded = run / "params.yaml"
     of_run = config.load(recorded if recorded.exists() else None)
@@ -206,11 +206,13 @@ def take_home(run: Path, cfg: config.Parameters) -> Path:
         with files.writing(target):
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.copytree(source, temporary)
+            files.sync(temporary)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
     about, results = target / "judge.json", run / "results.json"
     if about.is_file() and results.is_file():  # for `srlib judge`, which compares other rows with these
         rows = [r for r in files.read_json(results) if (r["arm"], r["split"]) == (source.name, "validation")]
         known = {r["metric"]: r["value"] for r in rows if r["metric"] in ("parse_rate", "prompt_nll_highest")}
-        files.write_json(about, files.read_json(about) | ({"validation": known} if len(known) == 2 else {}))
+        facts = {"batch_size": cfg.sample_batch_size} | ({"validation": known} if len(known) == 2 else {})
+        files.write_json(about, files.read_json(about) | facts)
     return target

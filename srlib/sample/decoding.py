@@ -103,7 +103,7 @@ def _choose(logp: torch.Tensor, temperature: float, top_p: float, uniform: torch
 def judgments(
     model: Any, tokenizer: Any, items: Sequence[Item], *, out: Path | None = None, desc: str = "judge", **sampling: Any
 ) -> list[Judgment]:
-    """N judgments of each example or comparison, ordered by item, then index (arXiv 2410.05495, section 2.2).
+    """N judgments of each example or comparison, ordered by item, then index (arXiv 2410.05495).
     `sampling` are the fields of `Sampling`: template, shots, n, temperature, top_p, max_new_tokens, seed,
     distributions, batch_size. Every batch is appended to the JSONL file `out` at once, and what it holds is not
     computed again. A prompt that leaves no room for a judgment gets judgments that failed as `too_long`."""

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 import numpy as np
 
-from srlib import files, prompts
+from srlib import config, files, prompts
 from srlib.sample.decoding import verdict_fields
 from srlib.sample.draws import DrawsError, Sampling, Work, collect, judgment, too_long
 from srlib.schema import Failure, Item, Judgment
@@ -46,6 +46,14 @@ _THOUGHT = re.compile(rf"\A(?:(?:{_THINK})?+(?:(?![<\[]think).)*?[<\[]/think(?:i
 Token = tuple[str, float, dict[str, float]]  # text, log-probability, the same of likely tokens in its place
 
 
+def address(url: str) -> str:
+    """The URL as requests take it, `"http://gpu:8000/" -> "http://gpu:8000/v1"`; DrawsError on one with a password or key."""
+    match = config.SERVER.fullmatch(url)
+    if match is None:
+        raise DrawsError(f"the server's address: {config.URL}")
+    return match[1] + (match[2] or "/v1")
+
+
 class Server:
     """A server, the judge that it serves under the name `model`, and what is known of both so far. With `api` "chat"
     the server applies the judge's chat template; "completions" is for a judge without one. `left_out` is the share of
@@ -56,11 +64,8 @@ class Server:
     ) -> None:
         import openai
 
-        match = re.fullmatch(r"\s*(https?://(?:\[[\da-fA-F:.]+\])?[^][/@?#\s]*(?<!/))(/[^@?#\s]*?)?/*\s*", url)
-        if match is None:
-            raise DrawsError(f"endpoint: write http://host:port/v1, no user, password or ?; a key belongs in {KEYS[0]}")
         name = next((name for name in KEYS if os.environ.get(name, "").strip()), KEYS[0])
-        self.url, self._key = match[1] + (match[2] or "/v1"), os.environ.get(name, "").strip()
+        self.url, self._key = address(url), os.environ.get(name, "").strip()
         if not re.fullmatch(r"[!-~]*", self._key):  # the HTTP library would print it with its complaint
             raise DrawsError(f"{name} holds characters that no key has; set it again")
         self._http, variable = _http_client(self.url)

@@ -76,8 +76,12 @@ def at_equal(x: Array, y: Array, stratum: Sequence[Hashable], **options: Any) ->
     x, y, _ = columns(x=x, y=y, stratum=index)
     x, y = (v - (np.bincount(index, v) / np.bincount(index))[index] for v in (x, y))
     x, z = (v / v.std() if v.std() > 1e-9 else None for v in (x, y))  # rounding is no variance
-    products = {"slope": None if x is None else x * y, "correlation": None if x is None or z is None else x * z}
-    return {name: Interval() if v is None else intervals.mean(v, **options) for name, v in products.items()}
+    effects = dict.fromkeys(("slope", "correlation"), Interval())
+    for name, other in {"slope": y, "correlation": z}.items() if x is not None else ():
+        if other is not None:  # standard deviations are estimates, too: influence values
+            spread = x * x - 1 + (other * other - 1) * (name == "correlation")
+            effects[name] = intervals.mean(x * other - (x * other).mean() * spread / 2, **options)
+    return effects
 
 
 def majority(scores: Array) -> float:
