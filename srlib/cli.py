@@ -1,6 +1,6 @@
 """The command `srlib`: options and messages; the work is done elsewhere.
 
-Exit status 0: done. 1: a stage failed, or the disk is full. 2: refused before anything ran. 3: no row that was judged got
+Exit status 0: done. 1: a stage failed, the disk is full, or a file may not be read. 2: refused before anything ran. 3: no row that was judged got
 a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message; anything else keeps its traceback."""
 
 import signal
@@ -30,10 +30,12 @@ class Commands(typer.core.TyperGroup):
         except SrlibError as error:
             message, status = str(error), error.exit_status
         except PermissionError as error:
+            if error.filename is None:
+                raise
             message, status = f"{error.filename}: {error.strerror}; name another, or change its permissions", 1
         except KeyboardInterrupt:
-            message = f"stopped; the same command{' without --force' * ('--force' in sys.argv)} resumes"
-            status = 130
+            ends = "begins anew, for --force does" if "--force" in sys.argv else "resumes"
+            message, status = f"stopped; the same command {ends}", 130
         message = pipeline.printable(message)
         Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(status)
@@ -42,7 +44,7 @@ class Commands(typer.core.TyperGroup):
 ABOUT = "Train a language model into a fine-grained judge by self-rationalization (arXiv 2410.05495)."
 app = typer.Typer(cls=Commands, help=ABOUT, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Yaml = Annotated[Path, typer.Argument(help="flat file of parameters, such as params/tiny.yaml")]
-SET = typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; in run, =1,2 is a sweep")
+SET = typer.Option("-p", metavar="NAME=VALUE", help="set a parameter; with run, NAME=1,2 starts a run for each value")
 Overrides = Annotated[list[str] | None, SET]
 JudgeName = Annotated[str, typer.Argument(help="a judge's directory, or a server's URL (http://.../v1)")]
 Model = Annotated[str, typer.Option(help="the judge's name on the server")]
@@ -58,12 +60,12 @@ def run(
     grid: Annotated[list[str] | None, typer.Option(metavar="NAME=A,B", help="a run for each value, as -p does")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="run directory (default: runs/<name of YAML>)")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2: one run each, then the comparison")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="stages side by side; 0: as the machine allows")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="run every stage again; to resume, leave it out")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="stages to run in parallel; 0: as the machine allows")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="run every stage again, from its beginning")] = False,
     cluster: Annotated[str, typer.Option(help="all runs at once on Ray: local, auto, or HOST:PORT")] = "",
-    anyway: Annotated[bool, typer.Option("--anyway", help="even if the forecast says that it cannot fit")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="start even if the forecast says it does not fit")] = False,
 ) -> None:
-    """Run the whole method; what is already there and current is not run again."""
+    """Run the whole method; stages that are up to date are skipped."""
     from srlib.report import page, tables
     from srlib.run import plan
 
@@ -145,7 +147,7 @@ def params(name: Annotated[str, typer.Argument(help="a notebook (05), or part of
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run directories, such as runs/tiny-*")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="where figure and numbers go")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="directory for the table and the figure")] = None,
 ) -> None:
     """Compare settings and seeds: arms x metrics, a line for each setting, mean and interval over seeds, and a figure."""
     from srlib.report import tables
@@ -215,7 +217,7 @@ def score(
 def ppi(
     judged: Annotated[Path, typer.Argument(help="judgments, as srlib judge writes them: .jsonl or .jsonl.gz")],
     labels: Annotated[Path, typer.Argument(help="people's scores of some of these rows: id and score, .jsonl")],
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.95,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="confidence level of the intervals")] = 0.95,
 ) -> None:
     """Estimate people's mean score from a few of their scores and all of a judge's (prediction-powered inference)."""
     from srlib.stats import ppi
@@ -234,7 +236,7 @@ def export(
     from srlib.report import export
 
     gate = export.export(run, to, how)
-    near = f"log-probabilities within {gate.largest_difference:.2g} nats a token"
+    near = f"log-probabilities within {gate.largest_difference:.2g} nats per token"
     _say(f"{to}: {gate.same_score} of {gate.items} greedy scores as before, {near}")
 
 

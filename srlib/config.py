@@ -56,11 +56,11 @@ class Parameters(BaseModel):
     data_revision: str = _p("", "commit, tag or branch of a hub set; empty: its main branch")
     data_pairwise: str = _p("", "comparisons: a file, a folder or a hub set; empty: those in data")
     data_pairwise_revision: str = _p("", "commit, tag or branch of that set; empty: its main branch")
-    columns: list[str] = _p([], "columns by hand, FIELD:COLUMN: instruction:Question,score:Grade; others by name")
+    columns: list[str] = _p([], "map of fields to columns, instruction:Question,score:Grade; others match by name")
     rubric: str = _p("", "YAML or JSON file: criterion, levels, step for rows without a rubric, or these by dimension")
-    bad_rows: Literal["few", "refuse", "drop"] = _p("few", "bad rows: drop at most 1 in 20, refuse, or drop them")
+    bad_rows: Literal["few", "refuse", "drop"] = _p("few", "unreadable rows: few (drop at most 1 in 20), refuse, drop")
     score_step: float = _p(0.25, "step between scores if a rubric names only a range", gt=0)
-    care: float = _p(0.5, "built-in world: share of annotators who write evidence before each verdict", ge=0, le=1)
+    care: float = _p(0.5, "built-in world: share of annotators who write evidence for each check", ge=0, le=1)
     n_train: int = _p(800, "training examples; of a file at most this many", ge=10)
     n_validation: int = _p(100, "validation examples", ge=5)
     n_test: int = _p(400, "test examples; of a file at most this many", ge=5)
@@ -85,45 +85,45 @@ class Parameters(BaseModel):
     sft_epochs: float = _p(1.0, "epochs of SFT if sft_steps is 0", gt=0)
     sft_batch_size: int = _p(16, "rows in an optimizer step of SFT", ge=1)
     lora_rank: int = _p(16, "rank of the adapter; 0: train all weights", ge=0)
-    lora_alpha: int = _p(32, "scale of the adapter: alpha / rank multiplies it", ge=1)
+    lora_alpha: int = _p(32, "LoRA alpha: the update is scaled by alpha / rank", ge=1)
     lora_dropout: float = _p(0.0, "dropout in the adapter; TRL has none in DPO", ge=0, le=0.9)
     lora_targets: str = _p("all-linear", "layers with an adapter: all-linear, or names such as q_proj,v_proj")
 
     # 03 sample
-    iteration: int = _p(1, "round of self-rationalization", ge=1)
+    iteration: int = _p(1, "iteration of self-rationalization", ge=1)
     n_samples: int = _p(10, "judgments sampled for each prompt", ge=2)
-    temperature: float = _p(1.0, "sampling temperature; the paper says 1.0", gt=0)
-    top_p: float = _p(1.0, "sample from the smallest set of tokens with this much probability", ge=0.01, le=1)
+    temperature: float = _p(1.0, "sampling temperature; arXiv 2410.05495: 1.0", gt=0)
+    top_p: float = _p(1.0, "nucleus sampling: the smallest set of tokens with this probability", ge=0.01, le=1)
     max_new_tokens: int = _p(120, "longest judgment in tokens; 8B: 512", ge=1)
     sample_prompts: int = _p(0, "training prompts sampled in the first iteration; 0: all", ge=0)
     sample_prompts_later: int = _p(400, "the same in later iterations (paper: 5,000, then 500); 0: all", ge=0)
-    focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or more where the judge erred")
+    focus_prompts: Literal["uniform", "slices"] = _p("uniform", "later prompts: any, or slices where the judge erred")
 
     # 04 curate
-    strategy: str = _p("correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal, or yours")
-    margin: float = _p(2.0, "least distance of the rejected score from the right one", ge=0)
-    pairs_per_prompt: int = _p(1, "most pairs of one prompt; a judgment is used once", ge=1)
+    strategy: str = _p("correct_answer", "correct_answer, majority_vote, graded, meta_judge, meta_equal or your own")
+    margin: float = _p(2.0, "least distance between the rejected score and the right one", ge=0)
+    pairs_per_prompt: int = _p(1, "most pairs per prompt; a judgment is used once", ge=1)
     max_pairs: int = _p(0, "most pairs in all; 0: no limit", ge=0)
     pair_mix: list[str] = _p([], "kinds of pairs, KIND:WEIGHT of cot, verdict, deduction; empty: cot alone")
-    hints: Literal["none", "rescue", "all"] = _p("none", "prompts with a hint: none, rescue (all or none right), all")
-    balance: bool = _p(False, "as many pairs for every chosen score as the rarest has")
-    drop_flipping: bool = _p(False, "drop a pair if the rejected rationale does not hold its score when redrawn")
+    hints: Literal["none", "rescue", "all"] = _p("none", "hinted: none, rescue (prompts without contrast), all")
+    balance: bool = _p(False, "keep as many pairs of every chosen score as the rarest has")
+    drop_flipping: bool = _p(False, "drop pairs whose rejected score changes if redrawn after its rationale")
     redraws: int = _p(10, "redraws of a score with its rationale fixed; it flips if most end in another", ge=1)
 
     # 05 dpo
-    beta: float = _p(0.1, "inverse temperature of the DPO loss: how strongly the reference holds", gt=0)
-    nll_weight: float = _p(0.5, "weight of the chosen side's NLL a token, beside the DPO loss; 0: none", ge=0)
+    beta: float = _p(0.1, "beta of the DPO loss: a larger one stays closer to the reference", gt=0)
+    nll_weight: float = _p(0.5, "weight of the chosen side's NLL per token, beside the DPO loss; 0: none", ge=0)
     dpo_learning_rate: float = _p(0.00025, "learning rate of DPO; 8B: 5e-6 with LoRA, 5e-7 without", gt=0)
     dpo_epochs: float = _p(1.0, "passes over the pairs", gt=0)
     dpo_batch_size: int = _p(16, "pairs in an optimizer step of DPO", ge=1)
     share_prompts: bool = _p(True, "compute each prompt once for all its judgments in DPO and SFT")
 
     # 06 eval
-    iterations: int = _p(2, "rounds of sampling, curation and DPO", ge=1, le=9)
+    iterations: int = _p(2, "iterations of the loop: judge, select, train", ge=1, le=9)
     arms: list[str] = _p(ARMS, "arms to compare; stages that no arm needs are not run")
     eval_samples: int = _p(8, "samples of the self-consistency and best-of-N arms", ge=2)
     n_boot: int = _p(2000, "bootstrap resamples behind each interval", ge=100)
-    keep: Literal["last", "best"] = _p("last", "judge to take home: the last one, or the best on validation")
+    keep: Literal["last", "best"] = _p("last", "judge that the run keeps: the last, or the best on validation")
 
     # 07 diagnose
     diagnose: bool = _p(False, "also run 07_diagnose at the end")
@@ -142,7 +142,7 @@ class Parameters(BaseModel):
     preference_judge_model: str = _p("", "name of that judge on the server")
 
     # 09 rationales
-    writer: str = _p("", "who writes what the data lack: a model, a server's URL; empty: the base model")
+    writer: str = _p("", "model that writes what the data lack: a directory, hub id or URL; empty: the base model")
     writer_model: str = _p("", "name of the writer on its server")
 
     # 11 distil
@@ -164,8 +164,8 @@ class Parameters(BaseModel):
     micro_batch_size: int = _p(16, "rows (pairs) in one forward pass of training; 8B on 24 GB: 2", ge=1)
     gpus: int = _p(1, "GPUs of one machine that share training, draws and evaluation; without a GPU, processes", ge=1)
     gradient_checkpointing: bool = _p(False, "less memory for more time; 8B: true")
-    sample_batch_size: int = _p(0, "prompts decoded side by side; 0: as many as make 512 rows, at most 128", ge=0)
-    workers: int = _p(2, "processes that judge side by side on a CPU", ge=1)
+    sample_batch_size: int = _p(0, "prompts in a batch of sampling; 0: 512 rows, at most 128 prompts", ge=0)
+    workers: int = _p(2, "processes that evaluate in parallel on a CPU", ge=1)
     endpoint: str = _p("", "URL of an OpenAI-compatible server with the current judge; empty: sample here")
     endpoint_model: str = _p("", "name of the judge on the server ({judge}: sft, sre_1, ...); empty: its directory")
     endpoint_concurrency: int = _p(8, "requests to the server at a time", ge=1)
@@ -276,7 +276,7 @@ def resolve_backend(backend: str = "auto", lora_rank: int = 1, dtype: str = "aut
         if backend == "unsloth":
             raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
         if getattr(error, "name", "") != "unsloth":  # it is installed
-            print(f"Unsloth cannot be imported, so transformers trains ({type(error).__name__}: {shorten(error)})")
+            print(f"Unsloth cannot be imported, so transformers trains ({shorten(str(error), 200)})")
         return "transformers"
     return "unsloth"
 
@@ -343,7 +343,7 @@ def _checked(where: str, name: str, value: Any, is_text: bool = False) -> Any:
     if name not in FIELDS:
         hint = "".join(f"did you mean {nearest}? " for nearest in difflib.get_close_matches(name, FIELDS, n=1))
         raise ParamError(f"{where}: there is no parameter {shorten(name)}; {hint}`srlib params` lists all")
-    served = "://" in str(value) if name in ("writer", "preference_judge") else name == "endpoint" and value
+    served = "://" in str(value) if name in ("model", "writer", "preference_judge") else name == "endpoint" and value
     if served and not SERVER.fullmatch(str(value)):  # before it stands in a file
         raise ParamError(f"{where}: {name}: {URL}")
     field = FIELDS[name]

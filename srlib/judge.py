@@ -32,7 +32,7 @@ from srlib.stats import agreement, intervals
 RECORDS = {"line", "id", "score", "failure", "reason"}, {"line", "id", "expected_score", *Judgment.model_fields}
 METRICS = ("accuracy", "balanced_accuracy", "mae", "pearson", "qwk")  # of those that `summary` shows
 FEW = 30  # independent rows with a gold verdict: of fewer, the interval is wide
-FAR = 0.5  # nats a token beyond the least likely prompt of the validation split
+FAR = 0.5  # nats per token beyond the least likely prompt of the validation split
 
 
 @dataclass
@@ -43,7 +43,6 @@ class Judge:
     template: str = "brief"
     max_new_tokens: int = 128
     server: sample.Server | None = None
-    batch_size: int = 0  # prompts side by side, as in its run; 0: as many as sample.judgments takes
 
     @classmethod
     def load(cls, path: str | Path, *, model: str = "", **options: Any) -> Judge:
@@ -55,7 +54,7 @@ class Judge:
             info = models.judge_info(path)
             bits = {"quantization": info["quantization"]} if "quantization" in info and models.base_of(path) else {}
             bound = functools.partial(sample.judgments, *models.load(path, **bits | options))
-            return cls(bound, info["template"], info["max_new_tokens"], batch_size=info.get("batch_size", 0))
+            return cls(bound, info["template"], info["max_new_tokens"])
         here = model * any((Path(model) / name).is_file() for name in ("judge.json", "config.json"))
         if here and models.load_tokenizer(here).chat_template is None:
             options = {"api": "completions"} | options
@@ -83,8 +82,7 @@ class Judge:
     def score_many(self, items: Sequence[Item], **sampling: Any) -> list[Judgment]:
         """Judge items, greedily unless `sampling` says otherwise (as in `sample.judgments`: n, temperature, ...). The file `out`
         lets the same call resume; use one for each judge, set of items and settings, because it records ids only."""
-        own = {"template": self.template, "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size}
-        return self.sampler(items, **own | sampling)
+        return self.sampler(items, **{"template": self.template, "max_new_tokens": self.max_new_tokens} | sampling)
 
     def write(self, requests: Sequence[str], **sampling: Any) -> list[list[str]]:
         """N free texts of the model for each request, `write(["Name a colour."], n=2, temperature=1.0) -> [["Red", "Blue"]]`;
@@ -185,7 +183,7 @@ def against_gold(items: Sequence[Item], judged: Mapping[str, Judgment]) -> dict[
 
 
 def prompt_nll(model: Any, tokenizer: Any, items: Sequence[Item], template: str) -> list[float]:
-    """Mean NLL, in nats a token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
+    """Mean NLL, in nats per token, of the prompts of up to 32 items (of each, up to 1,024 tokens): high on an unknown kind of text."""
     nll, longest = [], int(min(1024, sample.decoding.longest_text(model)))
     for item in items[:: max(1, len(items) // 32)][:32]:
         ids = torch.tensor([prompts.prompt_ids(tokenizer, item, template)[:longest]], device=model.device)
@@ -203,7 +201,7 @@ def _unlike_validation(path: str | Path, judge: Judge, items: Sequence[Item], ju
             facts.append(f"{readable.value:.1%} of the judgments can be read, {usual:.1%} on its validation split")
         nll = [] if judge.server else prompt_nll(*judge.sampler.args, items, judge.template)
         if nll and fmean(nll) > (usual := known.get("prompt_nll_highest", math.inf)) + FAR:
-            facts.append(f"prompts have {fmean(nll):.1f} nats a token, on its validation split at most {usual:.1f}")
+            facts.append(f"prompts have {fmean(nll):.1f} nats per token, on its validation split at most {usual:.1f}")
     return [f"This judge may have been trained on another kind of text: {fact}" for fact in facts]
 
 

@@ -70,7 +70,7 @@ def share(model: Any, tokenizer: Any, rows: Sequence[dict[str, str]]) -> Collato
                 if not pairwise:  # TRL's SFT calls the layers by itself
                     causal.forward = forward
                 return collator
-            reason = f"{name} would be off by {difference:.2g} nats a token"
+            reason = f"{name} would be off by {difference:.2g} nats per token"
         except Exception as failure:
             reason = f"{name} fails with {type(failure).__name__}: {files.shorten(str(failure), 100)}"
         causal.set_attn_implementation(attention)

@@ -363,7 +363,7 @@ def repeat(path: Path, folder: Path, n_items: int = 60, n: int = 8) -> dict[str,
             "equal to the last digit": sum(a == b for a, b in pairs),
             "with another text": len(pairs) - len(alike),
             "with another verdict": sum(a.verdict != b.verdict for a, b in pairs),
-            "nats a token, at most": max(abs(a.logprob - b.logprob) for a, b in alike),
+            "nats per token, at most": max(abs(a.logprob - b.logprob) for a, b in alike),
         }
         print(name, draws[name], flush=True)
 

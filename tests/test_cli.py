@@ -1,6 +1,7 @@
 """The command: what it prints, where runs go, and how it says no."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def test_runs_go_where_their_file_is_called(tmp_path, ran, monkeypatch):
     srlib(*run, "--run-dir", "elsewhere")
     srlib(*run, "-p", "run_dir=runs/b03")
     (tmp_path / "inside").mkdir()
+    shutil.copy(tmp_path / "notebooks" / "01_data.ipynb", tmp_path / "notebooks" / "09_rationales.ipynb")
     monkeypatch.chdir(tmp_path / "inside")
     (tmp_path / "inside" / "graded.csv").touch()
     srlib("run", "../params/tiny.yaml", "--run-dir", ".", "-p", "data=graded.csv")
@@ -165,7 +167,7 @@ def test_help_and_params_fit_one_screen_and_show_details(ran):
     code, printed = srlib("params")
     assert (code, "05_dpo beta" in printed, printed.count("micro_batch_size")) == (0, True, 1)
     printed = srlib("params", "05")[1]  # those of its cell, and those that its cells read as cfg.name
-    assert not [word for word in ("beta float 0.1 > 0 inverse temperature", "micro_batch_size") if word not in printed]
+    assert not [word for word in ("beta float 0.1 > 0 beta of the DPO loss", "micro_batch_size") if word not in printed]
     printed = srlib("params", "lora")[1]
     assert ("lora_rank" in printed, "lora_targets" in printed, "beta" in printed) == (True, True, False)
     assert srlib("params", "nothing")[0] == 2

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,8 +76,10 @@ def test_notebook_01_in_colab(machine, use_drive):
 def test_runs_that_are_here_are_not_left_behind(tmp_path, monkeypatch):
     from srlib.run import colab
 
-    (tmp_path / "runs").mkdir()
-    monkeypatch.setattr(colab, "Path", lambda path: tmp_path if path == "/content/self-rationalization" else Path(path))
+    for folder in ("content/self-rationalization/runs", "content/drive/MyDrive"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(colab, "Path", lambda path: tmp_path / path[1:] if path.startswith("/content") else Path(path))
+    monkeypatch.setitem(sys.modules, "google.colab.drive", SimpleNamespace(mount=lambda _: None))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RuntimeError, match="move it to Drive, or delete it"):
+    with pytest.raises(RuntimeError, match=r"move what runs holds to .*srlib-runs, delete runs"):
         colab.setup(use_drive=True)

@@ -72,7 +72,7 @@ def test_a_bad_override_is_refused(text):
         config.load(None, [text])
 
 
-@pytest.mark.parametrize("name", ["endpoint", "writer", "preference_judge"])
+@pytest.mark.parametrize("name", ["endpoint", "model", "writer", "preference_judge"])
 def test_a_key_in_an_address_is_refused_before_it_stands_in_a_file(name):
     assert getattr(config.load(None, [f"{name}=http://gpu:8000/v1"]), name) == "http://gpu:8000/v1"
     with pytest.raises(ParamError, match=f"-p {name}: {name}: write http://host:port/v1") as caught:

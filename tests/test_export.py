@@ -85,7 +85,7 @@ def test_after_4_bit_training_the_merge_is_into_the_quantized_weights(adapter_ju
     run, write = make_run(tmp_path, adapter_judge, quantization="4bit"), export.write
     assert export.export(run, tmp_path / "right", "merged").same_score == 6
     monkeypatch.setattr(export, "write", lambda *how, quantization, **w: write(*how, quantization="none", **w))
-    with pytest.raises(GateError, match=r"is not the judge of the run, and was deleted: .* nats a token") as caught:
+    with pytest.raises(GateError, match=r"is not the judge of the run, and was deleted: .* nats per token") as caught:
         export.export(run, tmp_path / "wrong", "merged")
     assert caught.value.exit_status == 1
     assert {path.name for path in tmp_path.iterdir()} == {"right", "care-run"}
@@ -144,7 +144,7 @@ def test_the_card_is_made_from_the_run(merged_run):
         "license: apache-2.0\n",
         "`models/tiny-base`: apache-2.0.",
         "Source `rows\\|.jsonl`: 800 train, 20 validation, 20 test, 3 pairwise.",
-        "| beta | 0.3 | inverse temperature of the DPO loss: how strongly the reference holds |",
+        "| beta | 0.3 | beta of the DPO loss: a larger one stays closer to the reference |",
         "| arm | test | ood |\n| --- | ---: | ---: |\n| sft | 60.0 [50.0, 70.0] (n 20) | – |\n",
         "| **sre_2** | 60.0 [50.0, 70.0] (n 20) | – |\n",
         "Pearson with gold on test: 0.600 (n 20).",

@@ -104,7 +104,7 @@ def test_what_cannot_end_well_is_refused(reason, overrides, changes):
         ("40 of 40 training rows have no rationale: the writer W writes", ["writer=W"], {"rationale": ""}),
         ("40 of 40 gold judgments have more than max_new_tokens (4), and a judge", ["max_new_tokens=4"], {}),
         ("the arm sft_careful_only is left out", ["arms=sft,sft_careful_only"], {}),
-        ("the run takes sre_3 home, which no arm reads", ["iterations=3"], {}),
+        ("the run keeps sre_3, but no arm evaluates it", ["iterations=3"], {}),
         (
             "2 of 42 training rows have no rationale",
             ["sft_mode=mix"],

@@ -197,21 +197,21 @@ def test_what_cannot_start_is_refused_before_anything_runs(project):
     mine = root / "runs" / "essays"
     for name in ("data", "judge"):
         files.write_text(mine / name / "graded.csv", "mine")
-        with pytest.raises(RunError, match=f"{name}: is there, and no stage has made it; set another run_dir"):
+        with pytest.raises(RunError, match=f"{name}: exists, and no stage has made it; set another run_dir"):
             pipeline.run_all({mine: config.load(None, [SHORT])})
         assert (mine / name / "graded.csv").read_text() == "mine"
         shutil.rmtree(mine / name)
     for text in ('{"name": "my app"}', "[1]"):  # of an app, not of a stage
         files.write_text(mine / "data" / "manifest.json", text)
-        with pytest.raises(RunError, match="data: is there, and no stage has made it"):
+        with pytest.raises(RunError, match="data: exists, and no stage has made it"):
             pipeline.run_all({mine: config.load(None, [SHORT])})
     shutil.rmtree(mine / "data")
     files.write_text(mine / "params.yaml", "# my own\nbeta: 0.3\n")
-    with pytest.raises(RunError, match=r"params\.yaml: is there, and no run has made it; set another run_dir"):
+    with pytest.raises(RunError, match=r"params\.yaml: exists, and no run has made it; set another run_dir"):
         pipeline.run_all({mine: config.load(mine / "params.yaml", [SHORT])})
     assert (mine / "params.yaml").read_text() == "# my own\nbeta: 0.3\n"
     (mine / "notebooks").mkdir()  # somebody's, too
-    with pytest.raises(RunError, match=r"params\.yaml: is there, and no run has made it"):
+    with pytest.raises(RunError, match=r"params\.yaml: exists, and no run has made it"):
         pipeline.run_all({mine: config.load(mine / "params.yaml", [SHORT])})
     (root / "file").touch()
     with pytest.raises(files.StoreError, match="cannot be written"):

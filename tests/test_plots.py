@@ -47,7 +47,7 @@ def test_curves_skip_rows_without_the_column():
     log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "train_runtime": 5.0}]
     [axes] = plots.curves(log, "SFT").axes
     [line] = axes.lines
-    assert (axes.get_ylabel(), axes.get_ylim()[0]) == ("nats a token", 0)
+    assert (axes.get_ylabel(), axes.get_ylim()[0]) == ("nats per token", 0)
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [2.0, 1.0])
     log = [{"step": s, "loss": 1, "rewards/margins": s, "logps/chosen": -s, "logps/rejected": -2 * s} for s in (1, 2)]
     figure = plots.curves(log, "DPO")

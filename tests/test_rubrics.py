@@ -33,7 +33,7 @@ def test_a_draft_is_a_rubric_on_the_same_scale_or_named_by_what_is_wrong(text, f
 
 def test_the_step_of_a_scale_stays():
     rubrics = definition("14_rubric", "rubrics", original=QUARTERS)
-    drafts = rubrics("draft", ["no levels", read_draft("Score 0: bad\nScore 3.5: good", QUARTERS.levels)])
+    drafts = rubrics("draft {}", ["no levels", read_draft("Score 0: bad\nScore 3.5: good", QUARTERS.levels)])
     assert [(name, draft.scale, draft.levels) for name, draft in drafts.items()] == [
         ("draft 2", QUARTERS.scale, {0: "bad", 3.5: "good"})
     ]

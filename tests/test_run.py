@@ -167,11 +167,11 @@ def test_an_evaluation_is_not_cached_if_what_it_came_from_was_replaced(root, cap
     command = "srlib run runs/notes/params.yaml --run-dir runs/notes"
     assert printed[0] == "curate_1: runs (margin 2.0 -> 1.0)"
     assert (
-        printed[1] == f"After that, run again what came from pairs/1: dpo_1, eval, or all with `{command} -p margin=1`"
+        printed[1] == f"After that, run again what depends on pairs/1: dpo_1, eval, or all with `{command} -p margin=1`"
     )
     assert (
         printed[2]
-        == "To keep runs/notes as it is, stop here: `cp -r runs/notes runs/notes-2`, and set run_dir to runs/notes-2"
+        == "To keep runs/notes, stop now and copy it: `cp -r runs/notes runs/notes-2`, and set run_dir to runs/notes-2"
     )
     with pytest.raises(
         RunError,
@@ -341,7 +341,6 @@ def test_the_judge_to_take_home(root, monkeypatch):
     validation = {"parse_rate": 0.75, "prompt_nll_highest": 3.5}
     assert files.read_json(run / "judge" / "judge.json") == {
         "template": "brief",
-        "batch_size": 0,
         "validation": validation,
     }
     home.write_text("as it was")

@@ -306,6 +306,10 @@ def test_the_interval_of_an_ece_holds_the_truth_where_the_items_of_a_question_ar
         right = (rng.random(40) < of_group)[group]
         held.append(calibration.ece(of_group[group], right, n_boot=300, group=list(group)).low == 0)
     assert np.mean(held) >= 0.9
+    for n in (3, 8, 40):
+        found = calibration.ece([0.95] * 10 * n, [0] * 10 * n, n_boot=300, group=[str(i % n) for i in range(10 * n)])
+        assert found.high <= 1
+        assert n == 3 or found.low == pytest.approx(found.value), "wrong on all questions is no chance"
 
 
 def test_a_risk_coverage_curve_by_hand():

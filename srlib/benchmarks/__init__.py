@@ -2,7 +2,6 @@
 
 suite.yaml declares the benchmarks, `protocol` makes questions of their rows, `run` asks a judge, `rules` scores the answers."""
 
+# ruff: noqa: F401
 from srlib.benchmarks.protocol import named
 from srlib.benchmarks.run import evaluate, kept, score, table
-
-__all__ = ["evaluate", "kept", "named", "score", "table"]

@@ -3,7 +3,6 @@
 `sources` reads rows from files, folders and the hub, `columns` converts their layouts, `splits` sorts them, `loading` puts
 these together, and `overlap` reports text that splits share."""
 
+# ruff: noqa: F401
 from srlib.data.loading import RowFailure, load, read_rows
 from srlib.data.splits import balanced, baselines
-
-__all__ = ["RowFailure", "balanced", "baselines", "load", "read_rows"]

@@ -47,7 +47,7 @@ def of_training(
     quarter of the steps counts) and the pairs it trained on. `chosen_tokens` is the mean length of a chosen side."""
     rewards = [step["rewards/chosen"] for step in log if "rewards/chosen" in step]
     last = rewards[-max(1, len(rewards) // 4) :]
-    protocol = f"last {len(last)} of {len(rewards)} DPO steps against the reference, nats a token; n counts steps"
+    protocol = f"last {len(last)} of {len(rewards)} DPO steps against the reference, nats per token; n counts steps"
     rows = [_row("logp_fall", -_mean(last) / beta / chosen_tokens, iteration, len(last), protocol)]
     meta = [(p.chosen_score, p.rejected_score) for p in pairs if p.strategy == "meta_judge"]  # arXiv 2407.19594: 97.7 %
     higher = [a > b for a, b in meta if isinstance(a, float) and isinstance(b, float) and a != b]

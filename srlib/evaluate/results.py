@@ -137,14 +137,14 @@ def results(
     rows = []
     for split, items in splits.items():
         options = dict(n_boot=n_boot, group=groups(items))
+        several = "pairwise" not in split and len({e.rubric.scale for e in items}) > 1
         sft = next((read(a, judged[a.judged_in][split]) for a in arms if a.name == "sft"), None)
         for a in arms if items else ():
             judgments, words = judged[a.judged_in][split], protocol(a, split, draw)
             if a.prompting in ("few_shot", "best_prompt"):
                 chosen = files.read_json(out / a.judged_in / "prompts.json")["chosen"]
                 words += f"; prompt of {chosen}, as on validation"
-            mixed = "pairwise" not in split and len({e.rubric.scale for e in items}) > 1
-            words += "; mae and correlations mix several scales" * mixed
+            words += "; mae and correlations mix several scales" * several
             if split == COMPARED:
                 metrics = compared(read(a, judgments), items, options)
             elif split == "pairwise":

@@ -130,7 +130,7 @@ def equal_gold_rows(arm: Arm, own: Judged, items: Items, logprobs: Logprobs, *, 
 
 
 def response_logprobs(model: Any, tokenizer: Any, items: Items) -> Logprobs:
-    """Mean log-probability of each response given its instruction, in nats a token, None if they exceed the context."""
+    """Mean log-probability of each response given its instruction, in nats per token, None if they exceed the context."""
     from srlib import sample  # here: a plan of a run counts COPIES without a model
 
     longest = sample.decoding.longest_text(model)

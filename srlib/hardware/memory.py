@@ -30,7 +30,7 @@ class Job:
     rows: int
     tokens: int  # of the longest row; when sampling, of the longest prompt
     new_tokens: int = 0  # of the longest judgment, when sampling, and in DPO if it shares prompts
-    n: int = 1  # when sampling: judgments a prompt
+    n: int = 1  # when sampling: judgments per prompt
     gpu: bool = False
     dtype: str = "auto"  # of the weights: fp32 on a CPU, 16 bit on a GPU
     bf16: bool = True  # fp32 weights train under autocast, if the CPU has bf16 and dtype is not float32

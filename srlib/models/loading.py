@@ -258,7 +258,7 @@ def judge_info(model: str | Path, **defaults: Any) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):  # no such repository or file, or no network
             path = Path(hf_hub_download(str(model), "judge.json"))
     info = files.read_json(path) if model and path.is_file() else {}
-    known = {"template": prompts.TEMPLATES, "max_new_tokens": range(1, 1_000_000)}
-    if not isinstance(info, dict) or any(info.get(name, values[0]) not in values for name, values in known.items()):
+    described = isinstance(info, dict) and info.get("template", "brief") in prompts.TEMPLATES
+    if not described or type(info.get("max_new_tokens", 1)) is not int:
         raise ModelError(f"{path} does not describe a judge; train the judge again or delete the file")
     return {**DEFAULTS, **defaults, **info}

@@ -19,7 +19,7 @@ from srlib.report import card, tables
 from srlib.run import stage, stages
 from srlib.schema import Example, Judgment, SrlibError
 
-ITEMS, TOLERANCE = 32, 0.02  # nats a token, in each of the judgments
+ITEMS, TOLERANCE = 32, 0.02  # nats per token, in each of the judgments
 Judged = tuple[list[Judgment], list[float]]  # greedy judgments; mean log-probability of a token, in nats
 Gate = namedtuple("Gate", "items same_score largest_difference tolerance ids")
 
@@ -106,9 +106,8 @@ def gate_items(run: Path) -> list[Example]:
 def judged(loaded: tuple, items: Sequence[Example], info: Mapping[str, Any], of: Judged | None = None) -> Judged:
     """Greedy judgments, and the log-probabilities of these, or of the texts in `of`, another judge's."""
     model, tokenizer = loaded
-    settings = {"batch_size": 0} | {k: info[k] for k in ("template", "max_new_tokens", "batch_size") if k in info}
-    settings |= {"distributions": False, "desc": "judge for the gate"}
-    judgments, logprobs = sample.judgments(model, tokenizer, items, **settings), []
+    settings = dict(template=info["template"], max_new_tokens=info["max_new_tokens"], distributions=False)
+    judgments, logprobs = sample.judgments(model, tokenizer, items, **settings, desc="judge for the gate"), []
     for item, judgment in zip(items, of[0] if of else judgments, strict=True):
         prompt = prompts.prompt_ids(tokenizer, item, info["template"])
         ids = prompts.completion_ids(tokenizer, judgment.text)
@@ -125,6 +124,6 @@ def compare(before: Judged, after: Judged) -> Gate:
     differences = [abs(a - b) for a, b in zip(before[1], after[1], strict=True)]
     if changed or not all(difference <= TOLERANCE for difference in differences):  # NaN is not
         text = f"the exported judge is not the judge of the run, and was deleted: {len(changed)} of {len(ids)} greedy scores"
-        apart = f"log-probabilities differ by up to {max(differences):.3g} nats a token"
+        apart = f"log-probabilities differ by up to {max(differences):.3g} nats per token"
         raise GateError(f"{text} changed ({', '.join(changed[:3])}); {apart}")
     return Gate(len(ids), len(ids), round(max(differences), 6), TOLERANCE, ids)

@@ -71,7 +71,7 @@ def _rendered(path: Path) -> str:
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError):  # a full disk, or a kill while it was saved
-        return f"<p>{path.name} cannot be read; srlib run --force writes it again.</p>"
+        return f"<p>{path.name} cannot be read: it was not saved to its end.</p>"
     notebook.metadata.clear()
     for i, cell in enumerate(notebook.cells):
         outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]

@@ -71,7 +71,7 @@ def curves(log: Rows, title: str) -> plt.Figure:
     panels |= {"reward": ["reward"], "tokens of a judgment": ["completions/mean_length"]}
     panels |= {"loss": ["loss"], "tokens": ["lengths/chosen", "lengths/rejected"]}
     panels = {name: keys for name, keys in panels.items() if any(keys[0] in row for row in log)}
-    unit = "nats a token" if len(panels) == 1 else ""
+    unit = "nats per token" if len(panels) == 1 else ""
     figure, all_axes = axes_of(title, "step, means over its rows", unit, len(panels))
     for axes, (name, keys) in zip(all_axes, panels.items(), strict=False):
         for key, color in zip(keys, SLATE, strict=False):

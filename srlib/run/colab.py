@@ -17,12 +17,10 @@ def setup(use_drive: bool = False) -> None:
         subprocess.run(["git", "clone", "--quiet", "--depth=1", urls["Repository"], here], check=True)
     os.chdir(here)
     if use_drive and not Path("runs").is_symlink():
-        if Path("runs").exists():
-            raise RuntimeError(
-                "runs is on this machine alone: move it to Drive, or delete it, then run this cell again"
-            )
         importlib.import_module("google.colab.drive").mount("/content/drive")
         (drive / "srlib-runs").mkdir(exist_ok=True)
+        if Path("runs").exists():
+            raise RuntimeError(f"move what runs holds to {drive / 'srlib-runs'}, delete runs, then run this cell again")
         Path("runs").symlink_to(drive / "srlib-runs")
     if shutil.which("nvidia-smi"):
         group = tomllib.loads(Path("pyproject.toml").read_text())["dependency-groups"]["unsloth"]

@@ -68,7 +68,7 @@ def of_rows(rows: Mapping[str, Sequence[Any]], cfg: config.Parameters) -> Foreca
         notes.append(f"{text} (notebook 09). Rows without a right one teach no sft, but the loop reads their scores")
     last, judges = f"sre_{cfg.iterations}", {arms.arm(name).judge for name in cfg.arms}
     if cfg.keep == "last" and last not in judges and any(s.output == f"judges/{last}" for s in stages.of(cfg)):
-        notes.append(f"the run takes {last} home, which no arm reads, so nothing measures it: add it to arms")
+        notes.append(f"the run keeps {last}, but no arm evaluates it: add {last} to arms")
     if "sft_careful_only" in cfg.arms and not any(e.meta.get("annotator") == "careful" for e in train):
         notes.append("the arm sft_careful_only is left out: no training row says that its annotator is careful")
     return forecast

@@ -150,7 +150,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or (1 if machine.found().gpu or cores < 2 else 2)
-    text, recorded = check(cfg, run, place), run / "params.yaml"
+    check(cfg, run, place)
     jobs, gone = [Job(stage, run, bars, named) for stage in stages.of(cfg)], stages.skipped(cfg, run)
     workers, threads = (len(jobs), 1) if place else (workers, max(1, cores // workers))
     stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in gone]  # or refuse, now
@@ -165,7 +165,7 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
             foreseen.check()
             for note in foreseen.notes:
                 jobs[0].say(printable(note))
-        files.write_text(recorded, text)
+        files.write_text(run / "params.yaml", recorded(cfg))
         whole = bars.add_task(run.name if named else "stages", total=len(jobs))
         running, linked = [], False
         try:
@@ -201,19 +201,24 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     return jobs
 
 
-def check(cfg: Parameters, run: Path, place: Any = None) -> str:
-    """Refuse what can be known before anything runs (RunError, ParamError); the text of params.yaml."""
+def check(cfg: Parameters, run: Path, place: Any = None) -> None:
+    """Refuse what can be known before anything runs (RunError, ParamError)."""
+    for stage in stages.of(cfg):
+        stages.reason(run / stage.output, stages.parts(stage, cfg, run))
     stages.check_strategy(cfg.strategy)
     curate.kinds(cfg.pair_mix, 0)
     check_gpus(cfg, place)
     if cfg.keep == "best" and not any(arm == "sft" or arm.removeprefix("sre_").isdigit() for arm in cfg.arms):
         raise stages.RunError("keep is best, and arms hold neither sft nor sre_N to choose from: add one, or keep last")
     stages.check_own(run / "judge", (run / ".judge.tmp").exists())
-    text = yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
-    recorded, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
-    if not begun and recorded.exists() and recorded.read_text("utf-8", "replace") != text:
-        raise stages.RunError(f"{recorded}: is there, and no run has made it; set another run_dir, or move it away")
-    return text
+    path, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
+    if not begun and path.exists() and path.read_text("utf-8", "replace") != recorded(cfg):
+        raise stages.RunError(f"{path}: exists, and no run has made it; set another run_dir, or move it away")
+
+
+def recorded(cfg: Parameters) -> str:
+    """The text of a run's params.yaml."""
+    return yaml.safe_dump(cfg.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
 
 
 def check_gpus(cfg: Parameters, place: Any = None) -> None:

@@ -51,8 +51,9 @@ class OpenStage:
         self._begun = not force and stages.manifest(self.path).get("key") == self._head["key"]  # by a killed session
         if self._first and not self._begun:
             for begun in filter(Path.exists, (self.path, self.checkpoints)):
-                with files.writing(begun):  # what cannot be deleted would count as made with these parameters
-                    shutil.rmtree(begun)
+                shutil.rmtree(begun, ignore_errors=True)
+                if begun.exists():  # it would count as made with these parameters
+                    raise files.StoreError(f"{begun}: cannot be deleted; close what has it open, then repeat this")
             files.write_json(self.path / "manifest.json", self._head)
         files.meet(lock, number, together)  # the first process has cleared the directory
         for folder in [] if self.done or not self._first else [self.path, *filter(Path.is_dir, self.path.rglob("*"))]:
@@ -116,6 +117,7 @@ def log_rows(tracked: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None
 def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
     """Check parameters and inputs of a running notebook and open its directory. What its parameters cell leaves at the default,
     or does not name, is as in the run's params.yaml. Raises ParamError; RunError if inputs are missing or another has it open."""
+    config.in_namespace(notebook, namespace)  # before open_run changes anything
     run, values = open_run(namespace), config.in_namespace(notebook, namespace)
     recorded = run / "params.yaml"
     of_run = config.load(recorded if recorded.exists() else None)
@@ -148,8 +150,8 @@ def open_stage(notebook: str, namespace: MutableMapping[str, Any]) -> OpenStage:
         if stale & {*one.inputs} and stages.manifest(run / one.output):
             stale, later = stale | {one.output}, [*later, one.name]
     if later and not opened.done and "SRLIB_PROGRESS" not in os.environ:  # by hand, not by the pipeline
-        print(f"After that, run again what came from {stage.output}: {', '.join(later)}, or {again}")
-        print(f"To keep {path} as it is, stop here: `cp -r {path} {path}-2`, and set run_dir to {path}-2")
+        print(f"After that, run again what depends on {stage.output}: {', '.join(later)}, or {again}")
+        print(f"To keep {path}, stop now and copy it: `cp -r {path} {path}-2`, and set run_dir to {path}-2")
     if opened.done:
         files.release(lock)  # a notebook that stays open blocks nobody
     return opened
@@ -213,6 +215,5 @@ def take_home(run: Path, cfg: config.Parameters) -> Path:
     if about.is_file() and results.is_file():  # for `srlib judge`, which compares other rows with these
         rows = [r for r in files.read_json(results) if (r["arm"], r["split"]) == (source.name, "validation")]
         known = {r["metric"]: r["value"] for r in rows if r["metric"] in ("parse_rate", "prompt_nll_highest")}
-        facts = {"batch_size": cfg.sample_batch_size} | ({"validation": known} if len(known) == 2 else {})
-        files.write_json(about, files.read_json(about) | facts)
+        files.write_json(about, files.read_json(about) | ({"validation": known} if len(known) == 2 else {}))
     return target

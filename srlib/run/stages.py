@@ -159,7 +159,7 @@ def key(parts: dict[str, Any]) -> str:
 def check_own(output: Path, replacing: bool) -> None:
     """RunError if a stage would replace a directory that none has made; `replacing`: one was killed while it did so."""
     if output.is_dir() and not (replacing or "key" in manifest(output)) and any(output.iterdir()):
-        raise RunError(f"{output}: is there, and no stage has made it; set another run_dir, or move it away")
+        raise RunError(f"{output}: exists, and no stage has made it; set another run_dir, or move it away")
 
 
 def reason(output: Path, now: dict[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, gr
     """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy in ten bins, weighted by size.
     Chance alone makes gaps: the value is too large, that of a resample more so, and percentiles miss the truth. The interval
     covers them and their mirror image about the value, and begins at 0 if a calibrated judge would often have such an error
-    (consistency resampling, Broecker and Smith 2007; with groups, all errors of a group with one random sign)."""
+    (consistency resampling, Broecker and Smith 2007; with groups, the errors of each times one random number)."""
     confidence, correct = columns(confidence=confidence, correct=correct)
     counts, n = intervals.resamples(len(correct), n_boot, seed, group), len(correct)
     bins = np.eye(10)[np.searchsorted(np.linspace(0, 1, 11)[1:-1], confidence)]  # (n, 10)
@@ -34,12 +34,12 @@ def ece(confidence: Array, correct: Array, n_boot: int = 2000, seed: int = 0, gr
     if group is None:
         gaps = confidence - (rng.random((n_boot, n)) < confidence)
     else:
-        keys = np.unique(list(group), return_inverse=True)[1]
-        gaps = (confidence - correct) * rng.choice([-1.0, 1.0], (n_boot, keys.max() + 1))[:, keys]
+        place = {key: i for i, key in enumerate(dict.fromkeys(group))}
+        gaps = (confidence - correct) * rng.standard_normal((n_boot, len(place)))[:, [place[key] for key in group]]
     by_chance = np.abs(gaps @ bins).sum(1) / n
     least = 0.0 if value <= np.quantile(by_chance, TAILS[1]) else low
     low, high = np.maximum(0, np.minimum(least, 2 * value - high)), np.maximum(high, 2 * value - least)  # NaN stays
-    return Interval(value, float(low), float(high), n)
+    return Interval(value, float(low), float(np.minimum(high, 1)), n)
 
 
 def curve(confidence: Array, correct: Array) -> Curve:
