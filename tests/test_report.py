@@ -204,7 +204,7 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     told = "Of 12 unseen test items, base gives the gold score to 0.0 % [0.0, 0.0] after SFT on 9 training rows, and"
     assert told.replace(" [0.0, 0.0]", "") in html
     assert (
-        "100.0 % [90.0, 100.0] after 2 rounds of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html
+        "100.0 % [90.0, 100.0] after 2 iterations of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html
     )
     assert "/home/anna" not in html
     assert "The dashed line is sft." in html
@@ -233,7 +233,7 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arms", "told"), [("sft, sre_1", "after 1 round of self-rationalization (sre_1): +100"), ("sft", "0.0 % [0.0, 0.0] as sft. One seed")]
+    ("arms", "told"), [("sft, sre_1", "after 1 iteration of self-rationalization (sre_1): +100"), ("sft", "0.0 % [0.0, 0.0] as sft. One seed")]
 )  # fmt: skip
 def test_the_story_is_about_the_last_judge_whatever_the_run_asked_for(tmp_path, arms, told):
     pytest.importorskip("nbformat")
