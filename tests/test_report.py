@@ -204,7 +204,8 @@ def test_the_report_tells_its_story_and_links_every_judgment(tmp_path):
     told = "Of 12 unseen test items, base gives the gold score to 0.0 % [0.0, 0.0] after SFT on 9 training rows, and"
     assert told.replace(" [0.0, 0.0]", "") in html
     assert (
-        "100.0 % [90.0, 100.0] after 2 iterations of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]" in html
+        "100.0 % [90.0, 100.0] after 2 iterations of self-rationalization (sre_2): +100.0 points [+100.0, +100.0]"
+        in html
     )
     assert "/home/anna" not in html
     assert "The dashed line is sft." in html
