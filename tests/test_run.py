@@ -288,7 +288,8 @@ def test_what_only_other_arms_read_trains_no_arm_again(tmp_path):
         chosen = next(one for one in stages.of(after) if one.name == name)
         return stages.parts(chosen, before, tmp_path) != stages.parts(chosen, after, tmp_path)
 
-    assert [changed(name, "dpo_epochs=2") for name in ("sft_pointwise", "sft", "sft_continued")] == [False, False, True]
+    for other in ("dpo_epochs=2", "continued_learning_rate=0.001"):
+        assert [changed(name, other) for name in ("sft_pointwise", "sft", "sft_continued")] == [False, False, True]
     assert [changed(name, "merge_method=ties") for name in ("sft_pointwise", "sft")] == [False, True]
     assert changed("sft_pointwise", "sft_epochs=7")
 
