@@ -162,13 +162,13 @@ def convert(work: dict[str, Any]) -> Iterator[Row]:
 
 def works(work: dict[str, Any]) -> Iterator[Row]:
     """SFT, its judge on disk, and DPO from that judge, with the calls of the notebooks."""
-    from srlib import config
+    from srlib import config, models
 
-    backend = config.resolve_backend(work["backend"])  # Unsloth patches TRL, so it is imported first
+    backend = models.resolve_backend(work["backend"])  # Unsloth patches TRL, so it is imported first
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from srlib import models, prompts, sft
+    from srlib import prompts, sft
     from srlib.data import world
     from srlib.models import training
 
@@ -312,12 +312,12 @@ def nf4(work: dict[str, Any]) -> Iterator[Row]:
 
 def dpo(work: dict[str, Any]) -> Iterator[Row]:
     """Pairs a second and peak memory for k pairs of one prompt in a step: TRL's own way, with shared prompts, Unsloth's."""
-    from srlib import config
+    from srlib import models
 
-    backend = config.resolve_backend("unsloth" if work["way"] == "Unsloth" else "transformers")
+    backend = models.resolve_backend("unsloth" if work["way"] == "Unsloth" else "transformers")
     import torch
 
-    from srlib import models, shared_prompts
+    from srlib import shared_prompts
     from srlib.hardware.memory import Job
 
     tokens = work["prompt"] + work["completion"]

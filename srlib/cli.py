@@ -1,7 +1,7 @@
 """The command `srlib`: options and messages; the work is done elsewhere.
 
-Exit status 0: done. 1: a stage failed, the disk is full, or a file may not be read. 2: refused before anything ran. 3: no row that was judged got
-a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message; anything else keeps its traceback."""
+Exit status 0: done. 1: a stage failed, the disk is full, or a file may not be read. 2: refused before anything ran. 3: no row
+that was judged got a score. 130: stopped by Ctrl-C or SIGTERM. Our own errors are one red message, others keep their traceback."""
 
 import signal
 import sys
@@ -85,7 +85,7 @@ def run(
         raise RunError("two of these runs differ in nothing that a comparison shows: write each value and seed once")
     files.make_dir(directory.parent)  # this may be the project's first run
     out = tables.comparison_dir(list(runs)) if several else None
-    for directory, cfg in runs.items() if not cluster else ():  # before the first of them trains
+    for directory, cfg in runs.items() if several and not cluster else ():  # before the first of them trains
         pipeline.check(cfg, directory.resolve())
     if cluster:
         from srlib.run.cluster import Cluster

@@ -8,14 +8,11 @@ Traceback (most recent call last):
 srlib.config.ParamError: -p bta: there is no parameter 'bta'; did you mean beta? `srlib params` lists all"""
 
 import ast
-import contextlib
 import difflib
-import io
 import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -261,24 +258,6 @@ def together() -> tuple[int, int]:
     """(number of this process, how many there are): in `srlib run` torchrun starts `cfg.gpus` processes for a stage; else (0, 1)."""
     alone = "TORCHELASTIC_RUN_ID" not in os.environ
     return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-
-
-def resolve_backend(backend: str = "auto", lora_rank: int = 1, dtype: str = "auto") -> str:
-    """`auto` -> `unsloth` if it works here, trains an adapter alone and was imported before trl, which it patches; else, and for
-    `float32`, which Unsloth computes in bf16 on a GPU, `transformers`."""
-    alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)
-    if backend == "transformers" or (backend == "auto" and not (alone and lora_rank and dtype != "float32")):
-        return "transformers"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
-            import unsloth  # noqa: F401
-    except Exception as error:  # it patches other libraries as it is imported, and any of them may be too new
-        if backend == "unsloth":
-            raise ParamError(f"backend unsloth does not work here: {error}; run `make unsloth` or change it") from error
-        if getattr(error, "name", "") != "unsloth":  # it is installed
-            print(f"Unsloth cannot be imported, so transformers trains ({shorten(str(error), 200)})")
-        return "transformers"
-    return "unsloth"
 
 
 def cpu_has_bf16() -> bool:

@@ -125,8 +125,8 @@ UNSLOTH = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from srlib import config
-if config.resolve_backend("auto") == "unsloth":
+from srlib import models
+if models.resolve_backend("auto") == "unsloth":
     from test_architectures import JOBS, learned
     hub, out = Path(sys.argv[1]), Path(sys.argv[2])
     print("learned", json.dumps([learned(hub / kind, out / f"{kind}{bits}", "unsloth", bits) for kind, bits in JOBS]))

@@ -1,7 +1,6 @@
 """The command: what it prints, where runs go, and how it says no."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +59,6 @@ def test_runs_go_where_their_file_is_called(tmp_path, ran, monkeypatch):
     srlib(*run, "--run-dir", "elsewhere")
     srlib(*run, "-p", "run_dir=runs/b03")
     (tmp_path / "inside").mkdir()
-    shutil.copy(tmp_path / "notebooks" / "01_data.ipynb", tmp_path / "notebooks" / "09_rationales.ipynb")
     monkeypatch.chdir(tmp_path / "inside")
     (tmp_path / "inside" / "graded.csv").touch()
     srlib("run", "../params/tiny.yaml", "--run-dir", ".", "-p", "data=graded.csv")

@@ -1,8 +1,6 @@
 """Parameters: declared once; whatever does not fit is refused before anything runs."""
 
 import json
-import sys
-from types import ModuleType
 
 import pytest
 
@@ -102,20 +100,6 @@ def test_a_notebook_declares_reads_and_checks(root, monkeypatch):
 def test_allowed_values_in_words():
     names = ["care", "keep", "beta", "seed", "arms", "data"]
     assert [config.allowed(name) for name in names] == ["0 to 1", "last | best", "> 0", ">= 0", "names", ""]
-
-
-def test_a_backend_that_does_not_work(monkeypatch):
-    monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it fails
-    assert config.resolve_backend("auto") == config.resolve_backend("transformers") == "transformers"
-    with pytest.raises(ParamError, match="backend unsloth does not work here"):
-        config.resolve_backend("unsloth")
-
-
-def test_a_backend_that_works_trains_adapters_alone(monkeypatch):
-    for name, module in {"unsloth": ModuleType("unsloth"), "trl": None}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    assert [config.resolve_backend("auto", rank) for rank in (8, 0)] == ["unsloth", "transformers"]
-    assert config.resolve_backend("auto", 8, "float32") == "transformers", "on a GPU, Unsloth computes it in bf16"
 
 
 def test_a_list_is_parted_at_commas_but_not_in_the_name_of_a_column():

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from annotated import run_cells, write_run
-from cells import run_cell
+from cells import definition, run_cell
 from scipy import optimize, sparse
 
 from srlib import config, files, prompts
@@ -216,10 +216,11 @@ def test_notebook_15_finds_the_attribute_that_errs_and_does_without_a_writer(
 
 
 def test_focus_weighs_by_the_error_of_the_leaf_with_a_floor():
+    focus = definition("03_sample", "focus", np=np)
     rows = [{"topic": topic} for topic in ["tea", "tea", "rain", "rain", "snow"]]
     leaves = [Slice((("topic", "is", topic),)) for topic in ("tea", "rain", "snow")]
-    assert slices.focus(leaves, rows, {0: 0.0, 2: 1.0, 3: 0.5}).tolist() == pytest.approx([0.05, 0.05, 0.75, 0.75, 0.5])
-    assert slices.focus(leaves, rows, {0: 0.0}).tolist() == slices.focus(leaves, rows, {}).tolist() == [1.0] * 5
+    assert focus(leaves, rows, {0: 0.0, 2: 1.0, 3: 0.5}).tolist() == pytest.approx([0.05, 0.05, 0.75, 0.75, 0.5])
+    assert focus(leaves, rows, {0: 0.0}).tolist() == focus(leaves, rows, {}).tolist() == [1.0] * 5
     judged = draws("a", 2, 2, 1, None) + draws("b", 2) + draws("stranger", 1)
     assert slices.error_rates([example("a"), example("b"), example("unjudged")], judged) == {"a": 0.5, "b": 0.0}
     with pytest.raises(ValueError, match="item a has no gold"):
@@ -349,6 +350,8 @@ def test_shifts_are_shares_of_each_scale_and_a_missing_score_is_counted():
     rows = audit(lambda e: 5.0 if "#injection" in e.id and e.score == 1 else 1.0, items())
     pooled, single = (np.ptp(interval(rows[name, "shift"])[1:]) for name in ("injection", "injection_unicode"))
     assert pooled == pytest.approx(single, abs=0.1)  # the copies of one item are resampled together
+    with pytest.raises(ValueError, match="24 of 27 judgments are missing, first e0#padding"):
+        robustness.altered_rows(arms.arm("sft"), [draws(e.id, 3.0)[0] for e in items(3)], [], items(3), seed=0)
 
 
 def test_only_items_with_gold_and_a_rubric_about_content_are_audited_and_markdown_comes_off_again():

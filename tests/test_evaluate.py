@@ -113,6 +113,10 @@ def test_likelihood_reads_the_likeliest_draw_that_has_a_score_and_greedy_the_one
     np.testing.assert_array_equal(scores(read(arm("sft"), greedy(4, None, 1))), [4, NAN, 1])
     judgments = draws("a", 4, 2, None, logprobs=[-2, -1, 0]) + draws("b", None, None) + draws("c", 1, logprobs=[-9])
     assert [j and j.id for j in read(arm("sft_best_of_n"), judgments)] == ["a#1", None, "c#0"]
+    silent = [j.model_copy(update={"logprob": None}) for j in draws("a", 4, 4, 1)]  # as some servers answer
+    assert [j.id for j in read(arm("sft_self_consistency"), silent)] == ["a#0"]
+    with pytest.raises(SrlibError, match="sft_best_of_n: judgment a#0 has no log-probability"):
+        read(arm("sft_best_of_n"), silent)
 
 
 def test_mean_and_median_are_scores_between_scores(tmp_path):

@@ -3,12 +3,15 @@
 import json
 import resource
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from srlib import files, models, prompts
+from srlib.config import ParamError
 from srlib.models import loading
 from srlib.models.loading import ModelError
 
@@ -395,3 +398,17 @@ def test_the_card_of_the_shipped_base_describes_its_weights(tiny):
     assert all(text in card for text in (facts["sha256"], f"--steps {facts['steps']}", f"{facts['parameters']:,}"))
     text = "\x00 naïve 🙂\u200b<|x|> ﷽\n\ttie"  # any text goes through its tokenizer unchanged
     assert tiny[1].decode(tiny[1](text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_a_backend_that_does_not_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it fails
+    assert models.resolve_backend("auto") == models.resolve_backend("transformers") == "transformers"
+    with pytest.raises(ParamError, match="backend unsloth does not work here"):
+        models.resolve_backend("unsloth")
+
+
+def test_a_backend_that_works_trains_adapters_alone(monkeypatch):
+    for name, module in {"unsloth": ModuleType("unsloth"), "trl": None}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert [models.resolve_backend("auto", rank) for rank in (8, 0)] == ["unsloth", "transformers"]
+    assert models.resolve_backend("auto", 8, "float32") == "transformers", "on a GPU, Unsloth computes it in bf16"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srlib.schema import Example, Judgment
+from srlib.schema import Example, Judgment, SrlibError
 from srlib.stats import agreement
 from srlib.stats.intervals import NAN, Floats
 
@@ -86,7 +86,7 @@ def read(arm: Arm, judgments: Sequence[Judgment]) -> list[Judgment | None]:
     """One judgment per item, in order of first occurrence; None if none of its N draws has a verdict. The majority, mean
     or median is the nearest draw, with that score. A majority's distribution is that of the votes, so its confidence is
     the share of draws that agree; a mean or median has none, and `on_scale` rounds it. Preferences have no mean: the
-    majority is read. Draws need their log-probabilities, as those of this process have them."""
+    majority is read. Raises SrlibError if draws to rank have no log-probability."""
     draws: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         draws.setdefault(judgment.example_id, []).append(judgment)
@@ -98,15 +98,23 @@ def _read(arm: Arm, draws: list[Judgment]) -> Judgment | None:
     if not parsed:
         return None
     if arm.read == "likelihood":
-        return max(parsed, key=lambda j: j.logprob)
+        unknown = next((j.id for j in parsed if j.logprob is None), None)
+        if unknown and len(parsed) > 1:
+            hint = "remove this arm, or draw with a judge that gives log-probabilities"
+            raise SrlibError(f"{arm.name}: judgment {unknown} has no log-probability, so the best is unknown; {hint}")
+        return max(parsed, key=_likely)
     if parsed[0].preference is not None:
         votes = Counter(j.preference for j in parsed)
-        return max(parsed, key=lambda j: (votes[j.preference], j.logprob))
+        return max(parsed, key=lambda j: (votes[j.preference], _likely(j)))
     votes = Counter(j.score for j in parsed)
     score = float(CENTERS[arm.read](list(votes.elements())))
-    nearest = max(parsed, key=lambda j: (-abs(j.score - score), j.logprob))
+    nearest = max(parsed, key=lambda j: (-abs(j.score - score), _likely(j)))
     shares = {s: votes[s] / len(parsed) for s in nearest.distribution or votes} if arm.read == "majority" else None
     return nearest.model_copy(update={"score": score, "distribution": shares, "on_scale": len(parsed) / len(draws)})
+
+
+def _likely(judgment: Judgment) -> float:
+    return -np.inf if judgment.logprob is None else judgment.logprob  # some servers give none
 
 
 def scores(judgments: Sequence[Judgment | None]) -> Floats:

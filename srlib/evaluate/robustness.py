@@ -77,8 +77,11 @@ def altered_rows(arm: Arm, before: Judged, after: Judged, items: Items, *, seed:
     `before` holds judgments of the items (others are ignored), `after` those of `altered_copies(items)`. Metrics:
     `shift`, the mean change of the score; `changed`, the share of scores that moved at all; `raised_to_top`, the share
     now at the top of the items scored below it (no score is not at the top); `parse_rate` of the copies. A judge that
-    obeys a response raises many; a merely unsteady one raises as many under padding."""
+    obeys a response raises many; a merely unsteady one raises as many under padding. ValueError if one is missing."""
     scores = {j.example_id: j.score for j in [*before, *after] if j is not None}
+    needed = [example.id for example in [*items, *altered_copies(items)]]
+    if missing := [name for name in needed if name not in scores]:
+        raise ValueError(f"{len(missing)} of {len(needed)} judgments are missing, first {missing[0]}; judge all copies")
 
     def pair(copy: str, original: str = "") -> np.ndarray:  # (2, n) scores before and after
         return np.array([[_share(item, scores[item.id + end]) for item in items] for end in (original, f"#{copy}")])

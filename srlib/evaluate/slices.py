@@ -150,15 +150,3 @@ def advice(table: Sequence[Mapping[str, Any]], level: float = 0.05) -> list[str]
         for row in table
         if row["p_holm"] <= level and row["error"] > row["rest"]
     ] or [none if table else "No slice has enough items inside and outside it to be measured."]
-
-
-def focus(leaves: Sequence[Slice], rows: Sequence[Features], errors: Mapping[int, float]) -> np.ndarray:
-    """(n,) weights for drawing prompts: the mean error of each row's leaf, at least a tenth of the overall mean; the
-    overall mean for a leaf without judged rows. `errors` maps the positions of judged rows to their errors."""
-    overall = float(np.mean(list(errors.values()))) if errors else 0.0
-    weights = np.full(len(rows), overall)
-    for leaf in leaves:
-        inside = leaf.members(rows)
-        if known := [error for i, error in errors.items() if inside[i]]:
-            weights[inside] = np.mean(known)
-    return np.maximum(weights, overall / 10) if overall else np.ones(len(rows))

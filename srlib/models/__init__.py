@@ -7,4 +7,5 @@ trainers, `distil` what notebook 11 needs, `attention` what a model attends to, 
 from srlib.models.adapters import add_lora, keeps_adapter, merge_adapters, save_judge
 from srlib.models.adapters import linear_layers as lora_targets
 from srlib.models.gguf import saving
-from srlib.models.loading import ModelError, base_of, check_model, judge_info, load, load_tokenizer, torch_dtype
+from srlib.models.loading import ModelError, base_of, check_model, judge_info, load, load_tokenizer, resolve_backend
+from srlib.models.loading import torch_dtype as torch_dtype

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from srlib import files
-from srlib.config import resolve_backend
 from srlib.models import gguf, loading
-from srlib.models.loading import ModelError
+from srlib.models.loading import ModelError, resolve_backend
 
 MERGES = {"linear": "cat", "dare_linear": "dare_linear_svd", "ties": "ties_svd"}  # our names -> PEFT's
 

@@ -11,7 +11,9 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def load(
         raise ModelError(f"quantization {quantization!r} is neither none nor 4bit")
     gc.collect()  # models that nobody needs any more: in 4 bit their layers hold each other
     model = gguf.directory(model)
-    unsloth = training and config.resolve_backend(backend) == "unsloth"
+    unsloth = training and resolve_backend(backend) == "unsloth"
     tokenizer, base, torch_type = load_tokenizer(model), base_of(model), torch_dtype(dtype)
     if unsloth:
         loaded = _load_unsloth(str(model), quantization, torch_type, checkpointing, max_length)
@@ -249,6 +251,26 @@ def end_of_turn(tokenizer: Any) -> str:
 def vocabulary(tokenizer: Any) -> str:
     """Hash of the map from token to id: two tokenizers of one size may still differ."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def resolve_backend(backend: str = "auto", lora_rank: int = 1, dtype: str = "auto") -> str:
+    """`auto` -> `unsloth` if it works here, trains an adapter alone and was imported before trl, which it patches; else, and for
+    `float32`, which Unsloth computes in bf16 on a GPU, `transformers`."""
+    alone = "WORLD_SIZE" not in os.environ and ("trl" not in sys.modules or "unsloth" in sys.modules)
+    if backend == "transformers" or (backend == "auto" and not (alone and lora_rank and dtype != "float32")):
+        return "transformers"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
+            import unsloth  # noqa: F401
+    except Exception as error:  # it patches other libraries as it is imported, and any of them may be too new
+        if backend == "unsloth":
+            raise config.ParamError(
+                f"backend unsloth does not work here: {error}; run `make unsloth` or change it"
+            ) from error
+        if getattr(error, "name", "") != "unsloth":  # it is installed
+            print(f"Unsloth cannot be imported, so transformers trains ({files.shorten(str(error), 200)})")
+        return "transformers"
+    return "unsloth"
 
 
 def judge_info(model: str | Path, **defaults: Any) -> dict[str, Any]:

@@ -150,17 +150,17 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     last = config.project_root() / "runs" / "last"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or (1 if machine.found().gpu or cores < 2 else 2)
-    check(cfg, run, place)
-    jobs, gone = [Job(stage, run, bars, named) for stage in stages.of(cfg)], stages.skipped(cfg, run)
+    reasons, gone = check(cfg, run, place), stages.skipped(cfg, run)
+    jobs = [Job(stage, run, bars, named) for stage in stages.of(cfg)]
     workers, threads = (len(jobs), 1) if place else (workers, max(1, cores // workers))
-    stale = [job for job in jobs if job.runs(cfg, run, False) and job.stage.output not in gone]  # or refuse, now
+    stale = [output for output, reason in reasons.items() if reason and output not in gone]
     for folder in ("notebooks", ".logs", ".progress"):
         files.make_dir(run / folder)
     yield
     with files.lock(run):
         for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
             files.sweep(folder)
-        if stale and jobs[0] not in stale and not force and (run / "data" / "train.jsonl").exists():
+        if stale and "data" not in stale and not force and (run / "data" / "train.jsonl").exists():
             foreseen = forecast.of_run(cfg, run)  # 01 has printed it, but other parameters may have changed since
             foreseen.check()
             for note in foreseen.notes:
@@ -178,7 +178,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
                 if made and not linked:
                     linked = True
                     with contextlib.suppress(OSError):  # some file systems have no links, or it is no link
-                        last.unlink(missing_ok=True) if last.is_symlink() else None
+                        if last.is_symlink():
+                            last.unlink()
                         last.symlink_to(files.relative(run, last.parent.resolve()))
                 if ready and not failed and len(running) < workers:
                     if problem := stages.skipped(cfg, run).get(ready[0].stage.output):
@@ -201,10 +202,8 @@ def _steps(cfg: Parameters, run: Path, workers: int, force: bool, bars: Any, pla
     return jobs
 
 
-def check(cfg: Parameters, run: Path, place: Any = None) -> None:
-    """Refuse what can be known before anything runs (RunError, ParamError)."""
-    for stage in stages.of(cfg):
-        stages.reason(run / stage.output, stages.parts(stage, cfg, run))
+def check(cfg: Parameters, run: Path, place: Any = None) -> dict[str, str | None]:
+    """Why each stage has to run, by its directory, None if it is current; refuses what can be known before anything runs (RunError)."""
     stages.check_strategy(cfg.strategy)
     curate.kinds(cfg.pair_mix, 0)
     check_gpus(cfg, place)
@@ -214,6 +213,7 @@ def check(cfg: Parameters, run: Path, place: Any = None) -> None:
     path, begun = run / "params.yaml", any((run / name).is_dir() for name in (".progress", ".locks"))
     if not begun and path.exists() and path.read_text("utf-8", "replace") != recorded(cfg):
         raise stages.RunError(f"{path}: exists, and no run has made it; set another run_dir, or move it away")
+    return {stage.output: stages.reason(run / stage.output, stages.parts(stage, cfg, run)) for stage in stages.of(cfg)}
 
 
 def recorded(cfg: Parameters) -> str:

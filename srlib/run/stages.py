@@ -114,10 +114,9 @@ def parts(stage: Stage, cfg: config.Parameters, run: Path) -> dict[str, Any]:
     code, read = code_of(root / "notebooks" / f"{stage.notebook}.ipynb", root / "srlib")
     names = {*declared, *read} & values.keys() - NOT_IDENTITY
     if stage.notebook == "02_sft":  # one notebook trains all arms: leave out what only other arms read
-        of_others = ("dpo_", "continued_") * (stage.name not in FROM_PAIRS) + ("merge_", "pairwise_weight") * (
-            stage.name != "sft"
-        )
-        names = {name for name in names if not name.startswith(of_others)}
+        of_others = [] if stage.name in FROM_PAIRS else ["dpo_", "continued_"]
+        of_others += [] if stage.name == "sft" else ["merge_", "pairwise_weight"]
+        names = {name for name in names if not name.startswith(tuple(of_others))}
     values = {name: values[name] for name in names} | stage.fixed
     values |= {name: content(values[name], root) for name in values.keys() & MAY_BE_PATHS}
     if file := values.get("strategy", "").rpartition(":")[0]:
